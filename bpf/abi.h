@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * What the kernel programs and the agent agree on: every shared struct, enum, map name, size and the version.
+ *
+ * Holds always: fixed widths, no implicit padding, sizes asserted below. The TypeScript layouts are generated from the
+ * BTF of the built object (scripts/gen-layout.mjs) and compared with the loaded object's BTF before anything is attached;
+ * nothing here is typed a second time. Addresses are in network byte order; an IPv4 address in a 16-byte field is
+ * IPv4-mapped (::ffff:a.b.c.d). Times are CLOCK_MONOTONIC, in the unit the field's name says.
+ */
+#ifndef ENFORCER_ABI_H
+#define ENFORCER_ABI_H
+
+#define ABI_VERSION 1
+
+/* Limits that shape a map or a loop. Those marked (default) may be set smaller or larger at load or attach time. */
+#define MAX_SANDBOXES 4096       /* (default) slots in `sandboxes` and in every outer map */
+#define MAX_RULES 512            /* bits of a rule vector: distinct rules after the compiler has merged equal ones */
+#define RULE_WORDS 8             /* MAX_RULES / 64 */
+#define GUEST_ADDRS 4            /* configured guest addresses or prefixes per family */
+#define GATEWAYS 4               /* gateway addresses per family */
+#define LEARN_PREFIXES 4         /* prefixes per family in which an address may be learned */
+#define PIN_SLOTS 8              /* distinct domain-rule bits that one address may carry */
+#define POLICY_PAGE 512          /* bytes in one page of a compiled policy */
+#define FLOWS_DEFAULT 2048       /* (default) flows per sandbox */
+#define PINS_DEFAULT 1024        /* (default) pinned addresses per sandbox */
+#define FRAGMENTS_DEFAULT 256    /* (default) datagrams in fragments per sandbox */
+#define REDIRECTS 512            /* intercepted DNS conversations per sandbox at one time; power of two */
+#define REDIRECT_PORT_BASE 16384 /* source port that slot 0 of the redirect table shows to the agent */
+#define ADDR_CACHE 1024          /* per-CPU entries of the address cache; power of two */
+
+/* ---- verdicts and reasons ------------------------------------------------------------------------------------ */
+
+enum verdict {
+	VERDICT_DENY = 0,
+	VERDICT_ALLOW = 1,
+	VERDICT_REDIRECT = 2,
+};
+
+enum direction {
+	DIR_EGRESS = 0,  /* guest -> world: the tap's TC ingress hook, program from_guest */
+	DIR_INGRESS = 1, /* world -> guest: the tap's TC egress hook, program to_guest */
+};
+
+/* One enum for the counter index, the event field, the metric label and the row in the docs. Append only. */
+enum reason {
+	REASON_UNKNOWN = 0, /* never counted: a packet left without a reason is a bug */
+	/* allowed or redirected */
+	REASON_RULE_ALLOW,        /* first matching rule allows */
+	REASON_DEFAULT_ALLOW,     /* no rule matches, default allows */
+	REASON_ESTABLISHED,       /* packet of a flow that was allowed */
+	REASON_NEIGHBOUR,         /* ARP or neighbour discovery that agrees with the sandbox's identity */
+	REASON_DHCP,              /* DHCP or DHCPv6, guest as client */
+	REASON_ICMP_RELATED,      /* ICMP error that quotes a known flow, inward */
+	REASON_FRAGMENT_FOLLOWS,  /* later fragment of a datagram whose first fragment passed */
+	REASON_DNS_REDIRECT,      /* port 53, to the agent's resolver */
+	REASON_DNS_ANSWER,        /* the resolver's answer, to the guest */
+	/* denied: policy */
+	REASON_RULE_DENY,         /* first matching rule denies */
+	REASON_DEFAULT_HOST,      /* default denies; destination in group host */
+	REASON_DEFAULT_METADATA,
+	REASON_DEFAULT_LOOPBACK,
+	REASON_DEFAULT_PRIVATE,
+	REASON_DEFAULT_LINK_LOCAL,
+	REASON_DEFAULT_MULTICAST,
+	REASON_DEFAULT_RESERVED,
+	REASON_DEFAULT_PUBLIC,
+	REASON_NO_PIN,            /* default denies; domain rules exist and the address is not pinned under any of them */
+	REASON_PIN_EXPIRED,       /* default denies; the pin that would have allowed it has expired */
+	REASON_INGRESS_DEFAULT,   /* inbound, no rule allows the port */
+	REASON_POLICY_CHANGED,    /* flow was allowed once and is not under the policy in force */
+	REASON_NAME_SERVICE,      /* DoT, DoQ, mDNS, LLMNR, NetBIOS name service */
+	REASON_ICMP_TYPE,         /* ICMP other than echo */
+	REASON_PROTOCOL,          /* IP protocol that no rule names */
+	/* denied: identity */
+	REASON_SOURCE_MAC,
+	REASON_SOURCE_ADDRESS,
+	REASON_ADDRESS_UNKNOWN,   /* no guest address given and this one cannot be learned */
+	REASON_ARP_SPOOF,         /* ARP sender is not the sandbox's own */
+	REASON_ARP_TARGET,        /* ARP for an address the guest has no business with */
+	REASON_ND_SPOOF,          /* neighbour discovery that does not agree with the sandbox's identity */
+	REASON_ROUTER_MESSAGE,    /* router advertisement or redirect from a guest */
+	REASON_DHCP_SERVER,       /* DHCP server answer from a guest */
+	REASON_NOT_FOR_GUEST,     /* inbound, destination is not the guest's */
+	/* denied: form */
+	REASON_VLAN,
+	REASON_ETHERTYPE,
+	REASON_TRUNCATED,         /* shorter than its headers say, or headers could not be pulled */
+	REASON_LENGTH,            /* length fields disagree */
+	REASON_IP_OPTIONS,
+	REASON_EXTENSION_HEADER,  /* routing header, unknown or repeated or too many extension headers */
+	REASON_FRAGMENT,          /* first fragment without whole L4 header, overlap, or no first fragment seen */
+	REASON_CHECKSUM_OFFLOAD,  /* partial checksum that does not lie on the judged L4 checksum field */
+	REASON_TCP_FLAGS,         /* flag combinations no stack sends: no flags, SYN+FIN, SYN+RST */
+	REASON_GSO,               /* segmentation metadata that disagrees with the headers */
+	/* denied: resources and faults */
+	REASON_FLOW_TABLE_FULL,
+	REASON_FRAGMENT_TABLE_FULL,
+	REASON_REDIRECT_TABLE_FULL,
+	REASON_NOT_ENFORCED,      /* tap has no sandbox, or its slot is not in force */
+	REASON_MAP_MISSING,       /* a table that must be there is not */
+	REASON_REWRITE,           /* a packet could not be rewritten for the resolver */
+	REASON_UNSOLICITED_ANSWER,/* packet from the resolver's device that answers nothing */
+	REASON_MAX,
+};
+
+/* Address groups, strictest first: the order is that of the specification, the lowest number wins. */
+enum group {
+	GROUP_HOST = 0,
+	GROUP_METADATA = 1,
+	GROUP_LOOPBACK = 2,
+	GROUP_PRIVATE = 3,
+	GROUP_LINK_LOCAL = 4,
+	GROUP_MULTICAST = 5,
+	GROUP_RESERVED = 6,
+	GROUP_PUBLIC = 7,
+	GROUP_MAX = 8,
+};
+
+/* Where an IPv6 prefix carries an IPv4 address (value of group_entry.embed). */
+enum embed {
+	EMBED_NONE = 0,
+	EMBED_96 = 1,     /* bytes 12..15: mapped, compatible, SIIT, RFC 6052 /96 */
+	EMBED_6TO4 = 2,   /* bytes 2..5 (RFC 3056) */
+	EMBED_TEREDO = 3, /* bytes 4..7 server, 12..15 client inverted (RFC 4380); the stricter of both */
+	EMBED_32 = 4,     /* RFC 6052 section 2.2, prefix /32: bytes 4..7 */
+	EMBED_40 = 5,     /* bytes 5..7, 9 */
+	EMBED_48 = 6,     /* bytes 6, 7, 9, 10 */
+	EMBED_56 = 7,     /* bytes 7, 9..11 */
+	EMBED_64 = 8,     /* bytes 9..12 */
+};
+
+/* ---- shared structs ------------------------------------------------------------------------------------------ */
+
+/* `taps`: which sandbox a device carries. */
+struct tap {
+	__u32 slot;       /* index into `sandboxes` and the outer maps */
+	__u32 generation; /* must equal sandboxes[slot].generation, or nothing passes */
+};
+
+enum sandbox_state {
+	SANDBOX_FREE = 0,  /* nothing passes */
+	SANDBOX_ENFORCED = 1,
+};
+
+#define SANDBOX_LEARN_MAC 1 /* take the first unicast source MAC and lock it */
+#define SANDBOX_LEARN_4 2   /* take the first IPv4 source inside learn4 and lock it */
+#define SANDBOX_LEARN_6 4   /* the same for IPv6 inside learn6 */
+#define SANDBOX_LEARN_LL 8  /* the same for one IPv6 link-local address */
+#define SANDBOX_REDIRECT_DNS 16
+#define SANDBOX_DHCP 32     /* guest may act as DHCP and DHCPv6 client */
+
+struct net4 {
+	__u32 addr; /* network order, masked */
+	__u32 mask; /* network order; 0 with addr 0: unused */
+};
+
+struct net6 {
+	__u64 addr[2]; /* network order, masked */
+	__u64 mask[2]; /* network order; all zero: unused */
+};
+
+/*
+ * `sandboxes`: everything the packet path needs to know of one sandbox that only the agent writes. Array values are
+ * copied in 8-byte words, so rewriting the struct with one word changed is atomic for that word: a policy swap changes
+ * policy_index alone.
+ */
+struct sandbox {
+	__u32 state;        /* enum sandbox_state */
+	__u32 generation;   /* of the attach; never 0 when enforced */
+	__u32 policy_index; /* 0 or 1: which of the two entries slot*2+i of policies, prefixes4/6, pins is in force */
+	__u32 event_rate;   /* denial events a second at most */
+	__u32 ifindex;      /* the tap */
+	__u32 flags;        /* SANDBOX_* */
+	__u8 mac[6];        /* guest's MAC; all zero when learned */
+	__u8 _pad0[2];
+	__u8 tap_mac[6];    /* source MAC of frames the resolver sends when the guest's frame gave none */
+	__u8 _pad1[2];
+	struct net4 guest4[GUEST_ADDRS];
+	struct net4 learn4[LEARN_PREFIXES];
+	__u32 gateway4[GATEWAYS];
+	__u32 broadcast4[GATEWAYS]; /* directed broadcasts of the tap's subnets: group multicast */
+	struct net6 guest6[GUEST_ADDRS];
+	struct net6 learn6[LEARN_PREFIXES];
+	__u64 gateway6[GATEWAYS][2];
+};
+
+/* `learned`: what the kernel took from the guest's first frames. The agent zeroes it at attach and otherwise only reads. */
+struct learned {
+	__u64 mac;     /* 0: none yet; else bytes 0..5 in memory are the MAC, byte 6 is 1 */
+	__u32 addr4;   /* 0: none yet */
+	__u32 state6;  /* 0 none, 1 being written, 2 valid: addr6 */
+	__u64 addr6[2];
+	__u32 state_ll;
+	__u32 _pad;
+	__u64 addr_ll[2];
+};
+
+/* key of `groups4` / `groups6` and of the inner maps of `prefixes4` / `prefixes6` */
+struct lpm4 {
+	__u32 prefixlen; /* 0..32 */
+	__u32 addr;
+};
+
+struct lpm6 {
+	__u32 prefixlen; /* 0..128 */
+	__u8 addr[16];
+};
+
+/* value of `groups4` / `groups6`: already the strictest of all prefixes that cover this one */
+struct group_entry {
+	__u8 group; /* enum group */
+	__u8 embed; /* enum embed; groups6 only */
+	__u8 _pad[2];
+};
+
+/*
+ * A compiled policy is an array of 512-byte pages (inner map of `policies`, value union policy_page). Page numbers:
+ *   0        struct policy_header
+ *   1        rule bits per address group: group_bits[GROUP_MAX], both directions together
+ *   2, 3, 4  egress:  TCP port directory, UDP port directory, protocol table
+ *   5, 6, 7  ingress: the same
+ *   8 ...    class pages (8 rule vectors each) from header.class_page on, port leaves anywhere
+ * A cell of a port directory (index: port >> 8) or of a protocol table (index: IP protocol number) is a class number,
+ * or, in a directory only, POLICY_LEAF | page number of a leaf whose cell (index: port & 255) is a class number.
+ * Class c is the rule vector number (c & 7) of page header.class_page + (c >> 3). Class 0 is the empty vector.
+ * Bit i of a vector (word i / 64, bit i % 64) is rule i; port tables of a direction hold only rules of that direction.
+ * ICMP echo is looked up in the protocol table (1, 58); a rule with ports is in no protocol-table cell.
+ */
+#define POLICY_PAGE_HEADER 0
+#define POLICY_PAGE_GROUPS 1
+#define POLICY_PAGE_DIR(direction) (2 + 3 * (direction)) /* +0 TCP, +1 UDP, +2 protocols */
+#define POLICY_PAGE_FIRST_FREE 8
+#define POLICY_LEAF 0x8000
+
+#define POLICY_DEFAULT_ALLOW_EGRESS 1
+#define POLICY_DEFAULT_ALLOW_INGRESS 2
+#define POLICY_HAS_PREFIXES4 4
+#define POLICY_HAS_PREFIXES6 8
+#define POLICY_HAS_PINS 16 /* some rule is by name: pins are asked */
+
+struct policy_header {
+	__u64 uid; /* unique over the life of the pinned maps, never 0; flows and cache entries carry it */
+	__u32 flags; /* POLICY_* */
+	__u32 class_page;
+	__u32 pages; /* in this policy */
+	__u32 classes;
+	__u64 allow[RULE_WORDS];   /* bit i: rule i allows; else it denies */
+	__u64 ingress[RULE_WORDS]; /* bit i: rule i is of direction ingress */
+	__u64 domain[RULE_WORDS];  /* bit i: rule i is by name (its address bits come from pins) */
+	__u8 _pad[296];
+};
+
+union policy_page {
+	struct policy_header header;
+	__u64 group_bits[GROUP_MAX][RULE_WORDS];
+	__u64 vectors[8][RULE_WORDS];
+	__u16 cells[256];
+	__u8 bytes[POLICY_PAGE];
+};
+
+/* value of the inner maps of `prefixes4` / `prefixes6`: class whose vector is the union over all covering prefixes */
+struct prefix_entry {
+	__u32 class_id;
+};
+
+/* inner map of `pins`: key is the address, 16 bytes */
+struct pin {
+	__u8 addr[16];            /* the key again: an element may be reused under a reader's hands, this shows it */
+	__u32 expires[PIN_SLOTS]; /* CLOCK_MONOTONIC seconds; 0: unused */
+	__u16 bit[PIN_SLOTS];     /* rule bit that the slot grants */
+};
+
+#define FLOW_REPLIED 1 /* the other side answered */
+#define FLOW_CLOSING 2 /* FIN or RST seen: short timeout, no new use */
+
+struct flow_key {
+	__u8 remote[16];
+	__be16 remote_port; /* 0 for ICMP */
+	__be16 guest_port;  /* ICMP: echo identifier */
+	__u8 proto;
+	__u8 guest;         /* which of the guest's addresses: 0..3 guest4, 4 learned, 8..11 guest6, 12 learned, 13 link-local */
+	__u8 _pad[2];
+};
+
+struct flow {
+	__u64 last_seen_ns;
+	__u64 created_ns;
+	__u64 policy;  /* uid under which it was allowed */
+	__u16 rule;    /* bit that allowed it; MAX_RULES: the default */
+	__u8 origin;   /* enum direction */
+	__u8 flags;    /* FLOW_* */
+	__u32 _pad;
+};
+
+struct fragment_key {
+	__u8 remote[16];
+	__u32 id;       /* IPv4: 16 bits, IPv6: 32 bits, as on the wire */
+	__u8 proto;
+	__u8 guest;     /* as in flow_key */
+	__u8 direction;
+	__u8 _pad;
+};
+
+struct fragment {
+	__u64 expires_ns;
+	__u32 first_end; /* octets of payload that the first fragment held: no later fragment may start below it */
+	__u32 _pad;
+};
+
+#define REDIRECT_FREE 0
+#define REDIRECT_CLAIMED 1
+#define REDIRECT_LIVE 2
+
+/* inner array of `redirects`: slot i is shown to the agent as source port REDIRECT_PORT_BASE + i */
+struct redirect {
+	__u32 state;        /* REDIRECT_*; claimed by compare-and-swap */
+	__u32 outstanding;  /* UDP queries without their answer yet */
+	__u64 last_seen_ns;
+	__u8 guest_addr[16];
+	__u8 resolver[16];  /* address the guest asked */
+	__be16 guest_port;
+	__be16 resolver_port;
+	__u8 proto;
+	__u8 closing;       /* TCP: FIN or RST seen */
+	__u8 guest_mac[6];
+	__u8 gateway_mac[6];
+	__u8 _pad[6];
+};
+
+/* inner per-CPU array of `counters`: index direction * REASON_MAX + reason */
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* `event_limits`: per sandbox, written by the kernel */
+struct event_limit {
+	__u32 second;
+	__u32 sent;
+	__u64 lost; /* events not sent, over the rate or with the ring full */
+};
+
+/* per-CPU `addr_cache`: address -> rule bits without pins; can always be computed again */
+struct addr_cache {
+	__u64 policy; /* uid; 0: empty */
+	__u64 epoch;  /* globals.groups_epoch */
+	__u64 addr[2];
+	__u32 group;
+	__u32 generation;
+	__u64 bits[RULE_WORDS];
+};
+
+/* `globals`: one entry, written by the agent only */
+struct globals {
+	__u64 groups_epoch;      /* changes whenever groups4/6 change */
+	__u32 resolver_ifindex;  /* enf0, the near end of the veth pair; 0: no resolver, port 53 is dropped */
+	__u32 resolver_addr4;    /* agent's address on enf1 */
+	__u8 resolver_addr6[16];
+	__u8 resolver_mac[6];    /* enf1 */
+	__u8 near_mac[6];        /* enf0 */
+	__u32 sandbox_net4;      /* 240.0.0.0 in network order: sandbox slot s is this | htonl(s + 256) */
+	__u8 sandbox_net6[16];   /* /96 of the ULA: sandbox slot s is this with the last 32 bits s + 256 */
+};
+
+#define SANDBOX_ADDR_OFFSET 256 /* keeps slot 0 away from the subnet's own first addresses */
+
+/* `events`: one record per reported denial (or other verdict, where asked for) */
+struct event {
+	__u64 time_ns;     /* CLOCK_MONOTONIC, coarse */
+	__u32 slot;
+	__u32 generation;
+	__u8 verdict;      /* enum verdict */
+	__u8 reason;       /* enum reason */
+	__u8 direction;    /* enum direction */
+	__u8 proto;        /* IP protocol, 0 if none */
+	__u16 ethertype;   /* host order */
+	__u16 rule;        /* rule bit; MAX_RULES: default or none */
+	__u8 source[16];
+	__u8 destination[16];
+	__u16 source_port; /* host order; ICMP: type << 8 | code */
+	__u16 destination_port;
+	__u32 length;      /* octets on the wire of this frame */
+	__u64 policy;      /* uid */
+};
+
+#define ABI_ASSERT(cond) _Static_assert(cond, #cond)
+ABI_ASSERT(sizeof(struct tap) == 8);
+ABI_ASSERT(sizeof(struct net4) == 8);
+ABI_ASSERT(sizeof(struct net6) == 32);
+ABI_ASSERT(sizeof(struct sandbox) == 24 + 16 + 32 + 32 + 16 + 16 + 128 + 128 + 64);
+ABI_ASSERT(sizeof(struct learned) == 56);
+ABI_ASSERT(sizeof(struct policy_header) == POLICY_PAGE);
+ABI_ASSERT(sizeof(union policy_page) == POLICY_PAGE);
+ABI_ASSERT(sizeof(struct pin) == 64);
+ABI_ASSERT(sizeof(struct flow_key) == 24);
+ABI_ASSERT(sizeof(struct flow) == 32);
+ABI_ASSERT(sizeof(struct fragment_key) == 24);
+ABI_ASSERT(sizeof(struct fragment) == 16);
+ABI_ASSERT(sizeof(struct redirect) == 72);
+ABI_ASSERT(sizeof(struct counter) == 16);
+ABI_ASSERT(sizeof(struct event_limit) == 16);
+ABI_ASSERT(sizeof(struct addr_cache) == 104);
+ABI_ASSERT(sizeof(struct globals) == 64);
+ABI_ASSERT(sizeof(struct event) == 72);
+ABI_ASSERT(MAX_RULES == RULE_WORDS * 64);
+
+#endif

@@ -1,0 +1,202 @@
+/**
+ * The kernel, as Node sees it: a thin binding of libbpf and of the few system calls that Node lacks. No policy in here.
+ *
+ * Holds always: every integer from JavaScript is range-checked (RangeError); every failed system call throws a
+ * NativeError with code, syscall and, where known, path, ifindex and the verifier's last useful line; close() is
+ * idempotent; using a closed object throws. All calls are synchronous. The module may be loaded in any number of worker
+ * threads; descriptors are per process, so a map's fd number may be handed to a worker and opened there with fromFd.
+ */
+
+export interface NativeError extends Error {
+  /** errno name, such as "EPERM". */
+  code: string;
+  /** the system call or libbpf function that failed, such as "bpf(BPF_MAP_CREATE)". */
+  syscall: string;
+  path?: string;
+  ifindex?: number;
+  /** last useful line of the verifier's log, when a program was refused. */
+  verifier?: string;
+}
+
+export type MapType =
+  | "hash" | "array" | "percpu_hash" | "percpu_array" | "lru_hash" | "lpm_trie" | "ringbuf" | "array_of_maps" | "hash_of_maps";
+
+export interface MapInfo {
+  id: number; type: MapType; name: string; keySize: number;
+  /** as declared; for per-CPU maps a lookup returns roundup(valueSize, 8) * possibleCpus octets. */
+  valueSize: number; maxEntries: number; flags: number;
+}
+
+export interface StructLayout {
+  size: number;
+  /** name → {offset, size} in octets, nested structs with dotted names ("header.uid"), arrays as one field. */
+  fields: Record<string, { offset: number; size: number }>;
+}
+
+export class BpfObject {
+  /**
+   * Opens and loads an object file.
+   * @param options.maxEntries overrides by map name (before load); for a map-in-map this sizes the outer map.
+   * @param options.pinnedMaps map name → bpffs path: the map is taken from that pin instead of being created.
+   * @param options.disabledPrograms names not to load.
+   */
+  static load(path: string, options?: {
+    maxEntries?: Record<string, number>; pinnedMaps?: Record<string, string>; disabledPrograms?: string[];
+  }): BpfObject;
+  readonly maps: string[];
+  readonly programs: string[];
+  map(name: string): BpfMap;
+  program(name: string): BpfProgram;
+  /** Layout of a struct or union in the object's BTF; throws when there is none of that name. */
+  layout(structName: string): StructLayout;
+  /** Prototype for inner maps of a map-in-map, from the object's BTF. */
+  innerTemplate(outerName: string): { type: MapType; keySize: number; valueSize: number; maxEntries: number; flags: number };
+  close(): void;
+}
+
+export class BpfMap {
+  static create(options: { type: MapType; name: string; keySize: number; valueSize: number; maxEntries: number; flags?: number; innerFd?: number }): BpfMap;
+  static fromPin(path: string): BpfMap;
+  static fromId(id: number): BpfMap;
+  /** Duplicates the descriptor. */
+  static fromFd(fd: number): BpfMap;
+  readonly fd: number;
+  readonly info: MapInfo;
+  /** memlock of /proc/self/fdinfo: octets of kernel memory as the kernel counts them. */
+  memory(): number;
+  lookup(key: Uint8Array): Buffer | null;
+  /** Like lookup into a buffer of the right size; false when there is no such key. */
+  lookupInto(key: Uint8Array, out: Uint8Array): boolean;
+  /** flags: 0 any, 1 BPF_NOEXIST, 2 BPF_EXIST. Throws E2BIG when full, EEXIST/ENOENT by flag. */
+  update(key: Uint8Array, value: Uint8Array, flags?: number): void;
+  /** Outer map: value is the inner map's descriptor. */
+  updateInner(index: number, inner: BpfMap): void;
+  /** false when there was no such key. */
+  delete(key: Uint8Array): boolean;
+  nextKey(key: Uint8Array | null): Buffer | null;
+  /** Batch operations fall back to single ones where the kernel's map type has none. keys and values are count elements, back to back. */
+  updateBatch(keys: Uint8Array, values: Uint8Array, count: number, flags?: number): void;
+  /** All entries (a snapshot in hash order; entries changed meanwhile may be missed or doubled). */
+  entries(): { keys: Buffer; values: Buffer; count: number };
+  deleteBatch(keys: Uint8Array, count: number): number;
+  pin(path: string): void;
+  close(): void;
+}
+
+export class BpfProgram {
+  static fromPin(path: string): BpfProgram;
+  static fromId(id: number): BpfProgram;
+  readonly fd: number;
+  readonly info: { id: number; name: string; tag: string; jited: boolean; verifiedInstructions: number; memlock: number; mapIds: number[] };
+  /**
+   * BPF_PROG_TEST_RUN. context is a struct __sk_buff (only the fields the kernel accepts may be set).
+   * @param repeat 1..1e9; durationNs is the kernel's mean per run.
+   */
+  testRun(options: { data: Uint8Array; context?: Uint8Array; repeat?: number }): { returnValue: number; durationNs: number; data: Buffer; context: Buffer | null };
+  pin(path: string): void;
+  close(): void;
+}
+
+export type TcHook = "ingress" | "egress";
+
+export class BpfLink {
+  /** TCX link (kernel ≥ 6.6) at the head of the chain. Throws EINVAL where the kernel has no TCX. */
+  static attachTcx(program: BpfProgram, ifindex: number, hook: TcHook): BpfLink;
+  static fromPin(path: string): BpfLink;
+  static fromId(id: number): BpfLink;
+  readonly fd: number;
+  readonly info: { id: number; programId: number; ifindex: number; hook: TcHook };
+  /** Replaces the program atomically. */
+  update(program: BpfProgram): void;
+  pin(path: string): void;
+  /** Detaches at once, whoever else holds the link. */
+  detach(): void;
+  close(): void;
+}
+
+/** Programs on a TCX hook in running order; throws EINVAL where the kernel has no TCX. */
+export function queryTcx(ifindex: number, hook: TcHook): { programId: number; linkId: number }[];
+/** clsact + cls_bpf direct-action filter, handle 1, priority 1: for kernels without TCX. attach creates clsact if missing. */
+export function attachClsact(program: BpfProgram, ifindex: number, hook: TcHook, options?: { handle?: number; priority?: number; replace?: boolean }): void;
+export function detachClsact(ifindex: number, hook: TcHook, options?: { handle?: number; priority?: number }): void;
+export function queryClsact(ifindex: number, hook: TcHook, options?: { handle?: number; priority?: number }): { programId: number } | null;
+
+export class RingBuffer {
+  /** One callback per wake-up with all records that were waiting, each copied; at most 4096 a call. Runs on the loop of the thread that made it. */
+  constructor(map: BpfMap, onRecords: (records: Buffer[]) => void);
+  /** Takes what waits now, synchronously. */
+  drain(): void;
+  close(): void;
+}
+
+/** Sends one rtnetlink request (or dump) and returns all answer messages' bytes (struct nlmsghdr each, without NLMSG_DONE). Throws NativeError with the kernel's errno and extack text. */
+export function netlinkRequest(message: Uint8Array, protocol?: number): Buffer[];
+
+export class NetlinkMonitor {
+  /** @param groups RTNLGRP_* numbers. onMessages gets whole messages; null when the socket overran and state must be read anew. */
+  constructor(groups: number[], onMessages: (messages: Buffer[] | null) => void);
+  close(): void;
+}
+
+/** Opens /proc/self/task/<tid>/ns/net or a given namespace file; the fd belongs to the caller. */
+export function openNetns(path?: string): number;
+/** setns(2) for the calling thread only. */
+export function setNetns(fd: number): void;
+/** Makes a new network namespace, returns its descriptor and leaves the calling thread where it was. */
+export function createNetns(): number;
+/** Inode of the namespace the fd stands for. */
+export function netnsInode(fd: number): number;
+export function closeFd(fd: number): void;
+/** flock(LOCK_EX|LOCK_NB) on the file, created 0600; throws EWOULDBLOCK when somebody holds it. Held until closeFd. */
+export function lockFile(path: string): number;
+export function mountBpffs(path: string): void;
+/** statfs f_type of the path. */
+export function fsType(path: string): number;
+
+/** CLOCK_MONOTONIC_COARSE in ns: the clock of bpf_ktime_get_coarse_ns. */
+export function clockMonotonicCoarse(): bigint;
+export function possibleCpus(): number;
+export function libbpfVersion(): string;
+
+/** Effective capabilities as a bit mask, capget(2). */
+export function effectiveCapabilities(): bigint;
+
+/**
+ * UDP in batches: recvmmsg(2) on readiness, one JavaScript call per batch, sendmmsg(2) for the answers. Bound in the
+ * calling thread's namespace at construction.
+ */
+export class UdpBatch {
+  /**
+   * @param options.address numeric address; options.port 0 for any; options.device SO_BINDTODEVICE; receiveBuffer SO_RCVBUFFORCE octets.
+   * @param onBatch data holds all datagrams back to back in fixed cells of `cell` octets (65536/… set by option cellSize, default 2048, a longer datagram is
+   *   marked truncated: lengths[i] > cellSize); peers[i] is at 20*i: family(u16 LE: 4|6), port (u16 LE), address 16 octets (IPv4-mapped for IPv4).
+   *   The buffers are reused after the callback returns.
+   */
+  constructor(options: { address: string; port: number; device?: string; reusePort?: boolean; receiveBuffer?: number; cellSize?: number; batch?: number },
+    onBatch: (count: number, data: Buffer, lengths: Uint32Array, peers: Buffer) => void);
+  readonly address: { address: string; port: number; family: 4 | 6 };
+  /** Queues a datagram to the peer (same 20-octet form); flushed with sendmmsg at the end of the callback, or by flush(). Never blocks; a full socket drops and counts. */
+  send(data: Uint8Array, offset: number, length: number, peers: Buffer, peerIndex: number): void;
+  flush(): void;
+  readonly dropped: number;
+  close(): void;
+}
+
+/**
+ * Opens /dev/net/tun (IFF_TAP|IFF_NO_PI, with vnet header if asked) in the calling thread's namespace. For tests, benchmarks and the self-test.
+ * With vnetHeader every read and written frame begins with the 10-octet struct virtio_net_hdr.
+ */
+export class Tap {
+  constructor(name: string, options?: { vnetHeader?: boolean; multiQueue?: boolean; persist?: boolean; offloads?: number });
+  readonly name: string;
+  readonly ifindex: number;
+  readonly fd: number;
+  write(frame: Uint8Array): void;
+  /** Writes count times in one native loop and returns the nanoseconds taken (for benchmarks). */
+  writeRepeated(frame: Uint8Array, count: number): number;
+  /** Next frame that waits, or null. */
+  read(): Buffer | null;
+  /** Calls back for each frame; replaces read(). */
+  onFrames(callback: (frames: Buffer[]) => void): void;
+  close(): void;
+}

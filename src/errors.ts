@@ -1,0 +1,52 @@
+/**
+ * Every error that a user may see: a stable code, a sentence with the place in it, a remedy, an exit status.
+ *
+ * Holds always: whoever throws names the code here; docs/ERRORS.md is generated from this table. An error never carries a
+ * secret. Faults of the program itself (a bug) are plain Errors and end with exit status 70.
+ */
+
+/** Exit statuses, after sysexits.h where one fits. */
+export const ExitStatus = { ok: 0, failed: 1, usage: 64, data: 65, unavailable: 69, software: 70, osError: 71, noPermission: 77, config: 78 } as const;
+export type ExitStatus = (typeof ExitStatus)[keyof typeof ExitStatus];
+
+interface ErrorKind { readonly exit: ExitStatus; readonly remedy: string }
+
+export const errorKinds = {
+  E_USAGE: { exit: ExitStatus.usage, remedy: "see enforcer --help" },
+  E_NOT_ROOT: { exit: ExitStatus.noPermission, remedy: "run it as root (sudo enforcer …): it loads programs into the kernel" },
+  E_POLICY: { exit: ExitStatus.data, remedy: "mend the policy at the place named; nothing of it was applied" },
+  E_POLICY_FILE: { exit: ExitStatus.data, remedy: "name a readable YAML or JSON file" },
+  E_TAP_MISSING: { exit: ExitStatus.unavailable, remedy: "create the tap first: ip tuntap add <name> mode tap" },
+  E_TAP_KIND: { exit: ExitStatus.data, remedy: "name the guest's tap device, not another kind of link" },
+  E_TAP_TAKEN: { exit: ExitStatus.unavailable, remedy: "detach the other enforcer from it first; it still holds this tap" },
+  E_GATEWAY_UNKNOWN: { exit: ExitStatus.config, remedy: "give the tap (or its bridge) an address, or name the guest's gateway with --gateway" },
+  E_BPFFS: { exit: ExitStatus.config, remedy: "mount it: mount -t bpf bpf /sys/fs/bpf, or name another with --bpffs" },
+  E_KERNEL: { exit: ExitStatus.unavailable, remedy: "use a kernel ≥ 6.1 with BTF (CONFIG_DEBUG_INFO_BTF=y); enforcer doctor says what is missing" },
+  E_LOAD: { exit: ExitStatus.osError, remedy: "run enforcer doctor; if it is satisfied, report this with the verifier's line" },
+  E_ATTACH: { exit: ExitStatus.osError, remedy: "run enforcer doctor; nothing was left behind" },
+  E_SELF_TEST: { exit: ExitStatus.osError, remedy: "nothing was put in force; report this with the packet and verdict named" },
+  E_RESOLVER: { exit: ExitStatus.osError, remedy: "run enforcer doctor; the resolver's device or namespace could not be made" },
+  E_NO_UPSTREAM: { exit: ExitStatus.config, remedy: "name a resolver with --upstream ADDR[:PORT] or in dns.upstreams, or mend /etc/resolv.conf" },
+  E_METRICS_LISTEN: { exit: ExitStatus.unavailable, remedy: "choose a free address with --metrics ADDR:PORT, or --metrics off" },
+  E_STATE: { exit: ExitStatus.osError, remedy: "make the directory writable for root, or name another with --run-dir" },
+  E_LIMIT: { exit: ExitStatus.data, remedy: "make the policy smaller or raise the limit named" },
+  E_NETLINK: { exit: ExitStatus.osError, remedy: "run enforcer doctor; the kernel refused a network request" },
+  E_DATA: { exit: ExitStatus.software, remedy: "the installation is damaged: build or install it again" },
+} as const satisfies Record<string, ErrorKind>;
+
+export type ErrorCode = keyof typeof errorKinds;
+
+export class EnforcerError extends Error {
+  readonly code: ErrorCode;
+  readonly remedy: string;
+  readonly exit: ExitStatus;
+
+  /** @param remedy replaces the table's remedy where the place allows a more exact one. */
+  constructor(code: ErrorCode, message: string, options: { remedy?: string; cause?: unknown } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = "EnforcerError";
+    this.code = code;
+    this.remedy = options.remedy ?? errorKinds[code].remedy;
+    this.exit = errorKinds[code].exit;
+  }
+}
