@@ -162,15 +162,16 @@ struct net6 {
 /*
  * `sandboxes`: everything the packet path needs to know of one sandbox that only the agent writes. Array values are
  * copied in 8-byte words, so rewriting the struct with one word changed is atomic for that word: a policy swap changes
- * policy_index alone.
+ * `policy` alone, and its lowest bit says which of two entries in the outer maps belongs to it.
  */
 struct sandbox {
 	__u32 state;        /* enum sandbox_state */
 	__u32 generation;   /* of the attach; never 0 when enforced */
-	__u32 policy_index; /* 0 or 1: which of the two entries slot*2+i of policies, prefixes4/6, pins is in force */
+	__u64 policy;       /* uid of the policy in force; entry slot * 2 + (uid & 1) of policies, prefixes4/6 and pins is its own */
 	__u32 event_rate;   /* denial events a second at most */
 	__u32 ifindex;      /* the tap */
 	__u32 flags;        /* SANDBOX_* */
+	__u32 _pad2;
 	__u8 mac[6];        /* guest's MAC; all zero when learned */
 	__u8 _pad0[2];
 	__u8 tap_mac[6];    /* source MAC of frames the resolver sends when the guest's frame gave none */
@@ -178,7 +179,6 @@ struct sandbox {
 	struct net4 guest4[GUEST_ADDRS];
 	struct net4 learn4[LEARN_PREFIXES];
 	__u32 gateway4[GATEWAYS];
-	__u32 broadcast4[GATEWAYS]; /* directed broadcasts of the tap's subnets: group multicast */
 	struct net6 guest6[GUEST_ADDRS];
 	struct net6 learn6[LEARN_PREFIXES];
 	__u64 gateway6[GATEWAYS][2];
@@ -247,7 +247,8 @@ struct policy_header {
 	__u64 allow[RULE_WORDS];   /* bit i: rule i allows; else it denies */
 	__u64 ingress[RULE_WORDS]; /* bit i: rule i is of direction ingress */
 	__u64 domain[RULE_WORDS];  /* bit i: rule i is by name (its address bits come from pins) */
-	__u8 _pad[296];
+	__u64 spanning[RULE_WORDS]; /* bit i: rule i allows by a prefix wider than one group: it counts in group public only */
+	__u8 _pad[232];
 };
 
 union policy_page {
@@ -387,7 +388,7 @@ struct event {
 ABI_ASSERT(sizeof(struct tap) == 8);
 ABI_ASSERT(sizeof(struct net4) == 8);
 ABI_ASSERT(sizeof(struct net6) == 32);
-ABI_ASSERT(sizeof(struct sandbox) == 24 + 16 + 32 + 32 + 16 + 16 + 128 + 128 + 64);
+ABI_ASSERT(sizeof(struct sandbox) == 32 + 16 + 32 + 32 + 16 + 128 + 128 + 64);
 ABI_ASSERT(sizeof(struct learned) == 56);
 ABI_ASSERT(sizeof(struct policy_header) == POLICY_PAGE);
 ABI_ASSERT(sizeof(union policy_page) == POLICY_PAGE);
