@@ -1,0 +1,164 @@
+/**
+ * Follows the host's network configuration while the enforcer runs: its view of itself (host-view.ts) and its devices.
+ *
+ * Holds always: a change that the kernel notifies is read and told within READ_PAUSE of the one before, the first at
+ * once; when notifications were lost everything is read anew; every REREAD interval everything is read anew in any case.
+ * Reading is whole and never patched together from notifications. A callback comes only when something differs. The
+ * namespace is that of the thread that made the watch. Does not: change anything in the kernel.
+ */
+import { NetlinkMonitor } from "../../native/index.js";
+import { hostView, hostViewKey, type HostView } from "./host-view.js";
+import { listAddresses, listLinks, listRoutes } from "./links.js";
+import { decodeLink, Group, type Link } from "./rtnetlink.js";
+
+/** Milliseconds between two readings at least, or PAUSE_RATIO times what a reading takes where routes are many. */
+const READ_PAUSE = 50, PAUSE_RATIO = 4, PAUSE_MOST = 500;
+/** Milliseconds between two readings that nothing asked for. */
+const REREAD = 10_000;
+
+export type LinkEvent =
+  /** Gone from this namespace: deleted, or moved to another (movedAway). A tap made again under its name is another link. */
+  | { readonly type: "removed"; readonly link: Link; readonly movedAway: boolean }
+  | { readonly type: "added"; readonly link: Link }
+  /** Renamed, other master, other MAC, up or down, MTU, XDP. */
+  | { readonly type: "changed"; readonly before: Link; readonly link: Link };
+
+export interface HostWatchOptions {
+  readonly onView: (view: HostView) => void;
+  /** In the order in which the kernel tells them. */
+  readonly onLink?: (event: LinkEvent) => void;
+  /** A reading failed; the last view stays and reading is tried again. Without it the error is thrown out of the event loop. */
+  readonly onError?: (error: unknown) => void;
+}
+
+/** Reads what is there now, once. @throws EnforcerError E_NETLINK. */
+export function readHostView(): HostView {
+  return hostView(listAddresses(), [...listRoutes(4), ...listRoutes(6)]);
+}
+
+export class HostWatch {
+  readonly #options: HostWatchOptions;
+  readonly #monitor: NetlinkMonitor;
+  readonly #reread: NodeJS.Timeout;
+  #links = new Map<number, Link>();
+  #view: HostView;
+  #key: string;
+  #pause: NodeJS.Timeout | null = null;
+  #again = false;
+  #closed = false;
+
+  /**
+   * Reads everything; `view` and `links` are valid from then on, and callbacks come for later changes only.
+   * @throws EnforcerError E_NETLINK, NativeError when the socket cannot be made.
+   */
+  constructor(options: HostWatchOptions) {
+    this.#options = options;
+    // The socket first, then the reading: a change between the two is notified.
+    this.#monitor = new NetlinkMonitor([Group.link, Group.address4, Group.address6, Group.route4, Group.route6], (messages) => this.#onMessages(messages));
+    try {
+      this.#view = readHostView();
+      this.#key = hostViewKey(this.#view);
+      for (const link of listLinks()) this.#links.set(link.ifindex, link);
+    } catch (error) {
+      this.#monitor.close();
+      throw error;
+    }
+    this.#reread = setInterval(() => this.refresh(), REREAD);
+    this.#reread.unref();
+  }
+
+  get view(): HostView { return this.#view; }
+  get links(): ReadonlyMap<number, Link> { return this.#links; }
+
+  /** Reads everything now and calls back for what differs. */
+  refresh(): void {
+    if (this.#closed) return;
+    const started = performance.now();
+    try {
+      this.#readLinks();
+      this.#readView();
+    } catch (error) {
+      this.#failed(error);
+      this.#again = true;
+    }
+    this.#startPause(performance.now() - started);
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    clearInterval(this.#reread);
+    if (this.#pause !== null) clearTimeout(this.#pause);
+    this.#monitor.close();
+  }
+
+  #onMessages(messages: Buffer[] | null): void {
+    if (this.#closed) return;
+    try {
+      // Links are told from the messages themselves: a tap deleted and made again between two readings must not be missed.
+      if (messages !== null) for (const message of messages) this.#onLinkMessage(message);
+    } catch (error) {
+      this.#failed(error);
+    }
+    if (this.#pause === null) this.refresh();
+    else this.#again = true;
+  }
+
+  #onLinkMessage(message: Buffer): void {
+    const decoded = decodeLink(message);
+    if (decoded === null) return;
+    const { link, deleted, movedAway } = decoded;
+    if (deleted) this.#forget(link, movedAway);
+    else this.#learn(link);
+  }
+
+  #forget(link: Link, movedAway: boolean): void {
+    if (this.#links.delete(link.ifindex)) this.#tell({ type: "removed", link, movedAway });
+  }
+
+  #learn(link: Link): void {
+    const before = this.#links.get(link.ifindex);
+    this.#links.set(link.ifindex, link);
+    if (before === undefined) this.#tell({ type: "added", link });
+    else if (linkKey(before) !== linkKey(link)) this.#tell({ type: "changed", before, link });
+  }
+
+  #tell(event: LinkEvent): void { this.#options.onLink?.(event); }
+
+  #readLinks(): void {
+    const now = new Map(listLinks().map((link) => [link.ifindex, link]));
+    for (const link of [...this.#links.values()]) if (!now.has(link.ifindex)) this.#forget(link, false);
+    for (const link of now.values()) this.#learn(link);
+  }
+
+  #readView(): void {
+    const view = readHostView();
+    const key = hostViewKey(view);
+    if (key === this.#key) return;
+    this.#view = view;
+    this.#key = key;
+    this.#options.onView(view);
+  }
+
+  #startPause(took: number): void {
+    if (this.#closed) return;
+    if (this.#pause !== null) clearTimeout(this.#pause);
+    this.#pause = setTimeout(() => {
+      this.#pause = null;
+      if (!this.#again) return;
+      this.#again = false;
+      this.refresh();
+    }, Math.min(PAUSE_MOST, Math.max(READ_PAUSE, took * PAUSE_RATIO)));
+    this.#pause.unref();
+  }
+
+  #failed(error: unknown): void {
+    if (this.#options.onError === undefined) throw error;
+    this.#options.onError(error);
+  }
+}
+
+/** What of a link is worth an event; its flags only as far as up and running go. */
+function linkKey({ name, kind, tunType, mac, mtu, master, flags, xdp }: Link): string {
+  return JSON.stringify([name, kind, tunType, mac === null ? null : Buffer.from(mac).toString("hex"), mtu, master, flags & 0x41, xdp]);
+}
