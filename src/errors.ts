@@ -16,6 +16,7 @@ export const errorKinds = {
   E_NOT_ROOT: { exit: ExitStatus.noPermission, remedy: "run it as root (sudo enforcer …): it loads programs into the kernel" },
   E_POLICY: { exit: ExitStatus.data, remedy: "mend the policy at the place named; nothing of it was applied" },
   E_POLICY_FILE: { exit: ExitStatus.data, remedy: "name a readable YAML or JSON file" },
+  E_GROUPS: { exit: ExitStatus.config, remedy: "mend the prefix named in groups or nat64_prefixes of the agent's configuration" },
   E_TAP_MISSING: { exit: ExitStatus.unavailable, remedy: "create the tap first: ip tuntap add <name> mode tap" },
   E_TAP_KIND: { exit: ExitStatus.data, remedy: "name the guest's tap device, not another kind of link" },
   E_TAP_TAKEN: { exit: ExitStatus.unavailable, remedy: "detach the other enforcer from it first; it still holds this tap" },
