@@ -259,12 +259,17 @@ union policy_page {
 	__u8 bytes[POLICY_PAGE];
 };
 
+/* key of the inner maps of `pins`; IPv4: mapped */
+struct ip_address {
+	__u8 octets[16];
+};
+
 /* value of the inner maps of `prefixes4` / `prefixes6`: class whose vector is the union over all covering prefixes */
 struct prefix_entry {
 	__u32 class_id;
 };
 
-/* inner map of `pins`: key is the address, 16 bytes */
+/* value of the inner maps of `pins`: key is struct ip_address */
 struct pin {
 	__u8 addr[16];            /* the key again: an element may be reused under a reader's hands, this shows it */
 	__u32 expires[PIN_SLOTS]; /* CLOCK_MONOTONIC seconds; 0: unused */
@@ -338,6 +343,8 @@ struct counter {
 struct event_limit {
 	__u32 second;
 	__u32 sent;
+	__u32 swept; /* second in which a full flow table was last swept in the kernel */
+	__u32 _pad;
 	__u64 lost; /* events not sent, over the rate or with the ring full */
 };
 
@@ -399,7 +406,7 @@ ABI_ASSERT(sizeof(struct fragment_key) == 24);
 ABI_ASSERT(sizeof(struct fragment) == 16);
 ABI_ASSERT(sizeof(struct redirect) == 72);
 ABI_ASSERT(sizeof(struct counter) == 16);
-ABI_ASSERT(sizeof(struct event_limit) == 16);
+ABI_ASSERT(sizeof(struct event_limit) == 24);
 ABI_ASSERT(sizeof(struct addr_cache) == 104);
 ABI_ASSERT(sizeof(struct globals) == 64);
 ABI_ASSERT(sizeof(struct event) == 72);

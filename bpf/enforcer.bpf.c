@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/*
+ * The data path. Three programs, loaded once, serve every tap:
+ *
+ *   from_guest     TC ingress of a tap:   guest -> world
+ *   to_guest       TC egress of a tap:    world -> guest
+ *   from_resolver  TC ingress of the veth's near end: the agent's DNS answers -> guest
+ *
+ * A packet goes: pull headers, parse, identity, then port 53 to the resolver, everything else to flow table and policy;
+ * then count, and tell of a denial. Each step is the header of that name. Whatever is not understood is dropped.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+#include "maps.h"
+#include "pkt.h"
+#include "parse.h"
+#include "identity.h"
+#include "address.h"
+#include "policy.h"
+#include "neighbour.h"
+#include "flow.h"
+#include "fragment.h"
+#include "intercept.h"
+#include "events.h"
+#include "verdict.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+/* Finds the sandbox of the device the packet passes. */
+inline_stage __u32 enter(struct pkt *p)
+{
+	__u32 ifindex = p->skb->ifindex;
+	struct tap *tap = bpf_map_lookup_elem(&taps, &ifindex);
+	if (!tap)
+		return deny(p, REASON_NOT_ENFORCED);
+	p->slot = tap->slot;
+	struct sandbox *sandbox = bpf_map_lookup_elem(&sandboxes, &p->slot);
+	if (!sandbox || sandbox->state != SANDBOX_ENFORCED || sandbox->generation != tap->generation)
+		return deny(p, REASON_NOT_ENFORCED);
+	p->sandbox = sandbox;
+	if (pkt_pull(p))
+		return deny(p, REASON_TRUNCATED);
+	return parse(p);
+}
+
+inline_stage __u32 is_icmp(struct pkt *p)
+{
+	return p->proto == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+}
+
+inline_stage __u32 egress(struct pkt *p)
+{
+	if (enter(p) != VERDICT_ALLOW)
+		return VERDICT_DENY;
+	if (check_mac(p) != VERDICT_ALLOW)
+		return VERDICT_DENY;
+	if (p->ethertype == ETH_P_ARP)
+		return arp_egress(p);
+	if (p->v6 && is_icmp(p) && p->l4 && is_nd(bpf_ntohs(p->source_port) >> 8))
+		return nd_egress(p);
+	if (is_dhcp_egress(p) && (p->v6 || !v4_of(p->source) || guest_index4(p, v4_of(p->source)) != GUEST_NONE))
+		return allow(p, REASON_DHCP);
+	if (check_source(p) != VERDICT_ALLOW)
+		return VERDICT_DENY;
+	if (p->fragment == FRAGMENT_LATER)
+		return fragment_later(p);
+	if (is_icmp(p) && !is_echo(p))
+		return deny(p, REASON_ICMP_TYPE);
+	if (is_dhcp_server(p))
+		return deny(p, REASON_DHCP_SERVER);
+	if (p->destination_port == DNS_PORT && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && unicast(p) &&
+	    p->sandbox->flags & SANDBOX_REDIRECT_DNS)
+		return redirect_to_resolver(p);
+	__u32 verdict = flow_verdict(p);
+	if (verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST)
+		return fragment_first(p);
+	return verdict;
+}
+
+inline_stage __u32 ingress(struct pkt *p)
+{
+	__u32 zero = 0;
+
+	if (enter(p) != VERDICT_ALLOW)
+		return VERDICT_DENY;
+	/* the near end of the resolver's veth forwards nothing but from_resolver's answers */
+	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+	if (global && global->resolver_ifindex && p->skb->ingress_ifindex == global->resolver_ifindex)
+		return allow(p, REASON_DNS_ANSWER);
+	if (p->ethertype == ETH_P_ARP)
+		return allow(p, REASON_NEIGHBOUR);
+	if (p->v6 && is_icmp(p) && p->l4 && is_nd(bpf_ntohs(p->source_port) >> 8))
+		return p->hop_limit == 255 && !p->fragment ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ND_SPOOF);
+	if (is_dhcp_ingress(p))
+		return allow(p, REASON_DHCP);
+	p->guest = p->v6 ? guest_index6(p, p->destination) : guest_index4(p, v4_of(p->destination));
+	if (p->guest == GUEST_NONE)
+		return deny(p, REASON_NOT_FOR_GUEST);
+	if (p->fragment == FRAGMENT_LATER)
+		return fragment_later(p);
+	if (is_icmp(p) && !is_echo(p)) {
+		__u8 type = bpf_ntohs(p->source_port) >> 8;
+		int error = p->v6 ? type >= 1 && type <= 4 : type == 3 || type == 11 || type == 12;
+
+		return error ? icmp_error_ingress(p) : deny(p, REASON_ICMP_TYPE);
+	}
+	__u32 verdict = flow_verdict(p);
+	if (verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST)
+		return fragment_first(p);
+	return verdict;
+}
+
+SEC("tc")
+int from_guest(struct __sk_buff *skb)
+{
+	struct pkt p = { .skb = skb, .length = skb->len, .direction = DIR_EGRESS, .guest = GUEST_NONE, .rule = MAX_RULES };
+
+	return finish(&p, egress(&p));
+}
+
+SEC("tc")
+int to_guest(struct __sk_buff *skb)
+{
+	struct pkt p = { .skb = skb, .length = skb->len, .direction = DIR_INGRESS, .guest = GUEST_NONE, .rule = MAX_RULES };
+
+	return finish(&p, ingress(&p));
+}
+
+SEC("tc")
+int from_resolver(struct __sk_buff *skb)
+{
+	struct pkt p = { .skb = skb, .length = skb->len, .direction = DIR_INGRESS, .guest = GUEST_NONE, .rule = MAX_RULES };
+
+	if (pkt_pull(&p)) {
+		p.reason = REASON_TRUNCATED;
+		return finish(&p, VERDICT_DENY);
+	}
+	if (parse(&p) != VERDICT_ALLOW)
+		return finish(&p, VERDICT_DENY);
+	if (p.ethertype == ETH_P_ARP) {
+		p.reason = REASON_UNSOLICITED_ANSWER;
+		return finish(&p, VERDICT_DENY);
+	}
+	return finish(&p, redirect_to_guest(&p));
+}
+
+/* The same way in and out with nothing between: what bench/ measures against. */
+SEC("tc")
+int empty(struct __sk_buff *skb __attribute__((unused)))
+{
+	return CODE_NEXT;
+}
+
+/*
+ * Never attached: naming the types here makes the compiler describe them in full in the object's BTF, from which the agent
+ * takes every layout and libbpf the sizes of inner maps.
+ */
+SEC("tc")
+int abi_types(struct __sk_buff *skb __attribute__((unused)))
+{
+	return bpf_core_type_id_local(struct tap) + bpf_core_type_id_local(struct sandbox) + bpf_core_type_id_local(struct learned) +
+	       bpf_core_type_id_local(struct lpm4) + bpf_core_type_id_local(struct lpm6) + bpf_core_type_id_local(struct group_entry) +
+	       bpf_core_type_id_local(union policy_page) + bpf_core_type_id_local(struct policy_header) +
+	       bpf_core_type_id_local(struct prefix_entry) + bpf_core_type_id_local(struct ip_address) + bpf_core_type_id_local(struct pin) + bpf_core_type_id_local(struct flow_key) +
+	       bpf_core_type_id_local(struct flow) + bpf_core_type_id_local(struct fragment_key) + bpf_core_type_id_local(struct fragment) +
+	       bpf_core_type_id_local(struct redirect) + bpf_core_type_id_local(struct counter) + bpf_core_type_id_local(struct event_limit) +
+	       bpf_core_type_id_local(struct addr_cache) + bpf_core_type_id_local(struct globals) + bpf_core_type_id_local(struct event) +
+	       bpf_core_type_id_local(enum reason) + bpf_core_type_id_local(enum group) + bpf_core_type_id_local(enum embed);
+}

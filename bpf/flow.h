@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * The flow table of a sandbox: what was allowed goes on, both ways, until it is idle or the policy changes.
+ *
+ * Holds always: an entry grants access only under the policy uid that it carries; under another it is judged again, as the
+ * direction that opened it. A SYN is always a new flow. Time-outs are counted here, whether or not the agent sweeps.
+ */
+#ifndef ENFORCER_FLOW_H
+#define ENFORCER_FLOW_H
+
+#define SECOND 1000000000ULL
+/* Idle time-outs: RFC 5382 (TCP, two hours four minutes), RFC 4787 (UDP), RFC 5508 (ICMP); short while nobody answered. */
+#define TCP_IDLE (7440 * SECOND)
+#define TCP_OPENING (60 * SECOND)
+#define TCP_CLOSING (10 * SECOND)
+#define UDP_IDLE (180 * SECOND)
+#define UDP_OPENING (60 * SECOND)
+#define OTHER_IDLE (60 * SECOND)
+#define TOUCH_EVERY (SECOND / 2) /* a busy flow's entry is written this often, not per packet */
+
+inline_stage __u64 flow_lifetime(__u8 proto, __u8 flags)
+{
+	if (proto == IPPROTO_TCP)
+		return flags & FLOW_CLOSING ? TCP_CLOSING : flags & FLOW_REPLIED ? TCP_IDLE : TCP_OPENING;
+	if (proto == IPPROTO_UDP)
+		return flags & FLOW_REPLIED ? UDP_IDLE : UDP_OPENING;
+	return OTHER_IDLE;
+}
+
+inline_stage int flow_expired(const struct flow_key *key, const struct flow *flow, __u64 now)
+{
+	return now - flow->last_seen_ns > flow_lifetime(key->proto, flow->flags) && now > flow->last_seen_ns;
+}
+
+/* Key of the packet's flow, the same from both directions. An echo's key says which side asks. */
+inline_stage void flow_key_of(struct pkt *p, struct flow_key *key)
+{
+	int out = p->direction == DIR_EGRESS;
+	const __u64 *remote = out ? p->destination : p->source;
+
+	__builtin_memcpy(key->remote, remote, 16);
+	key->proto = p->proto;
+	key->guest = p->guest;
+	key->_pad[0] = key->_pad[1] = 0;
+	if (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) {
+		key->remote_port = out ? p->destination_port : p->source_port;
+		key->guest_port = out ? p->source_port : p->destination_port;
+	} else if (p->proto == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
+		__u8 type = bpf_ntohs(p->source_port) >> 8;
+		int request = type == (p->v6 ? ICMP6_ECHO_REQUEST : ICMP_ECHO_REQUEST);
+		key->remote_port = request == out;
+		key->guest_port = p->icmp_id;
+	} else {
+		key->remote_port = key->guest_port = 0;
+	}
+}
+
+struct reclaim {
+	__u64 now;
+	__u32 freed;
+};
+
+static long reclaim_one(void *map, const void *key, void *value, struct reclaim *ctx)
+{
+	struct flow_key copy = *(const struct flow_key *)key;
+
+	if (flow_expired(&copy, value, ctx->now)) {
+		bpf_map_delete_elem(map, &copy);
+		ctx->freed++;
+	}
+	return 0;
+}
+
+/* Frees what has expired in a full table, once a second at most; how many there were. Global: verified once. */
+__attribute__((noinline)) int flow_reclaim(__u32 slot, __u64 now)
+{
+	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &slot);
+	void *table = bpf_map_lookup_elem(&flows, &slot);
+	struct reclaim ctx = { .now = now };
+	__u32 second = now / SECOND;
+
+	if (!limit || !table || limit->swept == second)
+		return 0;
+	limit->swept = second;
+	bpf_for_each_map_elem(table, reclaim_one, &ctx, 0);
+	return ctx.freed;
+}
+
+inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, __u32 origin, __u64 now)
+{
+	struct flow flow = {
+		.last_seen_ns = now,
+		.created_ns = now,
+		.policy = p->sandbox->policy,
+		.rule = p->rule,
+		.origin = origin,
+	};
+
+	if (bpf_map_update_elem(table, key, &flow, BPF_ANY) == 0)
+		return VERDICT_ALLOW;
+	/* Full. The agent sweeps every few seconds; without it, or faster than it, room is made here. */
+	if (flow_reclaim(p->slot, now) && bpf_map_update_elem(table, key, &flow, BPF_ANY) == 0)
+		return VERDICT_ALLOW;
+	return deny(p, REASON_FLOW_TABLE_FULL);
+}
+
+/* Verdict on an IP packet by flow table and policy. The caller has checked identity and form. */
+inline_stage __u32 flow_verdict(struct pkt *p)
+{
+	void *table = bpf_map_lookup_elem(&flows, &p->slot);
+	if (!table)
+		return deny(p, REASON_MAP_MISSING);
+	struct flow_key key;
+	flow_key_of(p, &key);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 uid = p->sandbox->policy;
+	struct flow *flow = bpf_map_lookup_elem(table, &key);
+	int opens = p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+
+	if (flow && !opens && !flow_expired(&key, flow, now)) {
+		if (flow->policy != uid) {
+			__u32 origin = flow->origin;
+			__be16 port = origin == DIR_EGRESS ? key.remote_port : key.guest_port;
+			const __u64 *remote = p->direction == DIR_EGRESS ? p->destination : p->source;
+
+			__u32 verdict = judge(ask(p, origin, remote, port, 1));
+			p->rule = p->question.rule;
+			if (verdict != VERDICT_ALLOW) {
+				bpf_map_delete_elem(table, &key);
+				return deny(p, REASON_POLICY_CHANGED);
+			}
+			flow->rule = p->rule;
+			flow->policy = uid;
+		}
+		p->rule = flow->rule;
+		if (p->proto == IPPROTO_TCP && p->tcp_flags & (TCP_FIN | TCP_RST) && !(flow->flags & FLOW_CLOSING)) {
+			flow->flags |= FLOW_CLOSING;
+			flow->last_seen_ns = now;
+		}
+		if (flow->origin != p->direction && !(flow->flags & FLOW_REPLIED)) {
+			flow->flags |= FLOW_REPLIED;
+			flow->last_seen_ns = now;
+		}
+		if (now - flow->last_seen_ns > TOUCH_EVERY)
+			flow->last_seen_ns = now;
+		return allow(p, REASON_ESTABLISHED);
+	}
+
+	if (p->proto == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
+		/* a request may open a flow; a reply without one answers nothing */
+		__u16 request = p->v6 ? ICMP6_ECHO_REQUEST << 8 : ICMP_ECHO_REQUEST << 8;
+		if (bpf_ntohs(p->source_port) != request)
+			return deny(p, REASON_ICMP_TYPE);
+	}
+	const __u64 *remote = p->direction == DIR_EGRESS ? p->destination : p->source;
+	__be16 port = p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP ? p->destination_port : 0;
+	__u32 verdict = judge(ask(p, p->direction, remote, port, 0));
+	p->rule = p->question.rule;
+	p->reason = p->question.reason;
+	if (verdict != VERDICT_ALLOW)
+		return VERDICT_DENY;
+	return flow_open(p, table, &key, p->direction, now);
+}
+
+/* An ICMP error toward the guest passes when it quotes a packet of a living flow that the guest sent (RFC 5508). */
+inline_stage __u32 icmp_error_ingress(struct pkt *p)
+{
+	struct flow_key key = {};
+	__u64 inner_source[2];
+	__u32 inner = p->l4 + 8, ports;
+	__u8 proto;
+
+	if (p->v6) {
+		struct ipv6hdr *ip = pkt_at(p, inner, sizeof(*ip));
+		if (!ip || ip->version != 6)
+			return deny(p, REASON_ICMP_TYPE);
+		__builtin_memcpy(inner_source, &ip->saddr, 16);
+		__builtin_memcpy(key.remote, &ip->daddr, 16);
+		proto = ip->nexthdr;
+		ports = inner + sizeof(*ip);
+		key.guest = guest_index6(p, inner_source);
+	} else {
+		struct iphdr *ip = pkt_at(p, inner, sizeof(*ip));
+		if (!ip || ip->version != 4 || ip->ihl != 5 || ip->frag_off & bpf_htons(0x1fff))
+			return deny(p, REASON_ICMP_TYPE);
+		__u64 remote[2];
+		map_v4(remote, ip->daddr);
+		__builtin_memcpy(key.remote, remote, 16);
+		proto = ip->protocol;
+		ports = inner + sizeof(*ip);
+		key.guest = guest_index4(p, ip->saddr);
+	}
+	if (key.guest == GUEST_NONE || key.guest != p->guest)
+		return deny(p, REASON_ICMP_TYPE);
+	__u8 *l4 = pkt_at(p, ports, 8);
+	if (!l4)
+		return deny(p, REASON_ICMP_TYPE);
+	key.proto = proto;
+	if (proto == IPPROTO_TCP || proto == IPPROTO_UDP) {
+		key.guest_port = *(__be16 *)l4;
+		key.remote_port = *(__be16 *)(l4 + 2);
+	} else if (proto == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
+		key.remote_port = l4[0] == (p->v6 ? ICMP6_ECHO_REQUEST : ICMP_ECHO_REQUEST);
+		key.guest_port = *(__be16 *)(l4 + 4);
+	}
+	void *table = bpf_map_lookup_elem(&flows, &p->slot);
+	struct flow *flow = table ? bpf_map_lookup_elem(table, &key) : 0;
+	if (!flow || flow->policy != p->sandbox->policy || flow_expired(&key, flow, bpf_ktime_get_coarse_ns()))
+		return deny(p, REASON_ICMP_TYPE);
+	return allow(p, REASON_ICMP_RELATED);
+}
+
+#endif

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Port 53, whatever resolver it was meant for, goes to the agent over a veth pair, and the answers come back from the
+ * address that was asked.
+ *
+ * Out: the packet's source becomes the sandbox's own address in 240.0.0.0/4 (or the ULA /96) and a port that is an index
+ * into the sandbox's redirect table; its destination becomes the agent. So the agent sees an address that no guest can
+ * choose. Back: the index gives everything that was replaced.
+ *
+ * Holds always: once a packet was changed, every later error drops it. Nothing leaves the veth's near end but answers to
+ * live entries, and nothing reaches the agent but what was rewritten here.
+ */
+#ifndef ENFORCER_INTERCEPT_H
+#define ENFORCER_INTERCEPT_H
+
+#define DNS_PORT bpf_htons(53)
+#define REDIRECT_PROBES 8
+#define REDIRECT_UDP_IDLE (6 * SECOND)   /* the agent answers within five seconds or not at all */
+#define REDIRECT_TCP_IDLE (130 * SECOND) /* longer than the agent keeps an idle connection */
+#define REDIRECT_TCP_CLOSING (2 * SECOND)
+
+inline_stage int redirect_expired(const struct redirect *e, __u64 now)
+{
+	__u64 idle = now > e->last_seen_ns ? now - e->last_seen_ns : 0;
+
+	if (e->proto == IPPROTO_TCP)
+		return idle > (e->closing ? REDIRECT_TCP_CLOSING : REDIRECT_TCP_IDLE);
+	return !e->outstanding || idle > REDIRECT_UDP_IDLE;
+}
+
+inline_stage int redirect_is(const struct redirect *e, struct pkt *p)
+{
+	return e->state == REDIRECT_LIVE && e->proto == p->proto && e->guest_port == p->source_port &&
+	       same16((const __u64 *)e->resolver, p->destination) && same16((const __u64 *)e->guest_addr, p->source);
+}
+
+/* Entry for this conversation, found or claimed; its index in *index. NULL: no place. */
+inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 *index, __u64 now)
+{
+	__u64 mix = p->destination[0] ^ p->destination[1] ^ p->source[1] ^ (__u64)p->source_port << 16 ^ p->proto;
+	__u32 hash = (mix * 0x9e3779b97f4a7c15ULL) >> 40;
+	struct redirect *free_entry = 0;
+	__u32 free_index = 0, free_state = 0;
+
+	for (int i = 0; i < REDIRECT_PROBES; i++) {
+		__u32 at = (hash + i) & (REDIRECTS - 1);
+		struct redirect *e = bpf_map_lookup_elem(table, &at);
+		if (!e)
+			return 0;
+		if (redirect_is(e, p)) {
+			*index = at;
+			return e;
+		}
+		__u32 state = e->state;
+		if (!free_entry && (state == REDIRECT_FREE || (state == REDIRECT_LIVE && redirect_expired(e, now)))) {
+			free_entry = e;
+			free_index = at;
+			free_state = state;
+		}
+	}
+	if (!free_entry || __sync_val_compare_and_swap(&free_entry->state, free_state, REDIRECT_CLAIMED) != free_state)
+		return 0;
+	free_entry->outstanding = 0;
+	free_entry->last_seen_ns = now;
+	__builtin_memcpy(free_entry->guest_addr, p->source, 16);
+	__builtin_memcpy(free_entry->resolver, p->destination, 16);
+	free_entry->guest_port = p->source_port;
+	free_entry->resolver_port = p->destination_port;
+	free_entry->proto = p->proto;
+	free_entry->closing = 0;
+	__sync_val_compare_and_swap(&free_entry->state, REDIRECT_CLAIMED, REDIRECT_LIVE);
+	*index = free_index;
+	return free_entry;
+}
+
+/* What a packet is rewritten to. The port is the source's or the destination's. */
+struct rewrite {
+	__u64 after[4]; /* source, destination; IPv4: mapped */
+	__u8 macs[12];  /* destination, source */
+	__be16 old_port;
+	__be16 new_port;
+	__u32 port_offset; /* in the L4 header: 0 source, 2 destination */
+};
+
+/*
+ * Writes addresses, one port and MACs into the packet and mends both checksums. Not inlined: its frame would not fit beside
+ * the caller's and judge's.
+ */
+static __attribute__((noinline)) int rewrite(struct pkt *p, struct rewrite *r)
+{
+	struct __sk_buff *skb = p->skb;
+	__u32 checksum = p->l4 + (p->proto == IPPROTO_TCP ? 16 : 6);
+	__u64 udp = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+
+	if (p->v6) {
+		__u64 before[4] = { p->source[0], p->source[1], p->destination[0], p->destination[1] };
+		__s64 diff = bpf_csum_diff((__be32 *)before, 32, (__be32 *)r->after, 32, 0);
+
+		if (bpf_l4_csum_replace(skb, checksum, 0, diff, BPF_F_PSEUDO_HDR | udp) ||
+		    bpf_skb_store_bytes(skb, ETH_HEADER + 8, r->after, 32, 0))
+			return -1;
+	} else {
+		__be32 before[2] = { v4_of(p->source), v4_of(p->destination) };
+		__be32 after[2] = { v4_of(r->after), v4_of(r->after + 2) };
+		__s64 diff = bpf_csum_diff(before, 8, after, 8, 0);
+
+		if (bpf_l4_csum_replace(skb, checksum, 0, diff, BPF_F_PSEUDO_HDR | udp) ||
+		    bpf_l3_csum_replace(skb, ETH_HEADER + 10, 0, diff, 0) || bpf_skb_store_bytes(skb, ETH_HEADER + 12, after, 8, 0))
+			return -1;
+	}
+	if (bpf_l4_csum_replace(skb, checksum, r->old_port, r->new_port, udp | 2) ||
+	    bpf_skb_store_bytes(skb, p->l4 + r->port_offset, &r->new_port, 2, 0) || bpf_skb_store_bytes(skb, 0, r->macs, 12, 0))
+		return -1;
+	return 0;
+}
+
+/* A destination that a resolver can have: the answer will carry it as its source. */
+inline_stage int unicast(struct pkt *p)
+{
+	if (p->v6)
+		return (__u8)p->destination[0] != 0xff && (p->destination[0] | p->destination[1]);
+	__u8 first = (__u8)v4_of(p->destination);
+	return first && first < 224;
+}
+
+/* From the guest to port 53. VERDICT_REDIRECT: the packet is rewritten and p->sandbox's table remembers it. */
+inline_stage __u32 redirect_to_resolver(struct pkt *p)
+{
+	__u32 zero = 0, index = 0;
+	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+	void *table = bpf_map_lookup_elem(&redirects, &p->slot);
+
+	if (!global || !global->resolver_ifindex || !table)
+		return deny(p, REASON_MAP_MISSING);
+	if (p->fragment || (p->proto == IPPROTO_UDP && p->skb->gso_size))
+		return deny(p, REASON_FRAGMENT);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct redirect *e = redirect_entry(p, table, &index, now);
+	if (!e)
+		return deny(p, REASON_REDIRECT_TABLE_FULL);
+	struct ethhdr *eth = pkt_at(p, 0, sizeof(*eth));
+	if (!eth)
+		return deny(p, REASON_TRUNCATED);
+	__builtin_memcpy(e->guest_mac, eth->h_source, 6);
+	__builtin_memcpy(e->gateway_mac, eth->h_dest[0] & 1 ? p->sandbox->tap_mac : eth->h_dest, 6);
+	e->last_seen_ns = now;
+	if (p->proto == IPPROTO_UDP)
+		__sync_fetch_and_add(&e->outstanding, 1);
+	else if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		e->closing = 1;
+	else if (p->tcp_flags & TCP_SYN)
+		e->closing = 0;
+
+	struct rewrite r = { .old_port = p->source_port, .new_port = bpf_htons(REDIRECT_PORT_BASE + index), .port_offset = 0 };
+	__be32 id = bpf_htonl(p->slot + SANDBOX_ADDR_OFFSET);
+
+	if (p->v6) {
+		__builtin_memcpy(r.after, global->sandbox_net6, 16);
+		r.after[1] = (r.after[1] & 0xffffffff) | (__u64)id << 32;
+		__builtin_memcpy(r.after + 2, global->resolver_addr6, 16);
+	} else {
+		map_v4(r.after, global->sandbox_net4 | id);
+		map_v4(r.after + 2, global->resolver_addr4);
+	}
+	__builtin_memcpy(r.macs, global->resolver_mac, 6);
+	__builtin_memcpy(r.macs + 6, global->near_mac, 6);
+	if (rewrite(p, &r))
+		return deny(p, REASON_REWRITE);
+	p->redirect_ifindex = global->resolver_ifindex;
+	p->reason = REASON_DNS_REDIRECT;
+	return VERDICT_REDIRECT;
+}
+
+/*
+ * From the agent, at the veth's near end: gives the packet back its guest. Finds the sandbox by the address that only
+ * redirect_to_resolver hands out, so this program serves all taps.
+ */
+inline_stage __u32 redirect_to_guest(struct pkt *p)
+{
+	__u32 zero = 0;
+	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+	if (!global)
+		return deny(p, REASON_MAP_MISSING);
+	if (p->fragment || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) || p->source_port != DNS_PORT)
+		return deny(p, REASON_UNSOLICITED_ANSWER);
+	__u32 id = bpf_ntohl((__u32)(p->destination[1] >> 32));
+	if (p->v6) {
+		__u64 net[2];
+		__builtin_memcpy(net, global->sandbox_net6, 16);
+		if (p->destination[0] != net[0] || (__u32)p->destination[1] != (__u32)net[1] ||
+		    !same16(p->source, (const __u64 *)global->resolver_addr6))
+			return deny(p, REASON_UNSOLICITED_ANSWER);
+	} else {
+		__u32 net = bpf_ntohl(global->sandbox_net4);
+		if ((id & net) != net || v4_of(p->source) != global->resolver_addr4)
+			return deny(p, REASON_UNSOLICITED_ANSWER);
+		id &= ~net;
+	}
+	p->slot = id - SANDBOX_ADDR_OFFSET;
+	if (p->slot >= (1 << 20))
+		return deny(p, REASON_UNSOLICITED_ANSWER);
+	p->sandbox = bpf_map_lookup_elem(&sandboxes, &p->slot);
+	if (!p->sandbox || p->sandbox->state != SANDBOX_ENFORCED) {
+		p->sandbox = 0;
+		return deny(p, REASON_NOT_ENFORCED);
+	}
+	void *table = bpf_map_lookup_elem(&redirects, &p->slot);
+	__u32 index = bpf_ntohs(p->destination_port) - REDIRECT_PORT_BASE;
+	struct redirect *e = table ? bpf_map_lookup_elem(table, &index) : 0;
+	if (!e || e->state != REDIRECT_LIVE || e->proto != p->proto)
+		return deny(p, REASON_UNSOLICITED_ANSWER);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	if (p->proto == IPPROTO_UDP) {
+		if (!e->outstanding || redirect_expired(e, now))
+			return deny(p, REASON_UNSOLICITED_ANSWER);
+		__sync_fetch_and_add(&e->outstanding, -1);
+	} else {
+		if (p->tcp_flags & (TCP_FIN | TCP_RST))
+			e->closing = 1;
+		e->last_seen_ns = now;
+	}
+	struct rewrite r = { .old_port = p->destination_port, .new_port = e->guest_port, .port_offset = 2 };
+
+	__builtin_memcpy(r.after, e->resolver, 16);
+	__builtin_memcpy(r.after + 2, e->guest_addr, 16);
+	__builtin_memcpy(r.macs, e->guest_mac, 6);
+	__builtin_memcpy(r.macs + 6, e->gateway_mac, 6);
+	barrier();
+	/* claimed by another conversation while it was read: nobody waits for this answer any more */
+	if (e->state != REDIRECT_LIVE || e->guest_port != r.new_port)
+		return deny(p, REASON_UNSOLICITED_ANSWER);
+	__u32 mapped = r.after[0] == 0 && (__u32)r.after[1] == MAPPED_PREFIX;
+	if (mapped == p->v6)
+		return deny(p, REASON_UNSOLICITED_ANSWER);
+	if (rewrite(p, &r))
+		return deny(p, REASON_REWRITE);
+	p->redirect_ifindex = p->sandbox->ifindex;
+	p->reason = REASON_DNS_ANSWER;
+	return VERDICT_REDIRECT;
+}
+
+#endif

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Every map of the packet path, each with its key, value, writer, reader, why this size, and what happens when it is full.
+ *
+ * Holds always: what grants access (policies, pins, flows) is per sandbox, in an inner map of its own, so that no sandbox
+ * can fill, evict or read another's; it is never an LRU. What is per sandbox and is missing means: drop.
+ */
+#ifndef ENFORCER_MAPS_H
+#define ENFORCER_MAPS_H
+
+/* ifindex -> which sandbox. Written by the agent, read by the tap programs. A tap that is not in here passes nothing.
+ * Twice the sandboxes, for devices that are being replaced. Full: the attach fails. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SANDBOXES * 2);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct tap);
+} taps SEC(".maps");
+
+/* slot -> identity, limits and the policy in force. Written by the agent, read by every program. An array: cannot be full;
+ * a host with more sandboxes than slots gets an error at attach. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__type(value, struct sandbox);
+} sandboxes SEC(".maps");
+
+/* slot -> addresses learned from the guest's first frames. Written here once per attach, zeroed and read by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__type(value, struct learned);
+} learned SEC(".maps");
+
+/* slot -> how many denial events went out this second, and how many did not. Written here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__type(value, struct event_limit);
+} event_limits SEC(".maps");
+
+/* The one record of settings for the whole host. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct globals);
+} globals SEC(".maps");
+
+/* slot * 2 + (uid & 1) -> compiled policy, an array of pages as abi.h describes. Made by the agent before the uid in
+ * `sandboxes` is changed; its size is that of the policy. */
+struct policy_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, POLICY_PAGE_FIRST_FREE);
+	__uint(map_flags, BPF_F_INNER_MAP);
+	__type(key, __u32);
+	__type(value, union policy_page);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES * 2);
+	__type(key, __u32);
+	__array(values, struct policy_map);
+} policies SEC(".maps");
+
+/* slot * 2 + (uid & 1) -> configured prefixes of the policy, per family. Written by the agent before the policy is in force;
+ * absent when the policy has none (its flags say so). Sized to the policy. */
+struct prefix4_map {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lpm4);
+	__type(value, struct prefix_entry);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES * 2);
+	__type(key, __u32);
+	__array(values, struct prefix4_map);
+} prefixes4 SEC(".maps");
+
+struct prefix6_map {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lpm6);
+	__type(value, struct prefix_entry);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES * 2);
+	__type(key, __u32);
+	__array(values, struct prefix6_map);
+} prefixes6 SEC(".maps");
+
+/* slot * 2 + (uid & 1) -> pins: address (16 octets) -> rule bits with their expiry. Written by the agent before the answer
+ * leaves, read on a flow's first packet. Full: the agent answers SERVFAIL and counts. */
+struct pin_map {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, PINS_DEFAULT);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct ip_address);
+	__type(value, struct pin);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES * 2);
+	__type(key, __u32);
+	__array(values, struct pin_map);
+} pins SEC(".maps");
+
+/* slot -> flows. Written and read here; swept by the agent, and here when full. Full of living flows: the new flow is
+ * denied and counted. */
+struct flow_map {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FLOWS_DEFAULT);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__array(values, struct flow_map);
+} flows SEC(".maps");
+
+/* slot -> datagrams whose first fragment passed. Written and read here. An LRU: forgetting one drops the rest of that
+ * datagram, nothing else. */
+struct fragment_map {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FRAGMENTS_DEFAULT);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__array(values, struct fragment_map);
+} fragments SEC(".maps");
+
+/* slot -> conversations with the resolver; the index is the source port that the resolver sees. Written and read here, read
+ * by the agent. All places near a conversation's hash taken: its packet is dropped and counted. */
+struct redirect_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, REDIRECTS);
+	__type(key, __u32);
+	__type(value, struct redirect);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__array(values, struct redirect_map);
+} redirects SEC(".maps");
+
+/* slot -> packets and octets by direction and reason. Written here, read by the agent. */
+struct counter_map {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2 * REASON_MAX);
+	__type(key, __u32);
+	__type(value, struct counter);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__array(values, struct counter_map);
+} counters SEC(".maps");
+
+/* Packets that belong to no sandbox, by direction and reason. Written here, read by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2 * REASON_MAX);
+	__type(key, __u32);
+	__type(value, struct counter);
+} orphans SEC(".maps");
+
+/* Address groups of the host: prefix -> group. Written by the agent at start and whenever the host's addresses or routes
+ * change. Sized for the registry's rows, the metadata list and a busy host's addresses; full: the agent says so and keeps
+ * what was in force. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lpm4);
+	__type(value, struct group_entry);
+} groups4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lpm6);
+	__type(value, struct group_entry);
+} groups6 SEC(".maps");
+
+/* What the tries said of an address lately. Direct-mapped and per CPU: an entry that is overwritten is computed again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ADDR_CACHE);
+	__type(key, __u32);
+	__type(value, struct addr_cache);
+} addr_cache SEC(".maps");
+
+/* Rule bits from pins while one packet is judged: 64 octets that the stack has no room for. */
+struct scratch {
+	__u64 pin_bits[RULE_WORDS];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratch SEC(".maps");
+
+/* Denials for the agent to show. Full, or a sandbox over its rate: the event is lost and counted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+
+#endif

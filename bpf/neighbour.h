@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * ARP (RFC 826) and neighbour discovery (RFC 4861) at the tap.
+ *
+ * Holds always: a guest can teach the host only its own addresses with its own MAC, and asks only for its gateway, itself
+ * (address conflict detection) and addresses that a rule lets it reach. It sends no router advertisement and no redirect.
+ */
+#ifndef ENFORCER_NEIGHBOUR_H
+#define ENFORCER_NEIGHBOUR_H
+
+#define ND_OPTIONS_MAX 4
+#define ND_SOURCE_LINK_ADDRESS 1
+#define ND_TARGET_LINK_ADDRESS 2
+
+struct arp_ipv4 {
+	__be16 hardware, protocol;
+	__u8 hardware_length, protocol_length;
+	__be16 operation;
+	__u8 sender_mac[6];
+	__u8 sender[4];
+	__u8 target_mac[6];
+	__u8 target[4];
+} __attribute__((packed));
+
+inline_stage __u32 arp_egress(struct pkt *p)
+{
+	struct arp_ipv4 *arp = pkt_at(p, ETH_HEADER, sizeof(*arp));
+	if (!arp)
+		return deny(p, REASON_TRUNCATED);
+	if (arp->hardware != bpf_htons(1) || arp->protocol != bpf_htons(ETH_P_IP) || arp->hardware_length != 6 ||
+	    arp->protocol_length != 4 || (arp->operation != bpf_htons(1) && arp->operation != bpf_htons(2)))
+		return deny(p, REASON_ARP_SPOOF);
+	__be32 sender, target;
+	__builtin_memcpy(&sender, arp->sender, 4);
+	__builtin_memcpy(&target, arp->target, 4);
+	__u16 request = arp->operation == bpf_htons(1);
+	map_v4(p->source, sender);
+	map_v4(p->destination, target);
+	if (mac_word(arp->sender_mac) != guest_mac(p))
+		return deny(p, REASON_ARP_SPOOF);
+	if (sender) {
+		if (guest_index4(p, sender) == GUEST_NONE && learn4(p, sender) == GUEST_NONE)
+			return deny(p, REASON_ARP_SPOOF);
+	} else if (!request) {
+		return deny(p, REASON_ARP_SPOOF);
+	}
+	if (!request)
+		return allow(p, REASON_NEIGHBOUR);
+	if (is_gateway4(p->sandbox, target) || guest_index4(p, target) != GUEST_NONE)
+		return allow(p, REASON_NEIGHBOUR);
+	/* a probe for the address the guest is about to take (RFC 5227), while none is known */
+	if (!sender && learnable4(p, target)) {
+		struct learned *l = learned_of(p);
+		if (l && !l->addr4)
+			return allow(p, REASON_NEIGHBOUR);
+	}
+	return reachable(ask(p, DIR_EGRESS, p->destination, 0, 0)) ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ARP_TARGET);
+}
+
+/* Options of an ND message: well formed to the end, and any link-layer address in them is the guest's. */
+inline_stage int nd_options_fit(struct pkt *p, __u32 offset, int link_address_allowed)
+{
+	__u32 end = p->l4 + p->l4_length;
+	__u64 mac = guest_mac(p);
+
+#pragma unroll
+	for (int i = 0; i < ND_OPTIONS_MAX; i++) {
+		if (offset == end)
+			return 1;
+		__u8 *option = pkt_at(p, offset, 8);
+		if (!option || !option[1])
+			return 0;
+		if (option[0] == ND_SOURCE_LINK_ADDRESS || option[0] == ND_TARGET_LINK_ADDRESS) {
+			if (option[1] != 1 || !link_address_allowed || mac_word(option + 2) != mac)
+				return 0;
+		}
+		offset += option[1] * 8;
+		if (offset > end || offset > HEADERS_MAX)
+			return 0;
+	}
+	return offset == end;
+}
+
+inline_stage int is_nd(__u8 type)
+{
+	return type >= ICMP6_ROUTER_SOLICIT && type <= ICMP6_REDIRECT;
+}
+
+/* An ICMPv6 message of types 133..137 from the guest. */
+inline_stage __u32 nd_egress(struct pkt *p)
+{
+	__u8 type = bpf_ntohs(p->source_port) >> 8;
+	int unspecified = !(p->source[0] | p->source[1]);
+
+	if (type == ICMP6_ROUTER_ADVERT || type == ICMP6_REDIRECT)
+		return deny(p, REASON_ROUTER_MESSAGE);
+	if (p->hop_limit != 255 || bpf_ntohs(p->source_port) & 0xff || p->fragment || p->l4 != ETH_HEADER + sizeof(struct ipv6hdr))
+		return deny(p, REASON_ND_SPOOF);
+	if (!unspecified && check_source(p) != VERDICT_ALLOW)
+		return deny(p, REASON_ND_SPOOF);
+	if (type == ICMP6_ROUTER_SOLICIT)
+		return nd_options_fit(p, p->l4 + 8, !unspecified) ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ND_SPOOF);
+
+	__u8 *message = pkt_at(p, p->l4, 24);
+	if (!message)
+		return deny(p, REASON_TRUNCATED);
+	__u64 target[2];
+	__builtin_memcpy(target, message + 8, 16);
+	if (!nd_options_fit(p, p->l4 + 24, !unspecified))
+		return deny(p, REASON_ND_SPOOF);
+	int own = guest_index6(p, target) != GUEST_NONE;
+	if (type == ICMP6_NEIGHBOUR_ADVERT)
+		return own && !unspecified ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ND_SPOOF);
+	if (own || (unspecified && learnable6(p, target)))
+		return allow(p, REASON_NEIGHBOUR);
+	if (unspecified)
+		return deny(p, REASON_ND_SPOOF);
+	if (is_gateway6(p->sandbox, target) || reachable(ask(p, DIR_EGRESS, target, 0, 0)))
+		return allow(p, REASON_NEIGHBOUR);
+	return deny(p, REASON_ARP_TARGET);
+}
+
+#endif

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * The one place where a verdict becomes a TC code.
+ *
+ * TCX knows -1 (next program), 0, 2 (drop) and 7 (redirect), and treats every other code as "next": a wrong code is a hole,
+ * so only constants leave here. "Allow" is "next", not "pass": whoever stands behind us in the chain still has its say.
+ */
+#ifndef ENFORCER_VERDICT_H
+#define ENFORCER_VERDICT_H
+
+#define CODE_NEXT (-1)
+#define CODE_DROP 2
+
+inline_stage int finish(struct pkt *p, __u32 verdict)
+{
+	count(p);
+	if (verdict == VERDICT_ALLOW)
+		return CODE_NEXT;
+	if (verdict == VERDICT_REDIRECT)
+		return bpf_redirect(p->redirect_ifindex, 0) == TC_ACT_REDIRECT ? TC_ACT_REDIRECT : CODE_DROP;
+	report(p, verdict);
+	return CODE_DROP;
+}
+
+#endif
