@@ -1,0 +1,2 @@
+#include "addon.h"
+namespace enforcer { void InitLink(Napi::Env, Napi::Object) {} }

@@ -1,0 +1,174 @@
+// A program: facts about it, test runs, pins.
+#include "program.h"
+
+#include <bpf/bpf.h>
+#include <linux/bpf.h>
+
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "error.h"
+
+namespace enforcer {
+
+namespace {
+// What a program may add in front of or behind the packet it was given.
+constexpr size_t kTestRunSlack = 256;
+constexpr size_t kTestRunLimit = 1u << 20;
+}  // namespace
+
+void BpfProgram::Init(Napi::Env env, Napi::Object exports) {
+  Napi::Function constructor = DefineClass(env, kName,
+                                           {
+                                               StaticMethod<&BpfProgram::FromPin>("fromPin"),
+                                               StaticMethod<&BpfProgram::FromId>("fromId"),
+                                               InstanceAccessor<&BpfProgram::GetFd>("fd"),
+                                               InstanceAccessor<&BpfProgram::GetInfo>("info"),
+                                               InstanceMethod<&BpfProgram::TestRun>("testRun"),
+                                               InstanceMethod<&BpfProgram::Pin>("pin"),
+                                               InstanceMethod<&BpfProgram::Close>("close"),
+                                           });
+  ConstructorsOf(env).program = Napi::Persistent(constructor);
+  exports.Set(kName, constructor);
+}
+
+void InitProgram(Napi::Env env, Napi::Object exports) { BpfProgram::Init(env, exports); }
+
+BpfProgram::BpfProgram(const Napi::CallbackInfo& info) : Adopted<BpfProgram>(info) {
+  if (fd_.valid() && BpfKind(fd_.get()) != "bpf-prog") {
+    ThrowErrno(info.Env(), EINVAL, {"bpf(BPF_OBJ_GET_INFO_BY_FD)", {}, 0, "the descriptor is not a BPF program"});
+  }
+}
+
+Napi::Value BpfProgram::FromPin(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Args args(env);
+  std::string path = args.Path(info[0]);
+  if (!args.ok()) return {};
+  Fd fd(bpf_obj_get(path.c_str()));
+  if (!fd.valid()) {
+    ThrowErrno(env, errno, {"bpf(BPF_OBJ_GET)", path});
+    return {};
+  }
+  return Adopt(env, ConstructorsOf(env).program, std::move(fd));
+}
+
+Napi::Value BpfProgram::FromId(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Args args(env);
+  uint32_t id = args.U32(info[0], "id");
+  if (!args.ok()) return {};
+  Fd fd(bpf_prog_get_fd_by_id(id));
+  if (!fd.valid()) {
+    ThrowErrno(env, errno, {"bpf(BPF_PROG_GET_FD_BY_ID)", {}, 0, "program id " + std::to_string(id)});
+    return {};
+  }
+  return Adopt(env, ConstructorsOf(env).program, std::move(fd));
+}
+
+bool BpfProgram::Open(Napi::Env env, const char* what) {
+  if (fd_.valid()) return true;
+  ThrowClosed(env, what);
+  return false;
+}
+
+Napi::Value BpfProgram::GetFd(const Napi::CallbackInfo& info) {
+  if (!Open(info.Env(), "BpfProgram.fd")) return {};
+  return Napi::Number::New(info.Env(), fd_.get());
+}
+
+Napi::Value BpfProgram::GetInfo(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (!Open(env, "BpfProgram.info")) return {};
+  bpf_prog_info facts = {};
+  __u32 size = sizeof facts;
+  int failed = bpf_obj_get_info_by_fd(fd_.get(), &facts, &size);
+  std::vector<__u32> maps(facts.nr_map_ids);
+  if (failed == 0 && !maps.empty()) {
+    facts = {};
+    facts.nr_map_ids = static_cast<__u32>(maps.size());
+    facts.map_ids = reinterpret_cast<__u64>(maps.data());
+    size = sizeof facts;
+    failed = bpf_obj_get_info_by_fd(fd_.get(), &facts, &size);
+  }
+  if (failed != 0) {
+    ThrowErrno(env, errno, {"bpf(BPF_OBJ_GET_INFO_BY_FD)"});
+    return {};
+  }
+  int64_t memlock = FdMemlock(fd_.get());
+  if (memlock < 0) {
+    ThrowErrno(env, errno, {"open", "/proc/self/fdinfo/" + std::to_string(fd_.get())});
+    return {};
+  }
+  char tag[2 * BPF_TAG_SIZE + 1];
+  for (int i = 0; i < BPF_TAG_SIZE; i++) snprintf(tag + 2 * i, 3, "%02x", facts.tag[i]);
+  Napi::Array ids = Napi::Array::New(env);
+  for (__u32 id : maps) ids.Set(ids.Length(), id);
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("id", facts.id);
+  out.Set("name", std::string(facts.name, strnlen(facts.name, sizeof facts.name)));
+  out.Set("tag", tag);
+  out.Set("jited", facts.jited_prog_len > 0);
+  out.Set("verifiedInstructions", facts.verified_insns);
+  out.Set("memlock", static_cast<double>(memlock));
+  out.Set("mapIds", ids);
+  return out;
+}
+
+Napi::Value BpfProgram::TestRun(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (!Open(env, "BpfProgram.testRun")) return {};
+  Args args(env);
+  Napi::Object options = args.Object(info[0], "options");
+  Bytes data = args.ByteArray(args.Get(options, "data"), "data");
+  Napi::Value contextValue = args.Get(options, "context");
+  bool hasContext = args.ok() && !contextValue.IsUndefined();
+  Bytes context;
+  if (hasContext) context = args.ByteArray(contextValue, "context");
+  int64_t repeat = args.Integer(args.Get(options, "repeat"), "repeat", 1, 1000000000, 1);
+  if (args.ok() && data.length > kTestRunLimit) args.FailRange("data must have at most 1 MiB");
+  if (args.ok() && context.length > 4096) args.FailRange("context must have at most 4096 octets");
+  if (!args.ok()) return {};
+
+  std::vector<uint8_t> out(data.length + kTestRunSlack), contextOut(context.length);
+  LIBBPF_OPTS(bpf_test_run_opts, run);
+  run.data_in = data.data;
+  run.data_size_in = static_cast<__u32>(data.length);
+  run.data_out = out.data();
+  run.data_size_out = static_cast<__u32>(out.size());
+  run.repeat = static_cast<int>(repeat);
+  if (hasContext) {
+    run.ctx_in = context.data;
+    run.ctx_size_in = static_cast<__u32>(context.length);
+    run.ctx_out = contextOut.data();
+    run.ctx_size_out = static_cast<__u32>(contextOut.size());
+  }
+  if (bpf_prog_test_run_opts(fd_.get(), &run) != 0) {
+    ThrowErrno(env, errno, {"bpf(BPF_PROG_TEST_RUN)"});
+    return {};
+  }
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("returnValue", run.retval);
+  result.Set("durationNs", run.duration);
+  result.Set("data", Napi::Buffer<uint8_t>::Copy(env, out.data(), std::min<size_t>(run.data_size_out, out.size())));
+  if (hasContext) {
+    result.Set("context", Napi::Buffer<uint8_t>::Copy(env, contextOut.data(), std::min<size_t>(run.ctx_size_out, contextOut.size())));
+  } else {
+    result.Set("context", env.Null());
+  }
+  return result;
+}
+
+void BpfProgram::Pin(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (!Open(env, "BpfProgram.pin")) return;
+  Args args(env);
+  std::string path = args.Path(info[0]);
+  if (!args.ok()) return;
+  if (bpf_obj_pin(fd_.get(), path.c_str()) != 0) ThrowErrno(env, errno, {"bpf(BPF_OBJ_PIN)", path});
+}
+
+void BpfProgram::Close(const Napi::CallbackInfo&) { fd_.reset(); }
+
+}  // namespace enforcer

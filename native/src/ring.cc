@@ -1,0 +1,2 @@
+#include "addon.h"
+namespace enforcer { void InitRing(Napi::Env, Napi::Object) {} }

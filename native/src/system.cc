@@ -1,0 +1,77 @@
+// Single facts and acts of the system that Node does not offer: mounting bpffs, file system types, the coarse clock,
+// CPUs, capabilities.
+#include <bpf/libbpf.h>
+#include <linux/capability.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <time.h>
+
+#include "addon.h"
+#include "error.h"
+
+namespace enforcer {
+
+namespace {
+
+void MountBpffs(const Napi::CallbackInfo& info) {
+  Args args(info.Env());
+  std::string path = args.Path(info[0]);
+  if (!args.ok()) return;
+  if (mount("bpf", path.c_str(), "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700") != 0) {
+    ThrowErrno(info.Env(), errno, {"mount", path});
+  }
+}
+
+Napi::Value FsType(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Args args(env);
+  std::string path = args.Path(info[0]);
+  if (!args.ok()) return {};
+  struct statfs facts;
+  if (statfs(path.c_str(), &facts) != 0) {
+    ThrowErrno(env, errno, {"statfs", path});
+    return {};
+  }
+  return Napi::Number::New(env, static_cast<double>(static_cast<uint32_t>(facts.f_type)));
+}
+
+Napi::Value ClockMonotonicCoarse(const Napi::CallbackInfo& info) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return Napi::BigInt::New(info.Env(), static_cast<int64_t>(now.tv_sec) * 1000000000 + now.tv_nsec);
+}
+
+Napi::Value PossibleCpus(const Napi::CallbackInfo& info) {
+  int count = libbpf_num_possible_cpus();
+  if (count < 0) {
+    ThrowErrno(info.Env(), count, {"libbpf_num_possible_cpus", "/sys/devices/system/cpu/possible"});
+    return {};
+  }
+  return Napi::Number::New(info.Env(), count);
+}
+
+Napi::Value LibbpfVersion(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), libbpf_version_string()); }
+
+Napi::Value EffectiveCapabilities(const Napi::CallbackInfo& info) {
+  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {};
+  if (syscall(SYS_capget, &header, data) != 0) {
+    ThrowErrno(info.Env(), errno, {"capget"});
+    return {};
+  }
+  return Napi::BigInt::New(info.Env(), static_cast<uint64_t>(data[1].effective) << 32 | data[0].effective);
+}
+
+}  // namespace
+
+void InitSystem(Napi::Env env, Napi::Object exports) {
+  exports.Set("mountBpffs", Napi::Function::New<MountBpffs>(env, "mountBpffs"));
+  exports.Set("fsType", Napi::Function::New<FsType>(env, "fsType"));
+  exports.Set("clockMonotonicCoarse", Napi::Function::New<ClockMonotonicCoarse>(env, "clockMonotonicCoarse"));
+  exports.Set("possibleCpus", Napi::Function::New<PossibleCpus>(env, "possibleCpus"));
+  exports.Set("libbpfVersion", Napi::Function::New<LibbpfVersion>(env, "libbpfVersion"));
+  exports.Set("effectiveCapabilities", Napi::Function::New<EffectiveCapabilities>(env, "effectiveCapabilities"));
+}
+
+}  // namespace enforcer

@@ -1,0 +1,2 @@
+#include "addon.h"
+namespace enforcer { void InitTc(Napi::Env, Napi::Object) {} }

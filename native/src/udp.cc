@@ -1,0 +1,2 @@
+#include "addon.h"
+namespace enforcer { void InitUdp(Napi::Env, Napi::Object) {} }
