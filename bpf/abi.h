@@ -10,23 +10,25 @@
 #ifndef ENFORCER_ABI_H
 #define ENFORCER_ABI_H
 
-#define ABI_VERSION 1
-
 /* Limits that shape a map or a loop. Those marked (default) may be set smaller or larger at load or attach time. */
-#define MAX_SANDBOXES 4096       /* (default) slots in `sandboxes` and in every outer map */
-#define MAX_RULES 512            /* bits of a rule vector: distinct rules after the compiler has merged equal ones */
-#define RULE_WORDS 8             /* MAX_RULES / 64 */
-#define GUEST_ADDRS 4            /* configured guest addresses or prefixes per family */
-#define GATEWAYS 4               /* gateway addresses per family */
-#define LEARN_PREFIXES 4         /* prefixes per family in which an address may be learned */
-#define PIN_SLOTS 8              /* distinct domain-rule bits that one address may carry */
-#define POLICY_PAGE 512          /* bytes in one page of a compiled policy */
-#define FLOWS_DEFAULT 2048       /* (default) flows per sandbox */
-#define PINS_DEFAULT 1024        /* (default) pinned addresses per sandbox */
-#define FRAGMENTS_DEFAULT 256    /* (default) datagrams in fragments per sandbox */
-#define REDIRECTS 512            /* intercepted DNS conversations per sandbox at one time; power of two */
-#define REDIRECT_PORT_BASE 16384 /* source port that slot 0 of the redirect table shows to the agent */
-#define ADDR_CACHE 1024          /* per-CPU entries of the address cache; power of two */
+enum abi_limit {
+	ABI_VERSION = 1,
+	MAX_SANDBOXES = 4096,       /* (default) slots in `sandboxes` and in every outer map */
+	MAX_RULES = 512,            /* bits of a rule vector: distinct rules after the compiler has merged equal ones */
+	RULE_WORDS = 8,             /* MAX_RULES / 64 */
+	GUEST_ADDRS = 4,            /* configured guest addresses or prefixes per family */
+	GATEWAYS = 4,               /* gateway addresses per family */
+	LEARN_PREFIXES = 4,         /* prefixes per family in which an address may be learned */
+	PIN_SLOTS = 8,              /* distinct domain-rule bits that one address may carry */
+	POLICY_PAGE = 512,          /* octets in one page of a compiled policy */
+	FLOWS_DEFAULT = 2048,       /* (default) flows per sandbox */
+	PINS_DEFAULT = 1024,        /* (default) pinned addresses per sandbox */
+	FRAGMENTS_DEFAULT = 256,    /* (default) datagrams in fragments per sandbox */
+	REDIRECTS = 512,            /* intercepted DNS conversations per sandbox at one time; power of two */
+	REDIRECT_PORT_BASE = 16384, /* source port that slot 0 of the redirect table shows to the agent */
+	ADDR_CACHE = 1024,          /* per-CPU entries of the address cache; power of two */
+	SANDBOX_ADDR_OFFSET = 256,  /* keeps slot 0 away from the resolver subnet's own first addresses */
+};
 
 /* ---- verdicts and reasons ------------------------------------------------------------------------------------ */
 
@@ -142,12 +144,14 @@ enum sandbox_state {
 	SANDBOX_ENFORCED = 1,
 };
 
-#define SANDBOX_LEARN_MAC 1 /* take the first unicast source MAC and lock it */
-#define SANDBOX_LEARN_4 2   /* take the first IPv4 source inside learn4 and lock it */
-#define SANDBOX_LEARN_6 4   /* the same for IPv6 inside learn6 */
-#define SANDBOX_LEARN_LL 8  /* the same for one IPv6 link-local address */
-#define SANDBOX_REDIRECT_DNS 16
-#define SANDBOX_DHCP 32     /* guest may act as DHCP and DHCPv6 client */
+enum sandbox_flag {
+	SANDBOX_LEARN_MAC = 1, /* take the first unicast source MAC and lock it */
+	SANDBOX_LEARN_4 = 2, /* take the first IPv4 source inside learn4 and lock it */
+	SANDBOX_LEARN_6 = 4, /* the same for IPv6 inside learn6 */
+	SANDBOX_LEARN_LL = 8, /* the same for one IPv6 link-local address */
+	SANDBOX_REDIRECT_DNS = 16,
+	SANDBOX_DHCP = 32, /* guest may act as DHCP and DHCPv6 client */
+};
 
 struct net4 {
 	__u32 addr; /* network order, masked */
@@ -226,17 +230,22 @@ struct group_entry {
  * Bit i of a vector (word i / 64, bit i % 64) is rule i; port tables of a direction hold only rules of that direction.
  * ICMP echo is looked up in the protocol table (1, 58); a rule with ports is in no protocol-table cell.
  */
-#define POLICY_PAGE_HEADER 0
-#define POLICY_PAGE_GROUPS 1
-#define POLICY_PAGE_DIR(direction) (2 + 3 * (direction)) /* +0 TCP, +1 UDP, +2 protocols */
-#define POLICY_PAGE_FIRST_FREE 8
-#define POLICY_LEAF 0x8000
+enum policy_layout {
+	POLICY_PAGE_HEADER = 0,
+	POLICY_PAGE_GROUPS = 1,
+	POLICY_PAGE_EGRESS = 2,  /* +0 TCP, +1 UDP, +2 protocols */
+	POLICY_PAGE_INGRESS = 5, /* the same */
+	POLICY_PAGE_FIRST_FREE = 8,
+	POLICY_LEAF = 0x8000,
+};
 
-#define POLICY_DEFAULT_ALLOW_EGRESS 1
-#define POLICY_DEFAULT_ALLOW_INGRESS 2
-#define POLICY_HAS_PREFIXES4 4
-#define POLICY_HAS_PREFIXES6 8
-#define POLICY_HAS_PINS 16 /* some rule is by name: pins are asked */
+enum policy_flag {
+	POLICY_DEFAULT_ALLOW_EGRESS = 1,
+	POLICY_DEFAULT_ALLOW_INGRESS = 2,
+	POLICY_HAS_PREFIXES4 = 4,
+	POLICY_HAS_PREFIXES6 = 8,
+	POLICY_HAS_PINS = 16, /* some rule is by name: pins are asked */
+};
 
 struct policy_header {
 	__u64 uid; /* unique over the life of the pinned maps, never 0; flows and cache entries carry it */
@@ -276,8 +285,10 @@ struct pin {
 	__u16 bit[PIN_SLOTS];     /* rule bit that the slot grants */
 };
 
-#define FLOW_REPLIED 1 /* the other side answered */
-#define FLOW_CLOSING 2 /* FIN or RST seen: short timeout, no new use */
+enum flow_flag {
+	FLOW_REPLIED = 1, /* the other side answered */
+	FLOW_CLOSING = 2, /* FIN or RST seen: short timeout, no new use */
+};
 
 struct flow_key {
 	__u8 remote[16];
@@ -313,9 +324,11 @@ struct fragment {
 	__u32 _pad;
 };
 
-#define REDIRECT_FREE 0
-#define REDIRECT_CLAIMED 1
-#define REDIRECT_LIVE 2
+enum redirect_state {
+	REDIRECT_FREE = 0,
+	REDIRECT_CLAIMED = 1,
+	REDIRECT_LIVE = 2,
+};
 
 /* inner array of `redirects`: slot i is shown to the agent as source port REDIRECT_PORT_BASE + i */
 struct redirect {
@@ -369,8 +382,6 @@ struct globals {
 	__u32 sandbox_net4;      /* 240.0.0.0 in network order: sandbox slot s is this | htonl(s + 256) */
 	__u8 sandbox_net6[16];   /* /96 of the ULA: sandbox slot s is this with the last 32 bits s + 256 */
 };
-
-#define SANDBOX_ADDR_OFFSET 256 /* keeps slot 0 away from the subnet's own first addresses */
 
 /* `events`: one record per reported denial (or other verdict, where asked for) */
 struct event {

@@ -54,7 +54,7 @@ inline_stage int pin_rules(struct question *q, __u64 *bits)
 /* Rule vector of protocol and port in one direction, or NULL when the policy is torn. */
 inline_stage __u64 *port_rules(void *policy, struct policy_header *header, __u32 direction, __u8 proto, __be16 port)
 {
-	__u32 base = POLICY_PAGE_DIR(direction);
+	__u32 base = direction == DIR_EGRESS ? POLICY_PAGE_EGRESS : POLICY_PAGE_INGRESS;
 	__u32 class_id;
 
 	if (proto == IPPROTO_TCP || proto == IPPROTO_UDP) {
