@@ -2,13 +2,10 @@
  * The routing socket: rtnetlink requests to the kernel, in the network namespace of the calling thread.
  *
  * Holds always: synchronous; a refusal is an EnforcerError E_NETLINK that says what was tried and the kernel's errno and
- * words; a dump that changed under way (NLM_F_DUMP_INTR) is read again. Does not: follow changes (host-watch.ts).
+ * words; a dump is one state of the table, or fails with EINTR. Does not: follow changes (host-watch.ts).
  */
 import { closeFd, netlinkRequest, openNetns, setNetns, type NativeError } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
-import { decodeHeader, MessageFlag } from "./rtnetlink.js";
-
-const DUMP_TRIES = 5;
 
 /** errno name of a failed system call, else null. */
 export function errnoOf(error: unknown): string | null {
@@ -43,17 +40,12 @@ export function requestUnless(message: Uint8Array, errno: string | readonly stri
 
 /** Sends a dump request and returns what decode makes of each message, nulls left out. */
 export function dump<T>(message: Uint8Array, decode: (message: Buffer) => T | null, doing: string): T[] {
-  for (let attempt = 1; ; attempt++) {
-    const answers = request(message, doing);
-    // After the last try the snapshot is taken as it is: the change that interrupted it is notified and read again.
-    if (attempt < DUMP_TRIES && answers.some((answer) => (decodeHeader(answer).flags & MessageFlag.dumpInterrupted) !== 0)) continue;
-    const found: T[] = [];
-    for (const answer of answers) {
-      const decoded = decode(answer);
-      if (decoded !== null) found.push(decoded);
-    }
-    return found;
+  const found: T[] = [];
+  for (const answer of request(message, doing)) {
+    const decoded = decode(answer);
+    if (decoded !== null) found.push(decoded);
   }
+  return found;
 }
 
 /**

@@ -13,8 +13,7 @@ import { EnforcerError } from "../errors.js";
 
 if (endianness() !== "LE") throw new EnforcerError("E_KERNEL", "this build speaks to little-endian kernels only", { remedy: "use x86-64 or arm64" });
 
-export const MessageType = {
-  error: 2,
+const MessageType = {
   newLink: 16, delLink: 17, getLink: 18, setLink: 19,
   newAddress: 20, delAddress: 21, getAddress: 22,
   newRoute: 24, delRoute: 25, getRoute: 26,
@@ -22,8 +21,8 @@ export const MessageType = {
   newNexthop: 104, getNexthop: 106,
 } as const;
 
-export const MessageFlag = {
-  request: 0x1, ack: 0x4, dumpInterrupted: 0x10,
+const MessageFlag = {
+  request: 0x1, ack: 0x4,
   dump: 0x300, replace: 0x100, exclusive: 0x200, create: 0x400,
 } as const;
 
@@ -165,18 +164,16 @@ function encodeMessage(type: number, flags: number, body: Uint8Array, attributes
   return out;
 }
 
-export interface Header { readonly type: number; readonly flags: number }
-
 /** @throws EnforcerError E_NETLINK when nlmsg_len is not the buffer's length. */
-export function decodeHeader(message: Buffer): Header {
+function messageType(message: Buffer): number {
   if (message.length < HEADER) throw malformed("a message shorter than its header");
   const length = message.readUInt32LE(0);
   if (length < HEADER || length > message.length) throw malformed("a message's length leaves the datagram");
-  return { type: message.readUInt16LE(4), flags: message.readUInt16LE(6) };
+  return message.readUInt16LE(4);
 }
 
 function parts(message: Buffer, bodyLength: number): { type: number; body: Buffer; attributes: Map<number, Buffer> } {
-  const { type } = decodeHeader(message);
+  const type = messageType(message);
   const end = message.readUInt32LE(0);
   if (end < HEADER + bodyLength) throw malformed("a message shorter than its fixed part");
   return { type, body: message.subarray(HEADER, HEADER + bodyLength), attributes: decodeAttributes(message.subarray(HEADER + align4(bodyLength), end)) };
@@ -282,7 +279,7 @@ export function encodeDeleteLink(ifindex: number): Buffer { return encodeMessage
  * membership, and RTM_DELLINK among them does not mean that the link is gone.
  */
 export function decodeLink(message: Buffer): { deleted: boolean; movedAway: boolean; link: Link } | null {
-  const { type } = decodeHeader(message);
+  const type = messageType(message);
   if (type !== MessageType.newLink && type !== MessageType.delLink) return null;
   const { body, attributes } = parts(message, IFINFO);
   if (body[0] === AF_BRIDGE) return null;
@@ -358,7 +355,7 @@ export function encodeAddAddress(ifindex: number, address: Address, prefixLength
 
 /** RTM_NEWADDR or RTM_DELADDR; null for other messages and families. */
 export function decodeAddress(message: Buffer): { deleted: boolean; address: InterfaceAddress } | null {
-  const { type } = decodeHeader(message);
+  const type = messageType(message);
   if (type !== MessageType.newAddress && type !== MessageType.delAddress) return null;
   const { body, attributes } = parts(message, IFADDR);
   const family = familyFrom(body[0]!);
@@ -449,7 +446,7 @@ function decodeGateway(attributes: Map<number, Buffer>): Address | null {
 
 /** RTM_NEWROUTE or RTM_DELROUTE of IPv4 or IPv6; null for other messages and for cached clones (RTM_F_CLONED). */
 export function decodeRoute(message: Buffer): { deleted: boolean; route: Route } | null {
-  const { type } = decodeHeader(message);
+  const type = messageType(message);
   if (type !== MessageType.newRoute && type !== MessageType.delRoute) return null;
   const { body, attributes } = parts(message, RTMSG);
   const family = familyFrom(body[0]!);
@@ -483,7 +480,7 @@ export function encodeDumpNexthops(): Buffer { return encodeMessage(MessageType.
 
 /** RTM_NEWNEXTHOP: what routes name by id where the kernel does not spell it out (nexthop_compat_mode 0). */
 export function decodeNexthop(message: Buffer): NexthopObject | null {
-  if (decodeHeader(message).type !== MessageType.newNexthop) return null;
+  if (messageType(message) !== MessageType.newNexthop) return null;
   const { attributes } = parts(message, NHMSG);
   const id = readU32(attributes.get(NHA.id));
   if (id === null) throw malformed("a nexthop without an id");
