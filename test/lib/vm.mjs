@@ -1,0 +1,90 @@
+// @ts-check
+/**
+ * A virtual machine on a world's tap0: Debian's kernel and a small initramfs (test/vm) under QEMU without KVM.
+ *
+ * Holds always: one command at a time goes in by the second serial port, its answer comes back the same way, so nothing
+ * of the control channel goes over the network under test. Needs a world made with guest: "vm".
+ */
+import { existsSync } from "node:fs";
+import path from "node:path";
+import { must, Service } from "./processes.mjs";
+import { ADDRESS, MAC, ROOT } from "./world.mjs";
+
+const BUILD = path.join(ROOT, "test/vm/build");
+
+/** Fetches the kernel and makes the initramfs, where they are missing. @returns what it had to do, one line each */
+export async function buildVm() {
+  const output = await must([path.join(ROOT, "test/vm/build.sh")], { timeoutMs: 300_000 });
+  return output.split("\n").filter((line) => line !== "");
+}
+
+export class Vm {
+  #turn = 0;
+
+  /** @param {Service} service @param {string} kernel @param {string} consoleLog */
+  constructor(service, kernel, consoleLog) {
+    this.service = service;
+    /** release of the guest's kernel */
+    this.kernel = kernel;
+    this.consoleLog = consoleLog;
+  }
+
+  /**
+   * Boots on tap0 with the guest's addresses of the world; ready when its init takes commands.
+   * @param {import("./world.mjs").World} world
+   */
+  static async boot(world) {
+    await buildVm();
+    const consoleLog = path.join(world.dir, "console.log");
+    const size = world.options.bridged ? 24 : 30;
+    const service = world.own(world.host.start([
+      "qemu-system-x86_64", "-accel", process.env.ENFORCER_TEST_ACCEL ?? "tcg", "-machine", "q35", "-cpu", "max", "-m", "192",
+      "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+      "-kernel", path.join(BUILD, "vmlinuz"), "-initrd", path.join(BUILD, "initramfs.gz"),
+      "-append", `console=ttyS0 quiet panic=-1 enf.ip4=${ADDRESS.guest4}/${size} enf.gw4=${ADDRESS.gateway4} enf.ip6=${ADDRESS.guest6}/64 enf.gw6=${ADDRESS.gateway6}`,
+      "-serial", `file:${consoleLog}`, "-serial", "stdio",
+      "-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no", "-device", `virtio-net-pci,netdev=net,mac=${MAC.guest},romfile=`,
+    ]));
+    const line = await service.line((text) => text.startsWith("@ready"), { ms: 120_000, what: "the guest" });
+    return new Vm(service, line.split(" ")[2] ?? "?", consoleLog);
+  }
+
+  /**
+   * Runs one line of shell in the guest.
+   * @param {string} command
+   * @param {number} [ms] how long it may take
+   */
+  async run(command, ms = 60_000) {
+    const id = `@${++this.#turn} `;
+    const from = this.service.lines.length;
+    this.service.write(`${this.#turn} ${command}`);
+    const line = await this.service.line((text) => text.startsWith(id), { ms, from, what: `the guest's answer to: ${command}` });
+    const [, status, ...rest] = line.split(" ");
+    return { status: Number(status), output: rest.join(" ").replaceAll("\x1f", "\n").replaceAll("\r", "") };
+  }
+
+  /**
+   * One attempt with the probe, as Namespace.probe().
+   * @param {readonly string[]} args
+   * @param {number} [timeoutMs]
+   * @returns {Promise<import("./world.mjs").Seen>}
+   */
+  async probe(args, timeoutMs = 2000) {
+    const { output } = await this.run(`PROBE_TIMEOUT_MS=${timeoutMs} probe ${args.map((word) => `'${word}'`).join(" ")}`);
+    try {
+      return JSON.parse(output);
+    } catch {
+      throw new Error(`the guest's probe said: ${output}`);
+    }
+  }
+
+  async stop() {
+    if (this.service.ended === null) this.service.write("0 poweroff -f");
+    await this.service.stop("SIGTERM", 3000);
+  }
+}
+
+/** Whether QEMU is on this machine. */
+export function hasQemu() {
+  return (process.env.PATH ?? "").split(":").some((folder) => existsSync(path.join(folder, "qemu-system-x86_64")));
+}
