@@ -116,10 +116,16 @@ export class BpfLink {
 
 /** Programs on a TCX hook in running order; throws EINVAL where the kernel has no TCX. */
 export function queryTcx(ifindex: number, hook: TcHook): { programId: number; linkId: number }[];
-/** clsact + cls_bpf direct-action filter, handle 1, priority 1: for kernels without TCX. attach creates clsact if missing. */
+/**
+ * clsact + cls_bpf direct-action filter, handle 1, priority 1: for kernels without TCX. attach creates clsact if missing
+ * and throws EEXIST for a filter that is there already, unless replace is set; detach throws ENOENT when there is none.
+ */
 export function attachClsact(program: BpfProgram, ifindex: number, hook: TcHook, options?: { handle?: number; priority?: number; replace?: boolean }): void;
 export function detachClsact(ifindex: number, hook: TcHook, options?: { handle?: number; priority?: number }): void;
 export function queryClsact(ifindex: number, hook: TcHook, options?: { handle?: number; priority?: number }): { programId: number } | null;
+
+/** Removes the clsact qdisc if no filter is left on either hook. False when filters (of anybody) remain or there is no clsact. */
+export function removeClsact(ifindex: number): boolean;
 
 export class RingBuffer {
   /** One callback per wake-up with all records that were waiting, each copied; at most 4096 a call. Runs on the loop of the thread that made it. */

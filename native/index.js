@@ -22,7 +22,7 @@ const binding = load();
 
 export const {
   BpfObject, BpfMap, BpfProgram, BpfLink, RingBuffer, NetlinkMonitor, UdpBatch, Tap,
-  queryTcx, attachClsact, detachClsact, queryClsact,
+  queryTcx, attachClsact, detachClsact, queryClsact, removeClsact,
   netlinkRequest, openNetns, setNetns, createNetns, netnsInode, closeFd, lockFile, mountBpffs, fsType,
   clockMonotonicCoarse, possibleCpus, libbpfVersion, effectiveCapabilities,
 } = binding;

@@ -3,12 +3,13 @@
 // Holds always: a request has a socket of its own, in the calling thread's namespace, and answers from anybody but the
 // kernel are ignored. A dump that the kernel marks as interrupted is asked again, so that what is returned is one state.
 // Requests wait for the kernel at most kTimeoutSeconds, then fail with ETIMEDOUT.
+#include "netlink.h"
+
 #include <linux/netlink.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 
 #include <cstring>
-#include <vector>
 
 #include "addon.h"
 #include "error.h"
@@ -58,25 +59,20 @@ std::string ExtendedText(const uint8_t* data, size_t length) {
   return {};
 }
 
-struct Outcome {
-  int error = 0;  // errno
-  std::string text;
+// Returns whether the kernel marked a dump as interrupted by a change.
+bool ExchangeOnce(int protocol, const uint8_t* request, size_t requestLength, NetlinkOutcome& out) {
   bool interrupted = false;
-  std::vector<std::vector<uint8_t>> messages;
-};
-
-void Exchange(int protocol, const Bytes& request, Outcome& out) {
   Fd fd = OpenSocket(protocol, 0);
   if (!fd.valid()) {
     out.error = errno;
-    return;
+    return false;
   }
   int on = 1;
   setsockopt(fd.get(), SOL_NETLINK, NETLINK_EXT_ACK, &on, sizeof on);  // only the error's text depends on it
   struct timeval limit = {kTimeoutSeconds, 0};
   setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
 
-  std::vector<uint8_t> message(request.data, request.data + request.length);
+  std::vector<uint8_t> message(request, request + requestLength);
   nlmsghdr header;
   memcpy(&header, message.data(), sizeof header);
   header.nlmsg_flags |= NLM_F_REQUEST | NLM_F_ACK;  // so that every exchange has an end: an acknowledgement or NLMSG_DONE
@@ -86,7 +82,7 @@ void Exchange(int protocol, const Bytes& request, Outcome& out) {
   kernel.nl_family = AF_NETLINK;
   if (sendto(fd.get(), message.data(), message.size(), 0, reinterpret_cast<sockaddr*>(&kernel), sizeof kernel) < 0) {
     out.error = errno;
-    return;
+    return false;
   }
 
   std::vector<uint8_t> buffer(kDatagram);
@@ -95,7 +91,7 @@ void Exchange(int protocol, const Bytes& request, Outcome& out) {
     if (length < 0) {
       if (errno == EINTR) continue;
       out.error = errno == EAGAIN ? ETIMEDOUT : errno;
-      return;
+      return false;
     }
     const uint8_t* at = buffer.data();
     size_t left = static_cast<size_t>(length);
@@ -104,10 +100,10 @@ void Exchange(int protocol, const Bytes& request, Outcome& out) {
       memcpy(&answer, at, sizeof answer);
       if (answer.nlmsg_len < sizeof answer || answer.nlmsg_len > left) {
         out.error = EBADMSG;
-        return;
+        return false;
       }
       if (answer.nlmsg_seq == header.nlmsg_seq) {
-        if (answer.nlmsg_flags & NLM_F_DUMP_INTR) out.interrupted = true;
+        if (answer.nlmsg_flags & NLM_F_DUMP_INTR) interrupted = true;
         const uint8_t* body = at + NLMSG_HDRLEN;
         size_t bodyLength = answer.nlmsg_len - NLMSG_HDRLEN;
         if (answer.nlmsg_type == NLMSG_ERROR || answer.nlmsg_type == NLMSG_DONE) {
@@ -124,7 +120,7 @@ void Exchange(int protocol, const Bytes& request, Outcome& out) {
             }
           }
           if ((answer.nlmsg_flags & NLM_F_ACK_TLVS) && skip < bodyLength) out.text = ExtendedText(body + skip, bodyLength - skip);
-          return;
+          return interrupted;
         }
         if (answer.nlmsg_type != NLMSG_NOOP) out.messages.emplace_back(at, at + answer.nlmsg_len);
       }
@@ -135,6 +131,21 @@ void Exchange(int protocol, const Bytes& request, Outcome& out) {
     }
   }
 }
+
+}  // namespace
+
+NetlinkOutcome NetlinkExchange(int protocol, const uint8_t* request, size_t length) {
+  for (int tries = 0; tries < kDumpTries; tries++) {
+    NetlinkOutcome outcome;
+    if (!ExchangeOnce(protocol, request, length, outcome) || outcome.error != 0) return outcome;
+  }
+  NetlinkOutcome failed;
+  failed.error = EINTR;
+  failed.text = "the table kept changing while it was read";
+  return failed;
+}
+
+namespace {
 
 Napi::Value NetlinkRequest(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -148,16 +159,7 @@ Napi::Value NetlinkRequest(const Napi::CallbackInfo& info) {
   }
   if (!args.ok()) return {};
 
-  Outcome outcome;
-  for (int tries = 0; tries < kDumpTries; tries++) {
-    outcome = Outcome();
-    Exchange(protocol, request, outcome);
-    if (outcome.error != 0 || !outcome.interrupted) break;
-  }
-  if (outcome.error == 0 && outcome.interrupted) {
-    outcome.error = EINTR;
-    outcome.text = "the table kept changing while it was read";
-  }
+  NetlinkOutcome outcome = NetlinkExchange(protocol, request.data, request.length);
   if (outcome.error != 0) {
     std::string call = "netlink(" + std::to_string(protocol) + ", type " + std::to_string(header.nlmsg_type) + ")";
     ThrowErrno(env, outcome.error, {call.c_str(), {}, 0, outcome.text});
