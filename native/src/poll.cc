@@ -54,7 +54,7 @@ void Poll::Close() {
 void CallFromLoop(Napi::Env env, const Napi::FunctionReference& function, std::initializer_list<napi_value> arguments) {
   napi_value result = nullptr;
   napi_status status =
-      napi_make_callback(env, nullptr, env.Undefined(), function.Value(), arguments.size(), arguments.begin(), &result);
+      napi_make_callback(env, nullptr, env.Global(), function.Value(), arguments.size(), arguments.begin(), &result);
   if (status != napi_pending_exception) return;
   napi_value thrown = nullptr;
   if (napi_get_and_clear_last_exception(env, &thrown) == napi_ok && thrown != nullptr) napi_fatal_exception(env, thrown);
