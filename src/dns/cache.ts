@@ -1,0 +1,134 @@
+/**
+ * Answers of one set of upstreams, shared by all sandboxes that use it, kept for as long as their TTLs say.
+ *
+ * Holds always: an entry past its time is never given out; TTL 0 is never kept; each entry belongs to the sandbox whose
+ * query brought it, and a sandbox that fills its share loses its own oldest entries, never another's. Pure: time is given.
+ * Does not: judge who may see an entry; that is done at every use.
+ */
+import type { Resolved } from "./chain.js";
+import type { WireAnswer } from "./answer.js";
+import type { Name } from "./wire.js";
+
+export interface CacheEntry {
+  readonly key: string;
+  readonly resolved: Resolved;
+  readonly wire: WireAnswer;
+  /** CLOCK_MONOTONIC seconds at which the TTLs were as they came. */
+  readonly born: number;
+  /** CLOCK_MONOTONIC seconds from which the entry is not used. */
+  readonly expires: number;
+  readonly owner: number;
+  /** octets, estimated. */
+  readonly size: number;
+}
+
+export interface CacheLimits {
+  /** octets in all. */
+  readonly total: number;
+  /** octets that entries brought by one sandbox may take. */
+  readonly perOwner: number;
+}
+
+export const defaultCacheLimits: CacheLimits = { total: 64 << 20, perOwner: 8 << 20 };
+
+/** name, type and DO as one string. */
+export function cacheKey(name: Name, type: number, dnssec: boolean): string {
+  return name.wire + String.fromCharCode(type, dnssec ? 1 : 0);
+}
+
+/** Estimated octets of memory of one entry: its wire form, its addresses and names, and the objects around them. */
+function sizeOf(key: string, resolved: Resolved, wire: WireAnswer): number {
+  let size = 1_024 + 2 * key.length + wire.body.length;
+  for (const r of resolved.answers) size += 256 + r.data.length;
+  for (const r of resolved.authority) size += 256 + r.data.length;
+  return size + 128 * (resolved.addresses.length + resolved.others.length + resolved.targets.length);
+}
+
+interface Share { octets: number; readonly entries: Set<CacheEntry> }
+
+export class AnswerCache {
+  private readonly entries = new Map<string, CacheEntry>();
+  private readonly shares = new Map<number, Share>();
+  private total = 0;
+  private walk: Iterator<CacheEntry> | null = null;
+  evicted = 0;
+
+  constructor(private readonly limits: CacheLimits = defaultCacheLimits) {}
+
+  get size(): number { return this.entries.size; }
+  get octets(): number { return this.total; }
+
+  /** The entry while it may be used, else undefined. @param now CLOCK_MONOTONIC seconds. */
+  get(key: string, now: number): CacheEntry | undefined {
+    const entry = this.entries.get(key);
+    if (entry === undefined) return undefined;
+    if (now >= entry.expires) {
+      this.drop(entry);
+      return undefined;
+    }
+    return entry;
+  }
+
+  /** Makes an entry and keeps it if its TTL and size allow; what is returned may be used once in any case. */
+  put(key: string, resolved: Resolved, wire: WireAnswer, owner: number, now: number): CacheEntry {
+    const entry: CacheEntry = { key, resolved, wire, born: now, expires: now + resolved.ttl, owner, size: sizeOf(key, resolved, wire) };
+    const old = this.entries.get(key);
+    if (old !== undefined) this.drop(old);
+    if (resolved.ttl <= 0 || entry.size > this.limits.perOwner) return entry;
+    let share = this.shares.get(owner);
+    if (share === undefined) this.shares.set(owner, (share = { octets: 0, entries: new Set() }));
+    while (share.octets + entry.size > this.limits.perOwner) this.evict(share);
+    while (this.total + entry.size > this.limits.total) this.evict(this.largest());
+    // An eviction may have emptied the share and taken it off the list.
+    this.shares.set(owner, share);
+    this.entries.set(key, entry);
+    share.entries.add(entry);
+    share.octets += entry.size;
+    this.total += entry.size;
+    return entry;
+  }
+
+  /** Drops what has expired, looking at `budget` entries at most and going on next time where it stopped. */
+  sweep(now: number, budget: number): void {
+    while (budget-- > 0) {
+      this.walk ??= this.entries.values();
+      const step = this.walk.next();
+      if (step.done === true) {
+        this.walk = null;
+        break;
+      }
+      if (now >= step.value.expires) this.drop(step.value);
+    }
+  }
+
+  clear(): void {
+    this.entries.clear();
+    this.shares.clear();
+    this.walk = null;
+    this.total = 0;
+  }
+
+  private largest(): Share {
+    let found: Share | undefined;
+    for (const share of this.shares.values()) if (found === undefined || share.octets > found.octets) found = share;
+    return found!;
+  }
+
+  private evict(share: Share): void {
+    for (const entry of share.entries) {
+      this.drop(entry);
+      this.evicted++;
+      return;
+    }
+  }
+
+  private drop(entry: CacheEntry): void {
+    if (this.entries.get(entry.key) === entry) this.entries.delete(entry.key);
+    const share = this.shares.get(entry.owner);
+    if (share !== undefined && share.entries.delete(entry)) {
+      share.octets -= entry.size;
+      this.total -= entry.size;
+      if (share.entries.size === 0) this.shares.delete(entry.owner);
+    }
+  }
+}

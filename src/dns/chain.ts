@@ -1,0 +1,193 @@
+/**
+ * From an upstream's reply to what may be said of it: the chain of CNAMEs that starts at the question, the records at its
+ * end, every address that any section shows, and how long it may be kept.
+ *
+ * Holds always: only owners on the chain are answered; addresses to be pinned are those of the question's type at the
+ * chain's end and hints of its HTTPS/SVCB records; an error code carries no answers; over 8 links or 64 addresses the
+ * whole reply is refused, never cut short silently. Pure.
+ * Does not: judge addresses or names (rebind.ts, judge.ts).
+ */
+import { isV4 } from "../addresses/address.js";
+import { readServiceBinding, type ServiceBinding } from "./svcb.js";
+import type { Reply } from "./message.js";
+import { Class, Flag, Rcode, Type, isWithin, type Name, type Record } from "./wire.js";
+
+export const MAX_LINKS = 8;
+export const MAX_ADDRESSES = 64;
+/** Longest time a positive answer is kept, seconds. */
+export const MAX_TTL = 86_400;
+/** Longest time a negative answer is kept, seconds (RFC 2308 section 5 advises 1 to 3 hours). */
+export const MAX_NEGATIVE_TTL = 3_600;
+
+export interface Resolved {
+  /** NOERROR or NXDOMAIN. */
+  readonly rcode: number;
+  /** upstream said AD and nothing was changed. */
+  readonly authentic: boolean;
+  readonly answers: readonly Record[];
+  readonly authority: readonly Record[];
+  /** 16-byte addresses that the answer tells the guest: to be checked and pinned. */
+  readonly addresses: readonly Uint8Array[];
+  /** every other address in the reply, in whatever section: to be checked, never told. */
+  readonly others: readonly Uint8Array[];
+  /**
+   * an IPv4-mapped address in a AAAA record or IPv6 hint of any section, if there is one: no host answers IPv6 under it,
+   * and inside it could not be told from the IPv4 address it holds, so the answer is refused.
+   */
+  readonly mapped: Uint8Array | null;
+  /** names the guest is led to: CNAME targets on the chain, SVCB/HTTPS targets. */
+  readonly targets: readonly Name[];
+  /** seconds: least of the answered records, or the negative TTL; 0: not to be kept. */
+  readonly ttl: number;
+}
+
+export type ChainFault = "chain-length" | "chain-loop" | "address-count" | "malformed";
+
+function fromV4(data: Uint8Array, at: number): Uint8Array {
+  const out = new Uint8Array(16);
+  out[10] = 255;
+  out[11] = 255;
+  for (let i = 0; i < 4; i++) out[12 + i] = data[at + i]!;
+  return out;
+}
+
+/** Addresses in a record's data, of the types whose data is an address; hints are added by the caller. */
+function addressesIn(record: Record): Uint8Array[] {
+  const { type, data } = record;
+  if (type === Type.A) return [fromV4(data, 0)];
+  if (type === Type.AAAA) return [data];
+  if (type === Type.WKS && data.length >= 4) return [fromV4(data, 0)];
+  if (type === Type.A6 && data.length >= 17 && data[0] === 0) return [data.slice(1, 17)];
+  if (type === Type.IPSECKEY && data.length >= 3) {
+    if (data[1] === 1 && data.length >= 7) return [fromV4(data, 3)];
+    if (data[1] === 2 && data.length >= 19) return [data.slice(3, 19)];
+  }
+  if (type === Type.AMTRELAY && data.length >= 2) {
+    const kind = data[1]! & 0x7f;
+    if (kind === 1 && data.length >= 6) return [fromV4(data, 2)];
+    if (kind === 2 && data.length >= 18) return [data.slice(2, 18)];
+  }
+  return [];
+}
+
+function distinct(addresses: readonly Uint8Array[]): Uint8Array[] {
+  if (addresses.length < 2) return [...addresses];
+  const seen = new Map<string, Uint8Array>();
+  for (const address of addresses) seen.set(String.fromCharCode(...address), address);
+  return [...seen.values()];
+}
+
+/**
+ * @param rcode of the reply must be NOERROR or NXDOMAIN.
+ * @param dnssec the guest asked for DNSSEC records: signatures on the chain and proofs of absence are kept.
+ */
+export function followChain(reply: Reply, name: Name, type: number, dnssec: boolean): Resolved | ChainFault {
+  if (reply.answers.some((r) => r.class !== Class.IN)) return "malformed";
+  const others: Uint8Array[] = [];
+  const addresses: Uint8Array[] = [];
+  const targets: Name[] = [];
+  const answers: Record[] = [];
+  let ttl = MAX_TTL;
+  let changed = false;
+
+  const bindings = new Map<Record, ServiceBinding>();
+  for (const section of [reply.answers, reply.authority, reply.additional]) {
+    for (const record of section) {
+      if (record.type !== Type.SVCB && record.type !== Type.HTTPS || record.class !== Class.IN) continue;
+      const binding = readServiceBinding(record.data);
+      if (binding === null) return "malformed";
+      bindings.set(record, binding);
+    }
+  }
+
+  const byOwner = new Map<string, Record[]>();
+  for (const record of reply.answers) {
+    const list = byOwner.get(record.owner.wire);
+    if (list === undefined) byOwner.set(record.owner.wire, [record]);
+    else list.push(record);
+  }
+  const told = new Set<Record>();
+  let owner = name;
+  if (reply.rcode === Rcode.NOERROR) {
+    const visited = new Set<string>([name.wire]);
+    for (let links = 0; ; links++) {
+      const here = byOwner.get(owner.wire) ?? [];
+      const cname = type === Type.CNAME ? undefined : here.find((r) => r.type === Type.CNAME);
+      const wanted = cname === undefined ? type : Type.CNAME;
+      for (const record of here) {
+        const signature = record.type === Type.RRSIG && dnssec && record.data.length >= 2
+          && ((record.data[0]! << 8) | record.data[1]!) === wanted;
+        if (record.type !== wanted && !signature) continue;
+        // Two CNAMEs at one owner are no chain (RFC 2181 section 10.1).
+        if (cname !== undefined && record.type === Type.CNAME && record !== cname) {
+          if (record.target!.wire !== cname.target!.wire) return "malformed";
+          continue;
+        }
+        told.add(record);
+      }
+      if (cname === undefined) break;
+      if (links + 1 > MAX_LINKS) return "chain-length";
+      owner = cname.target!;
+      targets.push(owner);
+      if (visited.has(owner.wire)) return "chain-loop";
+      visited.add(owner.wire);
+    }
+  }
+  const changedTypes = new Set<number>();
+  for (const [record, binding] of bindings) if (binding.changed && told.has(record)) changedTypes.add(record.type);
+  for (const record of told) {
+    if (record.type === Type.RRSIG && changedTypes.has((record.data[0]! << 8) | record.data[1]!)) continue;
+    const binding = bindings.get(record);
+    if (binding === undefined) {
+      answers.push(record);
+      if (record.type === Type.A || record.type === Type.AAAA) addresses.push(...addressesIn(record));
+      else others.push(...addressesIn(record));
+    } else {
+      answers.push(binding.changed ? { ...record, data: binding.data } : record);
+      changed ||= binding.changed;
+      addresses.push(...binding.hints);
+      if (record.target!.wire !== "\0" && record.target!.wire !== record.owner.wire) targets.push(record.target!);
+    }
+    ttl = Math.min(ttl, record.ttl);
+  }
+  for (const section of [reply.answers, reply.authority, reply.additional]) {
+    for (const record of section) {
+      if (told.has(record)) continue;
+      others.push(...addressesIn(record), ...(bindings.get(record)?.hints ?? []));
+    }
+  }
+  const tell = distinct(addresses);
+  let mapped: Uint8Array | null = null;
+  for (const section of [reply.answers, reply.authority, reply.additional]) {
+    for (const record of section) if (record.type === Type.AAAA && record.class === Class.IN && isV4(record.data)) mapped = record.data;
+  }
+  for (const binding of bindings.values()) mapped = binding.mapped ?? mapped;
+  if (tell.length > MAX_ADDRESSES) return "address-count";
+
+  const found = answers.some((r) => r.type === type);
+  const authority: Record[] = [];
+  if (!found) {
+    // RFC 2308 section 5: a negative answer lives as long as the lesser of the SOA's TTL and its MINIMUM; without a SOA
+    // it is not kept.
+    const soa = reply.authority.find((r) => r.type === Type.SOA && r.class === Class.IN && isWithin(owner, r.owner));
+    if (soa === undefined) ttl = 0;
+    else {
+      const d = soa.data;
+      const n = d.length;
+      const minimum = ((d[n - 4]! << 24) | (d[n - 3]! << 16) | (d[n - 2]! << 8) | d[n - 1]!) >>> 0;
+      const negative = Math.min(soa.ttl, minimum, MAX_NEGATIVE_TTL);
+      authority.push({ ...soa, ttl: negative });
+      ttl = Math.min(ttl, negative);
+      if (dnssec) {
+        for (const r of reply.authority) {
+          const proof = r.type === Type.NSEC || r.type === Type.NSEC3 || r.type === Type.RRSIG;
+          if (proof && r.class === Class.IN && isWithin(r.owner, soa.owner)) authority.push(r);
+        }
+      }
+    }
+  }
+  return {
+    rcode: reply.rcode, authentic: (reply.flags & Flag.AD) !== 0 && !changed,
+    answers, authority, addresses: tell, others: distinct(others), mapped, targets, ttl,
+  };
+}

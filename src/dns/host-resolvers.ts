@@ -1,0 +1,84 @@
+/**
+ * The host's own resolvers and search list (resolv.conf(5)), followed when the file changes.
+ *
+ * Holds always: the host's stub on a loopback address is as good as any (sockets stand in the host's namespace); a file that
+ * cannot be read gives no resolvers, and queries fail closed. Does not: ask anybody.
+ */
+import { readFileSync, realpathSync, watch, type FSWatcher } from "node:fs";
+import { basename, dirname } from "node:path";
+import { formatAddress, isV4 } from "../addresses/address.js";
+import { parseResolvConf } from "../net/resolv-conf.js";
+import { parseName } from "../policy/names.js";
+import type { UpstreamServer } from "./upstream.js";
+import { nameOf, type Name } from "./wire.js";
+
+export interface HostResolvers {
+  readonly servers: readonly UpstreamServer[];
+  readonly searchDomains: readonly Name[];
+}
+
+/** @param address 16 octets. */
+export function upstreamServer(address: Uint8Array, port: number): UpstreamServer {
+  return { family: isV4(address) ? 4 : 6, address, port, host: formatAddress(address) };
+}
+
+/** Names of the `search` and `domain` lines; those of one label, and what is no name, are left out. */
+export function searchDomains(text: string): Name[] {
+  const found: Name[] = [];
+  for (const line of text.split("\n")) {
+    const words = /^(?:search|domain)[ \t]+(.*)$/.exec(line)?.[1]?.split(/[ \t]+/) ?? [];
+    for (const word of words) {
+      const parsed = parseName(word);
+      const name = parsed.ok && parsed.value.length > 1 ? nameOf(parsed.value) : null;
+      if (name !== null) found.push(name);
+    }
+  }
+  return found;
+}
+
+export function readHostResolvers(path: string): HostResolvers {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch {
+    return { servers: [], searchDomains: [] };
+  }
+  return { servers: parseResolvConf(text).nameservers.map((address) => upstreamServer(address, 53)), searchDomains: searchDomains(text) };
+}
+
+/**
+ * Calls back after the file was written or replaced. The directory is watched, because the file is mostly replaced by
+ * renaming: that of the name given, and that of the file a symbolic link leads to.
+ * @returns a function that ends it.
+ */
+export function followFile(path: string, onChange: () => void): () => void {
+  let timer: NodeJS.Timeout | null = null;
+  const later = (): void => {
+    timer ??= setTimeout(() => {
+      timer = null;
+      onChange();
+    }, 100);
+  };
+  const watchers: FSWatcher[] = [];
+  const places = new Set([path]);
+  try {
+    places.add(realpathSync(path));
+  } catch {
+    // Not there yet: the directory tells when it comes.
+  }
+  for (const place of places) {
+    try {
+      const watcher = watch(dirname(place), { persistent: false }, (_event, file) => {
+        if (file === null || file === basename(place)) later();
+      });
+      watcher.on("error", () => undefined);
+      watchers.push(watcher);
+    } catch {
+      // No such directory: nothing to follow; a message can still ask for a new reading.
+    }
+  }
+  return () => {
+    if (timer !== null) clearTimeout(timer);
+    for (const watcher of watchers) watcher.close();
+  };
+}

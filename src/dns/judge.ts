@@ -1,0 +1,95 @@
+/**
+ * The seam to the policy: what the resolver must know to judge a name for one sandbox, and the judgements that hold
+ * whatever the policy says.
+ *
+ * Holds always: a name that no rule can match is refused before the policy is asked; the policy sees label arrays, never
+ * text; a name that an answer leads to (CNAME, SVCB target) may be unknown to the policy but not refused by it. Pure.
+ * Does not: know rules.
+ */
+import type { Group } from "../addresses/groups.js";
+import { isWithin, labelsOf, type Name } from "./wire.js";
+
+export interface NameVerdict {
+  readonly allowed: boolean;
+  /** domain-rule bits that a pin of this name carries. */
+  readonly bits: readonly number[];
+  /** index of the rule that decided, null when none did. */
+  readonly rule: number | null;
+  readonly reason: "rule" | "open" | "default" | "blocked";
+  /** set when the name is refused whatever the defaults say: metadata endpoints, local names, reverse names of our own. */
+  readonly special?: string;
+}
+
+/** One sandbox's policy as the resolver sees it. */
+export interface SandboxPolicy {
+  judge(labels: readonly string[]): NameVerdict;
+  readonly rebindProtection: boolean;
+  /** allow_private for the name, or an address rule without ports, admits an address outside `public`. */
+  privateAllowed(labels: readonly string[], address: Uint8Array): boolean;
+  /** answer to refused names: NXDOMAIN unless the policy says REFUSED. */
+  readonly deniedRcode: number;
+  /** answer when an address is refused: REFUSED unless the policy says NXDOMAIN. */
+  readonly rebindRcode: number;
+}
+
+export type Classify = (address: Uint8Array) => Group;
+
+export type Refusal = "denied" | "blocked" | "unmatchable";
+
+export interface Judgement {
+  readonly refusal: Refusal | null;
+  readonly bits: readonly number[];
+  readonly labels: readonly string[];
+}
+
+/** Judges the name of a question. @param classify for PTR names: the host's own addresses are known only here. */
+export function judgeQuestion(policy: SandboxPolicy, name: Name, classify: Classify): Judgement {
+  const labels = labelsOf(name);
+  if (!name.matchable) return { refusal: "unmatchable", bits: [], labels };
+  const verdict = policy.judge(labels);
+  if (!verdict.allowed) return { refusal: verdict.reason === "blocked" || verdict.special !== undefined ? "blocked" : "denied", bits: [], labels };
+  const address = addressOfReverse(labels);
+  if (address !== null && verdict.reason !== "rule" && classify(address) !== "public") return { refusal: "blocked", bits: [], labels };
+  return { refusal: null, bits: verdict.bits, labels };
+}
+
+/**
+ * Judges a name that an answer leads to. Refused: names on the block list or always refused, names that a rule denies, names
+ * no rule can match, single labels, and (from outside of them) names in the host's own search domains; all save where a
+ * rule allows the name itself.
+ */
+export function targetRefused(policy: SandboxPolicy, question: Name, target: Name, searchDomains: readonly Name[]): boolean {
+  if (!target.matchable) return true;
+  const labels = labelsOf(target);
+  const verdict = policy.judge(labels);
+  if (verdict.allowed && verdict.reason === "rule") return false;
+  if (verdict.reason === "blocked" || verdict.special !== undefined || (!verdict.allowed && verdict.reason === "rule")) return true;
+  if (labels.length < 2) return true;
+  return searchDomains.some((domain) => isWithin(target, domain) && !isWithin(question, domain));
+}
+
+/** The address of a whole reverse name (RFC 1035 section 3.5, RFC 3596 section 2.5), or null. */
+export function addressOfReverse(labels: readonly string[]): Uint8Array | null {
+  const n = labels.length;
+  if (n < 3 || labels[n - 1] !== "arpa") return null;
+  const out = new Uint8Array(16);
+  if (labels[n - 2] === "in-addr" && n === 6) {
+    out[10] = 255;
+    out[11] = 255;
+    for (let i = 0; i < 4; i++) {
+      const text = labels[3 - i]!;
+      if (!/^(0|[1-9][0-9]{0,2})$/.test(text) || Number(text) > 255) return null;
+      out[12 + i] = Number(text);
+    }
+    return out;
+  }
+  if (labels[n - 2] === "ip6" && n === 34) {
+    for (let i = 0; i < 32; i++) {
+      const text = labels[31 - i]!;
+      if (!/^[0-9a-f]$/.test(text)) return null;
+      out[i >> 1]! |= parseInt(text, 16) << (i % 2 === 0 ? 4 : 0);
+    }
+    return out;
+  }
+  return null;
+}

@@ -1,0 +1,401 @@
+/**
+ * The pin book of one sandbox: which names were told which addresses, until when, and what the kernel holds of it.
+ *
+ * Holds always: the kernel's entry for an address is, per rule bit, the latest expiry over all names that carry the bit; a
+ * lease is never shortened; a pin that grants something is refused when a bound is reached, never put in another's place;
+ * after pin() returned "ok" the kernel holds every address. During a policy swap two views exist and every pin is written
+ * to both. Times are CLOCK_MONOTONIC seconds. Effects only through the writers.
+ * Does not: judge names; bits come with each pin, or from the judge given to a rebuild.
+ */
+import type { DnsLimits } from "./limits.js";
+import type { Name } from "./wire.js";
+
+/** Shortest and longest lease, seconds. */
+export const LEASE_MIN = 60;
+export const LEASE_MAX = 3_600;
+/** Distinct rule bits that one address may carry in the kernel (PIN_SLOTS of bpf/abi.h). */
+export const PIN_BITS = 8;
+/** How long a pin in use is kept after its lease, seconds. */
+export const GRACE = 600;
+/** In use: its expiry is moved this far ahead at a time, seconds; longer than the time between two sweeps. */
+const GRACE_STEP = 60;
+const NEAR_END = 20;
+
+/** Lease for a TTL, seconds. */
+export function leaseOf(ttl: number): number {
+  return ttl < LEASE_MIN ? LEASE_MIN : ttl > LEASE_MAX ? LEASE_MAX : ttl;
+}
+
+export interface PinEntry { readonly bit: number; readonly expires: number }
+
+/** One inner map of `pins`. Both throw when the kernel refuses. */
+export interface AddressWriter {
+  write(address: Uint8Array, entries: readonly PinEntry[]): void;
+  remove(address: Uint8Array): void;
+}
+
+export type PinResult = "ok" | "names" | "addresses" | "addresses-per-name" | "bits" | "write";
+
+/** Numbers of one pin book; counters but for the first three, which are gauges. */
+export interface PinCounters {
+  names: number;
+  addresses: number;
+  shownNames: number;
+  added: number;
+  renewed: number;
+  expired: number;
+  refusedNames: number;
+  refusedAddresses: number;
+  refusedAddressesPerName: number;
+  refusedBits: number;
+  writeErrors: number;
+  graceExtensions: number;
+}
+
+interface PinnedName {
+  readonly name: Name;
+  /** rule bits under the policy in force, and under the one that is being swapped in. */
+  bits: readonly number[];
+  nextBits: readonly number[];
+  /** end of the lease by address; grace not counted. */
+  readonly leases: Map<PinnedAddress, number>;
+}
+
+interface PinnedAddress {
+  readonly key: string;
+  readonly bytes: Uint8Array;
+  readonly names: Set<PinnedName>;
+  /** seconds of grace on top of the leases, because it was in use; 0 when none. */
+  graceUntil: number;
+}
+
+export interface PinListing { readonly name: Name; readonly address: Uint8Array; readonly expires: number; readonly bits: readonly number[] }
+
+function keyOf(address: Uint8Array): string {
+  let key = "";
+  for (let i = 0; i < 16; i++) key += String.fromCharCode(address[i]!);
+  return key;
+}
+
+export class PinBook {
+  private readonly names = new Map<string, PinnedName>();
+  private readonly addresses = new Map<string, PinnedAddress>();
+  /** names without bits: shown in events and lists only, oldest use first. */
+  private readonly shown = new Map<string, { name: Name; addresses: Map<string, { bytes: Uint8Array; expires: number }> }>();
+  private next: AddressWriter | null = null;
+  readonly counters: PinCounters = {
+    names: 0, addresses: 0, shownNames: 0, added: 0, renewed: 0, expired: 0, refusedNames: 0, refusedAddresses: 0,
+    refusedAddressesPerName: 0, refusedBits: 0, writeErrors: 0, graceExtensions: 0,
+  };
+
+  constructor(private writer: AddressWriter, public limits: DnsLimits) {}
+
+  /**
+   * Records that the sandbox is about to be told `addresses` for `name`.
+   * @param bits rule bits under the policy in force, @param nextBits under the one being swapped in, if one is.
+   * @param expires end of the lease. A longer lease that is already held stays.
+   * @returns "ok" when the kernel holds all of it; otherwise the bound that was reached, or "write" when the kernel
+   *   refused: the answer must then not be sent.
+   */
+  pin(name: Name, bits: readonly number[], nextBits: readonly number[], addresses: readonly Uint8Array[], expires: number, now: number): PinResult {
+    if (bits.length === 0 && nextBits.length === 0) {
+      this.show(name, addresses, expires);
+      return "ok";
+    }
+    const refused = this.room(name, bits, nextBits, addresses, now);
+    if (refused !== "ok") {
+      if (refused === "names") this.counters.refusedNames++;
+      else if (refused === "addresses") this.counters.refusedAddresses++;
+      else if (refused === "addresses-per-name") this.counters.refusedAddressesPerName++;
+      else this.counters.refusedBits++;
+      return refused;
+    }
+    this.shown.delete(name.wire);
+    let pinned = this.names.get(name.wire);
+    if (pinned === undefined) this.names.set(name.wire, (pinned = { name, bits, nextBits, leases: new Map() }));
+    pinned.bits = bits;
+    pinned.nextBits = nextBits;
+    let result: PinResult = "ok";
+    for (const bytes of addresses) {
+      const key = keyOf(bytes);
+      let address = this.addresses.get(key);
+      if (address === undefined) this.addresses.set(key, (address = { key, bytes: bytes.slice(), names: new Set(), graceUntil: 0 }));
+      const before = pinned.leases.get(address);
+      if (before !== undefined && before >= expires) continue;
+      pinned.leases.set(address, expires);
+      address.names.add(pinned);
+      try {
+        this.flush(address);
+        if (before === undefined) this.counters.added++;
+        else this.counters.renewed++;
+      } catch {
+        this.counters.writeErrors++;
+        result = "write";
+        if (before === undefined) this.unlink(pinned, address);
+        else pinned.leases.set(address, before);
+        break;
+      }
+    }
+    if (pinned.leases.size === 0) this.names.delete(name.wire);
+    this.gauge();
+    return result;
+  }
+
+  /** Whether the pin fits into every bound; expired pins are swept first when it does not. */
+  private room(name: Name, bits: readonly number[], nextBits: readonly number[], addresses: readonly Uint8Array[], now: number): PinResult {
+    const first = this.fits(name, bits, nextBits, addresses);
+    if (first === "ok") return first;
+    this.sweep(now, () => false);
+    return this.fits(name, bits, nextBits, addresses);
+  }
+
+  private fits(name: Name, bits: readonly number[], nextBits: readonly number[], addresses: readonly Uint8Array[]): PinResult {
+    const pinned = this.names.get(name.wire);
+    if (pinned === undefined && this.names.size >= this.limits.names) return "names";
+    let fresh = 0;
+    let freshForName = 0;
+    const seen = new Set<string>();
+    for (const bytes of addresses) {
+      const key = keyOf(bytes);
+      if (seen.has(key)) continue;
+      seen.add(key);
+      const address = this.addresses.get(key);
+      if (address === undefined) fresh++;
+      if (address === undefined || pinned === undefined || !pinned.leases.has(address)) freshForName++;
+      if (address !== undefined) {
+        for (const next of [false, true]) {
+          const all = new Set<number>(next ? nextBits : bits);
+          for (const other of address.names) if (other !== pinned) for (const bit of next ? other.nextBits : other.bits) all.add(bit);
+          if (all.size > PIN_BITS) return "bits";
+        }
+      }
+    }
+    if (bits.length > PIN_BITS || nextBits.length > PIN_BITS) return "bits";
+    if (this.addresses.size + fresh > this.limits.addresses) return "addresses";
+    if ((pinned?.leases.size ?? 0) + freshForName > this.limits.addressesPerName) return "addresses-per-name";
+    return "ok";
+  }
+
+  /** Names now told this address, with rules first; for events. */
+  namesOf(bytes: Uint8Array): Name[] {
+    const key = keyOf(bytes);
+    const found: Name[] = [];
+    for (const pinned of this.addresses.get(key)?.names ?? []) found.push(pinned.name);
+    if (found.length === 0) for (const each of this.shown.values()) if (each.addresses.has(key)) found.push(each.name);
+    return found;
+  }
+
+  list(): PinListing[] {
+    const listing: PinListing[] = [];
+    for (const pinned of this.names.values()) {
+      for (const [address, lease] of pinned.leases) {
+        listing.push({ name: pinned.name, address: address.bytes, expires: Math.max(lease, address.graceUntil), bits: pinned.bits });
+      }
+    }
+    for (const each of this.shown.values()) {
+      for (const { bytes, expires } of each.addresses.values()) listing.push({ name: each.name, address: bytes, expires, bits: [] });
+    }
+    return listing;
+  }
+
+  /**
+   * Takes expired pins out of the kernel and of memory, and keeps those in use a little longer.
+   * @param inUse whether a flow of the sandbox uses the address now; asked only for pins near their end.
+   */
+  sweep(now: number, inUse: (address: Uint8Array) => boolean): void {
+    for (const address of this.addresses.values()) {
+      let end = 0;
+      for (const pinned of address.names) end = Math.max(end, pinned.leases.get(address) ?? 0);
+      const effective = Math.max(end, address.graceUntil);
+      if (effective > now + NEAR_END) {
+        // Single names may have ended below the address's end.
+        this.expireNames(address, now);
+        continue;
+      }
+      if (effective > now && effective < end + GRACE && inUse(address.bytes)) {
+        address.graceUntil = Math.min(end + GRACE, now + GRACE_STEP);
+        if (address.graceUntil > effective && this.tryFlush(address)) this.counters.graceExtensions++;
+        continue;
+      }
+      if (effective > now) continue;
+      for (const pinned of [...address.names]) this.unlink(pinned, address);
+    }
+    for (const [key, each] of this.shown) {
+      for (const [addressKey, { expires }] of each.addresses) if (expires <= now) each.addresses.delete(addressKey);
+      if (each.addresses.size === 0) this.shown.delete(key);
+    }
+    this.gauge();
+  }
+
+  /** Drops names whose own lease on the address is over, unless it is in grace (grace keeps all names that led to it). */
+  private expireNames(address: PinnedAddress, now: number): void {
+    if (address.graceUntil > now) return;
+    let changed = false;
+    for (const pinned of [...address.names]) {
+      if ((pinned.leases.get(address) ?? 0) > now) continue;
+      pinned.leases.delete(address);
+      address.names.delete(pinned);
+      if (pinned.leases.size === 0) this.names.delete(pinned.name.wire);
+      this.counters.expired++;
+      changed = true;
+    }
+    if (changed) this.tryFlush(address);
+  }
+
+  /** Takes one name off an address; the last one takes the address off the kernel. */
+  private unlink(pinned: PinnedName, address: PinnedAddress): void {
+    if (pinned.leases.delete(address)) this.counters.expired++;
+    address.names.delete(pinned);
+    if (pinned.leases.size === 0) this.names.delete(pinned.name.wire);
+    if (address.names.size > 0) {
+      this.tryFlush(address);
+      return;
+    }
+    this.addresses.delete(address.key);
+    try {
+      this.writer.remove(address.bytes);
+      this.next?.remove(address.bytes);
+    } catch {
+      // The kernel judges expiry by itself; what could not be removed only takes room until the slot is given back.
+      this.counters.writeErrors++;
+    }
+  }
+
+  /**
+   * Starts a policy swap: every pin is judged again and written to the new map; from now on both maps get every pin.
+   * @param judge bits of a name under the new policy, null when it is refused there.
+   * @returns pins written and pins left out, because the new policy refuses the name or gives an address too many bits.
+   * @throws what the writer throws; the swap is then off and the old map is as it was.
+   */
+  beginSwap(writer: AddressWriter, judge: (name: Name) => readonly number[] | null): { written: number; left: number } {
+    let written = 0;
+    let left = 0;
+    for (const pinned of this.names.values()) pinned.nextBits = judge(pinned.name) ?? [];
+    for (const each of this.shown.values()) {
+      // A name without a rule may get one: its addresses become pins, as far as there is room.
+      const bits = judge(each.name) ?? [];
+      if (bits.length === 0) continue;
+      let promoted = this.names.get(each.name.wire);
+      for (const { bytes, expires } of each.addresses.values()) {
+        if (this.fits(each.name, [], bits, [bytes]) !== "ok") {
+          left++;
+          continue;
+        }
+        if (promoted === undefined) this.names.set(each.name.wire, (promoted = { name: each.name, bits: [], nextBits: bits, leases: new Map() }));
+        const key = keyOf(bytes);
+        let address = this.addresses.get(key);
+        if (address === undefined) this.addresses.set(key, (address = { key, bytes, names: new Set(), graceUntil: 0 }));
+        promoted.leases.set(address, Math.max(expires, promoted.leases.get(address) ?? 0));
+        address.names.add(promoted);
+      }
+    }
+    try {
+      for (const address of this.addresses.values()) {
+        const entries = this.entriesOf(address, true);
+        if (entries.length === 0) continue;
+        if (entries.length > PIN_BITS) {
+          left++;
+          continue;
+        }
+        writer.write(address.bytes, entries);
+        written++;
+      }
+    } catch (error) {
+      this.abortSwap();
+      this.counters.writeErrors++;
+      throw error;
+    }
+    this.next = writer;
+    this.gauge();
+    return { written, left };
+  }
+
+  /** The new policy is in force: its map is the only one, and names that it does not carry are forgotten or only shown. */
+  confirmSwap(): void {
+    if (this.next === null) return;
+    this.writer = this.next;
+    this.next = null;
+    this.settle((pinned) => pinned.nextBits);
+  }
+
+  /** The old policy stays. */
+  abortSwap(): void {
+    this.next = null;
+    this.settle((pinned) => pinned.bits);
+  }
+
+  private settle(bitsOf: (pinned: PinnedName) => readonly number[]): void {
+    for (const pinned of [...this.names.values()]) {
+      pinned.bits = bitsOf(pinned);
+      pinned.nextBits = [];
+      if (pinned.bits.length > 0) {
+        this.shown.delete(pinned.name.wire);
+        continue;
+      }
+      this.names.delete(pinned.name.wire);
+      for (const [address] of pinned.leases) {
+        address.names.delete(pinned);
+        // The map in force never had this name's bits on it, so there is nothing to take out of the kernel.
+        if (address.names.size === 0) this.addresses.delete(address.key);
+      }
+      for (const [address, expires] of pinned.leases) this.show(pinned.name, [address.bytes], expires);
+    }
+    this.gauge();
+  }
+
+  private show(name: Name, addresses: readonly Uint8Array[], expires: number): void {
+    let each = this.shown.get(name.wire);
+    if (each === undefined) each = { name, addresses: new Map() };
+    else this.shown.delete(name.wire); // to the end: most recently used
+    this.shown.set(name.wire, each);
+    for (const bytes of addresses) {
+      const key = keyOf(bytes);
+      const before = each.addresses.get(key);
+      if (before !== undefined && before.expires >= expires) continue;
+      if (before === undefined && each.addresses.size >= this.limits.addressesPerName) {
+        const oldest = each.addresses.keys().next();
+        if (oldest.done !== true) each.addresses.delete(oldest.value);
+      }
+      each.addresses.set(key, { bytes: bytes.slice(), expires });
+    }
+    if (this.shown.size > this.limits.shownNames) {
+      const oldest = this.shown.keys().next();
+      if (oldest.done !== true) this.shown.delete(oldest.value);
+    }
+    this.counters.shownNames = this.shown.size;
+  }
+
+  /** What the kernel should hold for the address: the latest expiry per bit. */
+  private entriesOf(address: PinnedAddress, next: boolean): PinEntry[] {
+    const latest = new Map<number, number>();
+    for (const pinned of address.names) {
+      const expires = Math.max(pinned.leases.get(address) ?? 0, address.graceUntil);
+      for (const bit of next ? pinned.nextBits : pinned.bits) if (expires > (latest.get(bit) ?? 0)) latest.set(bit, expires);
+    }
+    return [...latest].map(([bit, expires]) => ({ bit, expires }));
+  }
+
+  private flush(address: PinnedAddress): void {
+    const entries = this.entriesOf(address, false);
+    if (entries.length > 0) this.writer.write(address.bytes, entries);
+    if (this.next === null) return;
+    const nextEntries = this.entriesOf(address, true);
+    if (nextEntries.length > 0) this.next.write(address.bytes, nextEntries);
+  }
+
+  private tryFlush(address: PinnedAddress): boolean {
+    try {
+      this.flush(address);
+      return true;
+    } catch {
+      this.counters.writeErrors++;
+      return false;
+    }
+  }
+
+  private gauge(): void {
+    this.counters.names = this.names.size;
+    this.counters.addresses = this.addresses.size;
+    this.counters.shownNames = this.shown.size;
+  }
+}

@@ -1,0 +1,176 @@
+/**
+ * What the agent's main thread and the DNS worker say to each other: plain data by structured clone.
+ *
+ * Holds always: every request has an id and gets exactly one reply with it, in the order of the requests; descriptors are
+ * numbers valid in the whole process: namespace descriptors stay the sender's, map descriptors are duplicated by the
+ * worker before it replies. Requests that name a sandbox name its generation, and one that has gone gets an error.
+ *
+ * A policy swap: `swapPolicy` (worker judges every pin again, fills the new map, from then on writes every pin to both and
+ * lets a name through only when both policies allow it) → reply → main thread puts the new policy in force in the kernel
+ * → `confirmSwap` (only the new one counts) or `abortSwap` (the old one stays; the new map is let go).
+ */
+import type { GroupTable } from "../addresses/groups.js";
+import type { Policy } from "../policy/types.js";
+import type { Outcome } from "./metrics.js";
+import type { PinCounters } from "./pins.js";
+
+export interface StartMessage {
+  readonly kind: "start";
+  readonly listen: {
+    /** namespace to listen in; null: the thread's own. */
+    readonly netnsFd: number | null;
+    readonly address4: string | null;
+    readonly address6: string | null;
+    /** UDP and TCP; 0 for any (tests). */
+    readonly port: number;
+    /** device to bind the UDP sockets to. */
+    readonly device?: string;
+    /** SO_RCVBUFFORCE of the UDP sockets, octets. */
+    readonly receiveBuffer?: number;
+  };
+  /** namespace for upstream sockets; null: the thread's own. Must be given when listen.netnsFd is. */
+  readonly hostNetnsFd: number | null;
+  /** 16 octets: the /96 whose last 32 bits are slot + SANDBOX_ADDR_OFFSET; null: no IPv6. */
+  readonly sandboxNet6: Uint8Array | null;
+  readonly groups: GroupTable;
+  /** resolv.conf to follow for sandboxes without upstreams of their own; null: none. */
+  readonly resolvConf: string | null;
+  /** denials a second and sandbox that are told; the rest are counted. */
+  readonly eventsPerSecond?: number;
+}
+
+export interface UpstreamSetting {
+  /** 16 octets. */
+  readonly address: Uint8Array;
+  readonly port: number;
+}
+
+export interface AddSandboxMessage {
+  readonly kind: "addSandbox";
+  readonly slot: number;
+  readonly generation: number;
+  readonly name: string;
+  readonly policy: Policy;
+  /** the table that compilePolicy was given, null if none. */
+  readonly compiledGroups: GroupTable | null;
+  /** inner map of `pins` in force. */
+  readonly pinsFd: number;
+  /** inner map of `flows`, read only, to see which pins are in use; null: pins get no grace. */
+  readonly flowsFd: number | null;
+  /** null: policy.dns.upstreams, or else the host's. */
+  readonly upstreams: readonly UpstreamSetting[] | null;
+}
+
+export interface SwapPolicyMessage {
+  readonly kind: "swapPolicy";
+  readonly slot: number;
+  readonly generation: number;
+  readonly policy: Policy;
+  readonly compiledGroups: GroupTable | null;
+  /** the new policy's inner map of `pins`, empty. */
+  readonly pinsFd: number;
+  readonly upstreams: readonly UpstreamSetting[] | null;
+}
+
+export type Request =
+  | StartMessage
+  | AddSandboxMessage
+  | SwapPolicyMessage
+  | { readonly kind: "confirmSwap"; readonly slot: number; readonly generation: number }
+  | { readonly kind: "abortSwap"; readonly slot: number; readonly generation: number }
+  | { readonly kind: "removeSandbox"; readonly slot: number; readonly generation: number }
+  /** the host's addresses or routes changed. */
+  | { readonly kind: "groups"; readonly groups: GroupTable }
+  /** read resolv.conf again now. */
+  | { readonly kind: "reloadResolvers" }
+  | { readonly kind: "stats" }
+  | { readonly kind: "pins"; readonly slot: number; readonly generation: number }
+  /** names that this sandbox was told the address (16 octets) for. */
+  | { readonly kind: "namesOf"; readonly slot: number; readonly generation: number; readonly address: Uint8Array }
+  | { readonly kind: "flushCache" }
+  | { readonly kind: "stop" };
+
+export interface SandboxStats {
+  readonly slot: number;
+  readonly generation: number;
+  /** by outcome. */
+  readonly queries: { readonly [K in Outcome]: number };
+  readonly cacheHits: number;
+  readonly cacheMisses: number;
+  readonly coalesced: number;
+  readonly truncated: number;
+  readonly tcpConnections: number;
+  readonly tcpRefused: number;
+  /** gauges. */
+  readonly inFlight: number;
+  readonly connections: number;
+  readonly pins: PinCounters;
+  /** bounds that the gauges are held to. */
+  readonly limits: { readonly inFlight: number; readonly connections: number; readonly names: number; readonly addresses: number };
+  /** denials that were not told, over the rate. */
+  readonly eventsLost: number;
+}
+
+export interface Stats {
+  readonly sandboxes: readonly SandboxStats[];
+  readonly upstream: {
+    readonly sent: number; readonly answered: number; readonly timeouts: number; readonly mismatched: number;
+    readonly malformed: number; readonly tcp: number; readonly errors: number; readonly failed: number; readonly inFlight: number;
+    /** upper edges in seconds; counts has one more for what is above all. */
+    readonly latency: { readonly buckets: readonly number[]; readonly counts: readonly number[]; readonly sum: number };
+    readonly servers: readonly { readonly server: string; readonly down: boolean; readonly timeouts: number }[];
+  };
+  readonly cache: { readonly entries: number; readonly octets: number; readonly evicted: number };
+  /** datagrams from no known sandbox, and answers that a full socket did not take. */
+  readonly strangers: number;
+  readonly dropped: number;
+}
+
+export interface PinRow {
+  /** presentation form (RFC 1035), lower case, without the final dot. */
+  readonly name: string;
+  readonly address: Uint8Array;
+  /** CLOCK_MONOTONIC seconds. */
+  readonly expires: number;
+  /** rule bits; empty: told under an open policy, held in memory only. */
+  readonly bits: readonly number[];
+}
+
+export interface Replies {
+  start: { readonly port: number; /** where the resolvers came from had none */ readonly noUpstream: boolean };
+  addSandbox: null;
+  swapPolicy: { readonly written: number; /** pins that the new policy has no place for */ readonly left: number };
+  confirmSwap: null;
+  abortSwap: null;
+  removeSandbox: null;
+  groups: null;
+  reloadResolvers: { readonly servers: readonly string[] };
+  stats: Stats;
+  pins: readonly PinRow[];
+  namesOf: readonly string[];
+  flushCache: null;
+  stop: null;
+}
+
+export type Envelope = { readonly id: number; readonly request: Request };
+
+/** One denied query. */
+export interface DeniedQuery {
+  readonly slot: number;
+  readonly generation: number;
+  /** presentation form, escaped. */
+  readonly name: string;
+  readonly type: number;
+  readonly outcome: Outcome;
+  /** 16 octets: the address that was refused, for outcome "rebind". */
+  readonly address: Uint8Array | null;
+  /** CLOCK_REALTIME, ms. */
+  readonly timeMs: number;
+}
+
+export type FromWorker =
+  | { readonly kind: "reply"; readonly id: number; readonly ok: true; readonly value: Replies[keyof Replies] }
+  | { readonly kind: "reply"; readonly id: number; readonly ok: false; readonly code: string; readonly message: string }
+  | { readonly kind: "denied"; readonly queries: readonly DeniedQuery[] }
+  /** the host's resolvers changed; an empty list: queries fail until there are some. */
+  | { readonly kind: "resolvers"; readonly servers: readonly string[] };

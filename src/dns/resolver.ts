@@ -1,0 +1,387 @@
+/**
+ * The way of a query: parse → policy on the name → cache or upstream → check → pins into the kernel → answer.
+ *
+ * Holds always: nothing goes upstream for a name that the policy refuses; no address goes to a guest before the kernel
+ * holds its pin, and if the kernel refuses, neither goes the answer; every question gets an answer or SERVFAIL; a message
+ * that is no question gets none. During a policy swap both policies must allow. One thread, no locks.
+ * Does not: touch sockets (clients and the upstream client are given), know how the kernel holds pins.
+ */
+import { anyAnswer, buildMessage, deniedAnswer, encodeAnswer, patchTtls, sizeLimit, type WireAnswer } from "./answer.js";
+import { AnswerCache, cacheKey, type CacheEntry } from "./cache.js";
+import { followChain, type ChainFault, type Resolved } from "./chain.js";
+import { Ede, type EdeInfo } from "./ede.js";
+import { FastTable } from "./fast.js";
+import { judgeQuestion, targetRefused, type Classify, type Judgement, type SandboxPolicy } from "./judge.js";
+import { TokenBucket, type DnsLimits } from "./limits.js";
+import { SandboxCounters, outcomeIndex, type Outcome } from "./metrics.js";
+import type { PinBook } from "./pins.js";
+import { leaseOf } from "./pins.js";
+import { parseQuery, type Edns, type Question } from "./question.js";
+import { refusedAddress } from "./rebind.js";
+import type { UpstreamClient, UpstreamFault, UpstreamServer } from "./upstream.js";
+import { HEADER, Rcode, Type, type Name } from "./wire.js";
+
+/** Where an answer goes. */
+export interface Client {
+  /** TCP: no size limit but DNS's own. */
+  readonly stream: boolean;
+  /** Takes a copy of the first length octets of message. */
+  send(message: Buffer, length: number): void;
+  /** The same client for use after the call that gave it. */
+  retain(): Client;
+}
+
+/** Resolvers asked in order, and what they answered. Sandboxes with the same resolvers share one. */
+export interface UpstreamSet {
+  readonly servers: readonly UpstreamServer[];
+  readonly cache: AnswerCache;
+  readonly pending: Map<string, Waiter[]>;
+}
+
+export function upstreamSet(servers: readonly UpstreamServer[], cache: AnswerCache = new AnswerCache()): UpstreamSet {
+  return { servers, cache, pending: new Map() };
+}
+
+interface Waiter {
+  readonly sandbox: Sandbox;
+  /** the whole query, kept. */
+  readonly query: Buffer;
+  readonly question: Question;
+  readonly edns: Edns | null;
+  readonly client: Client;
+  readonly judgement: Judgement;
+  readonly nextJudgement: Judgement | null;
+  readonly epoch: number;
+}
+
+export interface DenialEvent {
+  readonly slot: number;
+  readonly generation: number;
+  readonly name: Name;
+  readonly type: number;
+  readonly outcome: Outcome;
+  /** the address that was refused, for outcome rebind. */
+  readonly address: Uint8Array | null;
+}
+
+/** One sandbox as the resolver knows it. */
+export class Sandbox {
+  readonly counters = new SandboxCounters();
+  readonly fast = new FastTable();
+  bucket: TokenBucket;
+  /** policy that is being swapped in. */
+  nextPolicy: SandboxPolicy | null = null;
+  /** changes whenever an earlier judgement may no longer hold. */
+  epoch = 1;
+  inFlight = 0;
+  connections = 0;
+  closed = false;
+
+  /** @param owner a number that no other sandbox of this process has had. */
+  constructor(
+    readonly slot: number, readonly generation: number, readonly owner: number, public policy: SandboxPolicy,
+    public limits: DnsLimits, readonly pins: PinBook, public upstreams: UpstreamSet, nowMs: number,
+  ) {
+    this.bucket = new TokenBucket(limits.queriesPerSecond, limits.burst, nowMs);
+  }
+
+  /** New bounds; what is over them stays until it ends. */
+  setLimits(limits: DnsLimits, nowMs: number): void {
+    if (limits.queriesPerSecond !== this.limits.queriesPerSecond || limits.burst !== this.limits.burst) {
+      this.bucket = new TokenBucket(limits.queriesPerSecond, limits.burst, nowMs);
+    }
+    this.limits = limits;
+    this.pins.limits = limits;
+  }
+}
+
+export interface ResolverIo {
+  nowMs(): number;
+  /** CLOCK_MONOTONIC, whole seconds, rounded down. */
+  nowSeconds(): number;
+  onDenied(event: DenialEvent): void;
+}
+
+const ede: { readonly [K in Outcome]?: EdeInfo } = {
+  denied: { code: Ede.blocked, text: "no rule allows this name" },
+  blocked: { code: Ede.blocked, text: "name is blocked" },
+  unmatchable: { code: Ede.blocked, text: "name has octets that no rule can match" },
+  rebind: { code: Ede.blocked, text: "answer holds an address that is not allowed (rebind protection)" },
+  target: { code: Ede.blocked, text: "answer leads to a name that is not allowed" },
+  excess: { code: Ede.invalidData, text: "answer holds too many links or addresses" },
+  "upstream-failed": { code: Ede.noReachableAuthority, text: "no resolver gave a usable answer" },
+  "pin-failed": { code: Ede.other, text: "address could not be pinned" },
+  "pin-limit": { code: Ede.other, text: "too many names or addresses pinned" },
+  "rate-limit": { code: Ede.prohibited, text: "too many queries a second" },
+  "in-flight-limit": { code: Ede.prohibited, text: "too many queries in flight" },
+  "refused-kind": { code: Ede.notSupported, text: "class or type is not served" },
+};
+
+const malformedAnswer: EdeInfo = { code: Ede.invalidData, text: "resolver's answer makes no sense" };
+const networkDown: EdeInfo = { code: Ede.networkError, text: "no resolver is configured" };
+
+/** Octets of fast tables over all sandboxes, and the bounds of one sandbox's. */
+const FAST_TOTAL = 64 << 20;
+const FAST_MIN = 64 << 10;
+const FAST_MAX = 8 << 20;
+/** Answers longer than this are not kept whole: octets. */
+const FAST_RESPONSE = 1_232;
+const NO_CAP = 0x7fffffff;
+
+export class Resolver {
+  private readonly out = Buffer.allocUnsafe(65_535 + 512);
+  private fastLimit = FAST_MAX;
+  /** names of the host's own search list; see targetRefused. */
+  searchDomains: readonly Name[] = [];
+
+  constructor(private readonly upstream: UpstreamClient, public classify: Classify, private readonly io: ResolverIo) {}
+
+  /** @param count sandboxes there are: what each may keep depends on it. */
+  share(count: number): void {
+    this.fastLimit = Math.max(FAST_MIN, Math.min(FAST_MAX, Math.floor(FAST_TOTAL / Math.max(1, count))));
+  }
+
+  /** Bits of a name's pins under a policy; null when it refuses the name. */
+  bitsUnder(policy: SandboxPolicy, name: Name): readonly number[] | null {
+    const judgement = judgeQuestion(policy, name, this.classify);
+    return judgement.refusal === null ? judgement.bits : null;
+  }
+
+  /** Answers one message of a sandbox, now or later. length octets of b at offset; nothing of b is kept. */
+  handle(sandbox: Sandbox, b: Buffer, offset: number, length: number, client: Client): void {
+    const counters = sandbox.counters;
+    if (length < 2 || (length > 2 && (b[offset + 2]! & 0x80) !== 0)) {
+      counters.queries[outcomeIndex.ignored]!++;
+      return;
+    }
+    if (!sandbox.bucket.take(this.io.nowMs())) return this.limited(sandbox, b, offset, length, client);
+    const now = this.io.nowSeconds();
+    if (!client.stream) {
+      const hash = FastTable.hash(b, offset, length);
+      const entry = sandbox.fast.find(b, offset, length, hash);
+      if (entry !== null) {
+        if (entry.epoch === sandbox.epoch && now < entry.expires && this.renew(sandbox, entry, now)) {
+          entry.response[0] = b[offset]!;
+          entry.response[1] = b[offset + 1]!;
+          counters.queries[outcomeIndex[entry.outcome]]!++;
+          if (entry.source !== null) counters.cacheHits++;
+          else if (entry.outcome !== "any") this.denied(sandbox, entry.name, entry.type, entry.outcome, null);
+          if (entry.truncated) counters.truncated++;
+          client.send(entry.response, entry.response.length);
+          return;
+        }
+        sandbox.fast.remove(entry);
+      }
+    }
+    this.slow(sandbox, b, offset, length, client, now);
+  }
+
+  /** Brings a kept answer up to this second: TTLs, and the lease of its pins. false when the pin could not be had. */
+  private renew(sandbox: Sandbox, entry: NonNullable<ReturnType<FastTable["find"]>>, now: number): boolean {
+    const source = entry.source;
+    if (source === null || entry.patched === now) return true;
+    const age = now - source.born;
+    let cap = NO_CAP;
+    if (source.resolved.addresses.length > 0) {
+      const lease = leaseOf(source.resolved.ttl - age);
+      if (entry.bits.length > 0 || entry.nextBits.length > 0) cap = lease;
+      const leaseEnd = now + 1 + lease;
+      if (leaseEnd > entry.leaseEnd) {
+        if (sandbox.pins.pin(entry.name, entry.bits, entry.nextBits, source.resolved.addresses, leaseEnd, now) !== "ok") return false;
+        entry.leaseEnd = leaseEnd;
+      }
+    }
+    if (!entry.truncated) patchTtls(entry.response, source.at, source.wire, age, cap);
+    entry.patched = now;
+    return true;
+  }
+
+  private slow(sandbox: Sandbox, b: Buffer, offset: number, length: number, client: Client, now: number): void {
+    const query = parseQuery(b, offset, length);
+    if (query.kind === "ignore") {
+      sandbox.counters.queries[outcomeIndex.ignored]!++;
+      return;
+    }
+    if (query.kind === "fault") {
+      const outcome: Outcome = query.rcode === Rcode.NOTIMP ? "not-implemented" : query.rcode === Rcode.REFUSED ? "refused-kind" : "malformed";
+      this.plain(sandbox, b, offset, query.question?.end ?? (length < HEADER ? -1 : 0), query.rcode, outcome, query.edns, client);
+      return;
+    }
+    const { question, edns } = query;
+    const judgement = judgeQuestion(sandbox.policy, question.name, this.classify);
+    const nextJudgement = sandbox.nextPolicy === null ? null : judgeQuestion(sandbox.nextPolicy, question.name, this.classify);
+    const refusal = judgement.refusal ?? nextJudgement?.refusal ?? null;
+    if (refusal !== null) {
+      const answer = deniedAnswer(question.name, sandbox.policy.deniedRcode);
+      this.own(sandbox, b, offset, length, question, edns, client, answer, refusal);
+      this.denied(sandbox, question.name, question.type, refusal, null);
+      return;
+    }
+    if (question.type === Type.ANY) {
+      this.own(sandbox, b, offset, length, question, edns, client, anyAnswer(question.name), "any");
+      return;
+    }
+    const set = sandbox.upstreams;
+    const dnssec = edns?.dnssec === true;
+    const key = cacheKey(question.name, question.type, dnssec);
+    const entry = set.cache.get(key, now);
+    if (entry !== undefined) {
+      sandbox.counters.cacheHits++;
+      this.deliver(sandbox, b, offset, length, question, edns, client, judgement, nextJudgement, entry, now);
+      return;
+    }
+    if (sandbox.inFlight >= sandbox.limits.inFlight) {
+      this.plain(sandbox, b, offset, question.end, Rcode.SERVFAIL, "in-flight-limit", edns, client);
+      return;
+    }
+    sandbox.inFlight++;
+    const waiter: Waiter = {
+      sandbox, query: Buffer.from(b.subarray(offset, offset + length)), question, edns, client: client.retain(),
+      judgement, nextJudgement, epoch: sandbox.epoch,
+    };
+    const waiting = set.pending.get(key);
+    if (waiting !== undefined) {
+      sandbox.counters.coalesced++;
+      waiting.push(waiter);
+      return;
+    }
+    sandbox.counters.cacheMisses++;
+    set.pending.set(key, [waiter]);
+    this.upstream.ask(question.name, question.type, dnssec, set.servers, (outcome) => {
+      const result = typeof outcome === "string" ? outcome : followChain(outcome, question.name, question.type, dnssec);
+      this.arrived(set, key, question.name, result, sandbox.owner);
+    });
+  }
+
+  /** An ask has ended: the answer is kept, and each that waited gets it after its own checks. */
+  private arrived(set: UpstreamSet, key: string, name: Name, result: Resolved | ChainFault | UpstreamFault, owner: number): void {
+    const waiters = set.pending.get(key) ?? [];
+    set.pending.delete(key);
+    const now = this.io.nowSeconds();
+    let entry: CacheEntry | null = null;
+    let fault: ChainFault | UpstreamFault = "unusable";
+    if (typeof result === "string") fault = result;
+    else {
+      const wire = encodeAnswer(name, result.rcode, result.authentic, result.answers, result.authority);
+      if (wire === null) fault = "malformed";
+      else entry = set.cache.put(key, result, wire, owner, now);
+    }
+    for (const waiter of waiters) {
+      const { sandbox, question, edns, client, query } = waiter;
+      sandbox.inFlight--;
+      if (sandbox.closed) continue;
+      if (entry === null) {
+        const excess = fault === "address-count" || fault === "chain-length" || fault === "chain-loop";
+        const info = excess ? ede.excess! : fault === "malformed" ? malformedAnswer : fault === "no-server" ? networkDown : ede["upstream-failed"]!;
+        this.plain(sandbox, query, 0, question.end, Rcode.SERVFAIL, excess ? "excess" : "upstream-failed", edns, client, info);
+        continue;
+      }
+      let { judgement, nextJudgement } = waiter;
+      if (waiter.epoch !== sandbox.epoch) {
+        // The policy changed while the query was under way: what counts is what is in force now.
+        judgement = judgeQuestion(sandbox.policy, question.name, this.classify);
+        nextJudgement = sandbox.nextPolicy === null ? null : judgeQuestion(sandbox.nextPolicy, question.name, this.classify);
+        const refusal = judgement.refusal ?? nextJudgement?.refusal ?? null;
+        if (refusal !== null) {
+          this.own(sandbox, query, 0, query.length, question, edns, client, deniedAnswer(question.name, sandbox.policy.deniedRcode), refusal);
+          this.denied(sandbox, question.name, question.type, refusal, null);
+          continue;
+        }
+      }
+      this.deliver(sandbox, query, 0, query.length, question, edns, client, judgement, nextJudgement, entry, now);
+    }
+  }
+
+  /** Checks an answer for one sandbox, pins, and sends. */
+  private deliver(
+    sandbox: Sandbox, b: Buffer, offset: number, length: number, question: Question, edns: Edns | null, client: Client,
+    judgement: Judgement, nextJudgement: Judgement | null, entry: CacheEntry, now: number,
+  ): void {
+    const { resolved, wire } = entry;
+    const policies = sandbox.nextPolicy === null ? [sandbox.policy] : [sandbox.policy, sandbox.nextPolicy];
+    for (const policy of policies) {
+      if (resolved.targets.some((target) => targetRefused(policy, question.name, target, this.searchDomains))) {
+        this.plain(sandbox, b, offset, question.end, sandbox.policy.rebindRcode, "target", edns, client);
+        this.denied(sandbox, question.name, question.type, "target", null);
+        return;
+      }
+      const address = refusedAddress(policy, judgement.labels, resolved, this.classify);
+      if (address !== null) {
+        this.plain(sandbox, b, offset, question.end, sandbox.policy.rebindRcode, "rebind", edns, client);
+        this.denied(sandbox, question.name, question.type, "rebind", address);
+        return;
+      }
+    }
+    const age = now - entry.born;
+    const bits = judgement.bits;
+    const nextBits = nextJudgement?.bits ?? [];
+    let cap = NO_CAP;
+    let leaseEnd = 0;
+    if (resolved.addresses.length > 0) {
+      const lease = leaseOf(resolved.ttl - age);
+      if (bits.length > 0 || nextBits.length > 0) cap = lease;
+      leaseEnd = now + 1 + lease; // this second is partly over: the lease counts from its end
+      const result = sandbox.pins.pin(question.name, bits, nextBits, resolved.addresses, leaseEnd, now);
+      if (result !== "ok") {
+        this.plain(sandbox, b, offset, question.end, Rcode.SERVFAIL, result === "write" ? "pin-failed" : "pin-limit", edns, client);
+        return;
+      }
+    }
+    const outcome: Outcome = wire.rcode === Rcode.NXDOMAIN ? "absent" : resolved.answers.length > 0 ? "answered" : "no-data";
+    const { length: size, truncated } = buildMessage(
+      this.out, b, offset, question.end, wire.rcode, wire, age, cap, edns, null, sizeLimit(edns, client.stream),
+    );
+    if (truncated) sandbox.counters.truncated++;
+    sandbox.counters.queries[outcomeIndex[outcome]]!++;
+    if (!client.stream && size <= FAST_RESPONSE && now < entry.expires) {
+      sandbox.fast.insert({
+        hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
+        response: Buffer.from(this.out.subarray(0, size)), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
+        expires: entry.expires, source: { wire, resolved, born: entry.born, at: question.end }, bits, nextBits, truncated,
+        patched: now, leaseEnd,
+      }, this.fastLimit);
+    }
+    client.send(this.out, size);
+  }
+
+  /** Sends an answer that the agent made itself, and keeps it for the same octets. */
+  private own(
+    sandbox: Sandbox, b: Buffer, offset: number, length: number, question: Question, edns: Edns | null, client: Client,
+    answer: WireAnswer, outcome: Outcome,
+  ): void {
+    const { length: size, truncated } = buildMessage(
+      this.out, b, offset, question.end, answer.rcode, answer, 0, NO_CAP, edns, ede[outcome] ?? null, sizeLimit(edns, client.stream),
+    );
+    sandbox.counters.queries[outcomeIndex[outcome]]!++;
+    if (!client.stream) {
+      sandbox.fast.insert({
+        hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
+        response: Buffer.from(this.out.subarray(0, size)), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
+        expires: Number.MAX_SAFE_INTEGER, source: null, bits: [], nextBits: [], truncated, patched: 0, leaseEnd: 0,
+      }, this.fastLimit);
+    }
+    client.send(this.out, size);
+  }
+
+  /** Sends a response code without records. */
+  private plain(
+    sandbox: Sandbox, b: Buffer, offset: number, questionEnd: number, rcode: number, outcome: Outcome, edns: Edns | null, client: Client,
+    info: EdeInfo | null = ede[outcome] ?? null,
+  ): void {
+    sandbox.counters.queries[outcomeIndex[outcome]]!++;
+    // An extended code needs an OPT to stand in; BADVERS is only ever an answer to one.
+    const { length } = buildMessage(this.out, b, offset, questionEnd, rcode, null, 0, 0, edns, info, 65_535);
+    client.send(this.out, length);
+  }
+
+  private limited(sandbox: Sandbox, b: Buffer, offset: number, length: number, client: Client): void {
+    const query = parseQuery(b, offset, length);
+    if (query.kind === "ignore") return;
+    const question = query.question;
+    this.plain(sandbox, b, offset, question?.end ?? (length < HEADER ? -1 : 0), Rcode.SERVFAIL, "rate-limit", query.edns, client);
+  }
+
+  private denied(sandbox: Sandbox, name: Name, type: number, outcome: Outcome, address: Uint8Array | null): void {
+    this.io.onDenied({ slot: sandbox.slot, generation: sandbox.generation, name, type, outcome, address });
+  }
+}

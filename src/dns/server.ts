@@ -1,0 +1,360 @@
+/**
+ * The DNS service of one thread: listeners, sandboxes, upstream sets, pins, sweeping; everything but the message port.
+ *
+ * Holds always: a datagram or connection is a sandbox's by its source address alone, which the kernel program writes and
+ * nobody else can reach the listeners with; one from no known sandbox gets no answer and is counted. What goes away
+ * (sandbox, swap) lets go of its descriptors.
+ * Does not: know how its settings arrive (worker.ts).
+ */
+import { createServer, type Server, type Socket } from "node:net";
+import { parseAddress } from "../addresses/address.js";
+import type { GroupTable } from "../addresses/groups.js";
+import { classify } from "../addresses/groups.js";
+import { AbiLimit } from "../kernel/layout.gen.js";
+import type { SandboxPolicy } from "./judge.js";
+import type { DnsLimits } from "./limits.js";
+import { UpstreamCounters } from "./metrics.js";
+import { PEER, type DatagramSocket, type OnBatch } from "./peer.js";
+import { PinBook, type AddressWriter } from "./pins.js";
+import { Resolver, Sandbox, upstreamSet, type Client, type DenialEvent, type UpstreamSet } from "./resolver.js";
+import { TcpConnection } from "./tcp.js";
+import { UpstreamClient, type UpstreamIo, type UpstreamServer } from "./upstream.js";
+import type { Name } from "./wire.js";
+
+/** Octets of a guest's datagram that are looked at: the largest question with a generous OPT; a longer one is FORMERR. */
+export const GUEST_CELL = 2_048;
+const SWEEP_MS = 5_000;
+
+export interface ServiceIo extends UpstreamIo {
+  nowSeconds(): number;
+  onDenied(event: DenialEvent): void;
+}
+
+/** One UDP listener as a client: the datagram being handled, without an object per datagram. */
+class UdpClient implements Client {
+  readonly stream = false;
+  peers: Buffer = Buffer.alloc(PEER);
+  index = 0;
+
+  constructor(readonly listener: UdpListener) {}
+
+  send(message: Buffer, length: number): void {
+    this.listener.socket!.send(message, 0, length, this.peers, this.index);
+  }
+
+  retain(): Client {
+    const { listener } = this;
+    const peer = Buffer.from(this.peers.subarray(this.index * PEER, (this.index + 1) * PEER));
+    return {
+      stream: false,
+      send: (message, length) => listener.later(message, length, peer),
+      retain() { return this; },
+    };
+  }
+}
+
+export class UdpListener {
+  socket: DatagramSocket | null = null;
+  private flushing = false;
+  readonly client = new UdpClient(this);
+
+  /** Sends outside a batch; one flush for all of this turn. */
+  later(message: Buffer, length: number, peer: Buffer): void {
+    if (this.socket === null) return;
+    this.socket.send(message, 0, length, peer, 0);
+    if (this.flushing) return;
+    this.flushing = true;
+    queueMicrotask(() => {
+      this.flushing = false;
+      this.socket?.flush();
+    });
+  }
+}
+
+interface Held { readonly sandbox: Sandbox; own: readonly UpstreamServer[] | null; inUse: (() => (address: Uint8Array) => boolean) | null; dispose: (() => void)[]; swap: { own: readonly UpstreamServer[] | null; dispose: () => void; disposeOld: () => void } | null }
+
+export interface NewSandbox {
+  readonly slot: number;
+  readonly generation: number;
+  readonly policy: SandboxPolicy;
+  readonly limits: DnsLimits;
+  readonly writer: AddressWriter;
+  /** null: the host's resolvers. */
+  readonly upstreams: readonly UpstreamServer[] | null;
+  /** takes a look at the sandbox's flows and says of addresses whether they are in use; null: no grace. */
+  readonly inUse: (() => (address: Uint8Array) => boolean) | null;
+  /** lets go of the writer's map, and of the rest. */
+  readonly disposeWriter: () => void;
+  readonly dispose: () => void;
+}
+
+export class DnsService {
+  readonly upstreamCounters = new UpstreamCounters();
+  readonly upstream: UpstreamClient;
+  readonly resolver: Resolver;
+  strangers = 0;
+  private readonly bySlot: (Held | undefined)[] = [];
+  private readonly sets = new Map<string, UpstreamSet>();
+  private hostServers: readonly UpstreamServer[] = [];
+  private readonly listeners: UdpListener[] = [];
+  private readonly servers: Server[] = [];
+  private readonly sockets = new Set<Socket>();
+  private owners = 0;
+  private evictedBefore = 0;
+  private readonly sweeper: NodeJS.Timeout;
+  private net6: Uint8Array | null = null;
+
+  constructor(private readonly io: ServiceIo, private groups: GroupTable) {
+    this.upstream = new UpstreamClient(io, this.upstreamCounters);
+    this.resolver = new Resolver(this.upstream, (address) => classify(this.groups, address), io);
+    this.sweeper = setInterval(() => this.sweep(), SWEEP_MS);
+    this.sweeper.unref();
+  }
+
+  groupTable(): GroupTable { return this.groups; }
+
+  setSandboxNet6(net6: Uint8Array | null): void { this.net6 = net6; }
+
+  /** The host's addresses or routes changed: nothing that was judged before counts any more. */
+  setGroups(groups: GroupTable): void {
+    this.groups = groups;
+    for (const held of this.bySlot) if (held !== undefined) held.sandbox.epoch++;
+  }
+
+  /** The host's resolvers, for sandboxes without their own. */
+  setHostResolvers(servers: readonly UpstreamServer[], searchDomains: readonly Name[]): void {
+    this.hostServers = servers;
+    this.resolver.searchDomains = searchDomains;
+    for (const held of this.bySlot) if (held !== undefined) this.point(held);
+    this.dropUnused();
+  }
+
+  private set(servers: readonly UpstreamServer[]): UpstreamSet {
+    const key = servers.map((s) => `${s.host}#${s.port}`).join(" ");
+    let set = this.sets.get(key);
+    if (set === undefined) this.sets.set(key, (set = upstreamSet(servers)));
+    return set;
+  }
+
+  /** Gives the sandbox the set of its resolvers; another one makes kept answers void. */
+  private point(held: Held): void {
+    const set = this.set(held.own ?? this.hostServers);
+    if (held.sandbox.upstreams === set) return;
+    held.sandbox.upstreams = set;
+    held.sandbox.epoch++;
+  }
+
+  private dropUnused(): void {
+    const used = new Set<UpstreamSet>();
+    for (const held of this.bySlot) if (held !== undefined) used.add(held.sandbox.upstreams);
+    for (const [key, set] of this.sets) {
+      if (used.has(set)) continue;
+      this.evictedBefore += set.cache.evicted;
+      this.sets.delete(key);
+    }
+  }
+
+  /** @throws Error when the slot is taken. */
+  add(options: NewSandbox): Sandbox {
+    if (this.bySlot[options.slot] !== undefined) throw new Error(`slot ${options.slot} has a sandbox`);
+    const pins = new PinBook(options.writer, options.limits);
+    const sandbox = new Sandbox(
+      options.slot, options.generation, this.owners++, options.policy, options.limits, pins,
+      this.set(options.upstreams ?? this.hostServers), this.io.nowMs(),
+    );
+    this.bySlot[options.slot] = { sandbox, own: options.upstreams, inUse: options.inUse, dispose: [options.disposeWriter, options.dispose], swap: null };
+    this.resolver.share(this.count());
+    return sandbox;
+  }
+
+  /** @throws Error when there is no such sandbox (any more). */
+  find(slot: number, generation: number): Sandbox {
+    return this.held(slot, generation).sandbox;
+  }
+
+  private held(slot: number, generation: number): Held {
+    const held = this.bySlot[slot];
+    if (held === undefined || held.sandbox.generation !== generation) throw new Error(`no sandbox of generation ${generation} in slot ${slot}`);
+    return held;
+  }
+
+  remove(slot: number, generation: number): void {
+    const held = this.held(slot, generation);
+    this.bySlot[slot] = undefined;
+    held.sandbox.closed = true;
+    held.sandbox.fast.clear();
+    held.swap?.dispose();
+    for (const dispose of held.dispose) dispose();
+    this.dropUnused();
+    this.resolver.share(this.count());
+  }
+
+  /** See protocol.ts. @throws when a swap is under way, or what the writer throws (the swap is then off). */
+  beginSwap(
+    slot: number, generation: number, policy: SandboxPolicy, writer: AddressWriter, upstreams: readonly UpstreamServer[] | null, disposeWriter: () => void,
+  ): { written: number; left: number } {
+    const held = this.held(slot, generation);
+    if (held.swap !== null) throw new Error(`slot ${slot}: a policy swap is under way`);
+    const result = held.sandbox.pins.beginSwap(writer, (name) => this.resolver.bitsUnder(policy, name));
+    held.sandbox.nextPolicy = policy;
+    held.sandbox.epoch++;
+    held.swap = { own: upstreams, dispose: disposeWriter, disposeOld: held.dispose[0]! };
+    return result;
+  }
+
+  confirmSwap(slot: number, generation: number, limits: DnsLimits): void {
+    const held = this.held(slot, generation);
+    if (held.swap === null || held.sandbox.nextPolicy === null) throw new Error(`slot ${slot}: no policy swap is under way`);
+    held.sandbox.pins.confirmSwap();
+    held.sandbox.policy = held.sandbox.nextPolicy;
+    held.sandbox.nextPolicy = null;
+    held.sandbox.setLimits(limits, this.io.nowMs());
+    held.sandbox.epoch++;
+    held.own = held.swap.own;
+    held.swap.disposeOld();
+    held.dispose[0] = held.swap.dispose;
+    held.swap = null;
+    this.point(held);
+    this.dropUnused();
+  }
+
+  abortSwap(slot: number, generation: number): void {
+    const held = this.held(slot, generation);
+    if (held.swap === null) throw new Error(`slot ${slot}: no policy swap is under way`);
+    held.sandbox.pins.abortSwap();
+    held.sandbox.nextPolicy = null;
+    held.sandbox.epoch++;
+    held.swap.dispose();
+    held.swap = null;
+  }
+
+  sandboxes(): Sandbox[] {
+    return this.bySlot.flatMap((held) => (held === undefined ? [] : [held.sandbox]));
+  }
+
+  private count(): number {
+    return this.bySlot.reduce((sum, held) => sum + (held === undefined ? 0 : 1), 0);
+  }
+
+  cacheStats(): { entries: number; octets: number; evicted: number } {
+    const stats = { entries: 0, octets: 0, evicted: this.evictedBefore };
+    for (const { cache } of this.sets.values()) {
+      stats.entries += cache.size;
+      stats.octets += cache.octets;
+      stats.evicted += cache.evicted;
+    }
+    return stats;
+  }
+
+  flushCache(): void {
+    for (const set of this.sets.values()) set.cache.clear();
+    for (const held of this.bySlot) if (held !== undefined) held.sandbox.epoch++;
+  }
+
+  droppedAnswers(): number {
+    return this.listeners.reduce((sum, { socket }) => sum + (socket?.dropped ?? 0), 0);
+  }
+
+  /**
+   * Opens a UDP listener in the calling thread's namespace of the moment.
+   * @param open makes the socket.
+   */
+  listenUdp<S extends DatagramSocket>(open: (onBatch: OnBatch) => S): S {
+    const listener = new UdpListener();
+    const { client } = listener;
+    const socket = open((count, data, lengths, peers) => {
+      client.peers = peers;
+      for (let i = 0; i < count; i++) {
+        const held = this.bySlot[this.slotOf(peers, i * PEER)];
+        if (held === undefined) {
+          this.strangers++;
+          continue;
+        }
+        client.index = i;
+        // A datagram over the cell was cut: its header still says whose it is, and what is left does not parse.
+        this.resolver.handle(held.sandbox, data, i * GUEST_CELL, Math.min(lengths[i]!, GUEST_CELL), client);
+      }
+    });
+    listener.socket = socket;
+    this.listeners.push(listener);
+    return socket;
+  }
+
+  /** Opens a TCP listener in the calling thread's namespace; the namespace must not change before this resolves. */
+  listenTcp(address: string, port: number): Promise<number> {
+    const server = createServer({ allowHalfOpen: true, pauseOnConnect: false }, (socket) => this.accept(socket));
+    server.maxConnections = 8_192;
+    return new Promise((resolve, reject) => {
+      server.once("error", reject);
+      server.listen({ host: address, port, exclusive: true }, () => {
+        server.off("error", reject);
+        server.on("error", () => undefined);
+        this.servers.push(server);
+        const bound = server.address();
+        resolve(typeof bound === "object" && bound !== null ? bound.port : port);
+      });
+    });
+  }
+
+  private accept(socket: Socket): void {
+    const address = socket.remoteAddress === undefined ? null : parseAddress(socket.remoteAddress);
+    const slot = address === null ? -1 : this.slotOfAddress(address, 0, socket.remoteFamily === "IPv4");
+    const held = slot < 0 ? undefined : this.bySlot[slot];
+    if (held === undefined) {
+      this.strangers++;
+      socket.destroy();
+      return;
+    }
+    const { sandbox } = held;
+    if (sandbox.connections >= sandbox.limits.connections) {
+      sandbox.counters.tcpRefused++;
+      socket.destroy();
+      return;
+    }
+    this.sockets.add(socket);
+    socket.on("close", () => this.sockets.delete(socket));
+    new TcpConnection(socket, sandbox, (s, b, offset, length, client) => this.resolver.handle(s, b, offset, length, client));
+  }
+
+  private slotOf(peers: Uint8Array, at: number): number {
+    return this.slotOfAddress(peers, at + 4, peers[at] === 4);
+  }
+
+  /** The slot that a source address stands for, -1 for an address that is no sandbox's. */
+  private slotOfAddress(b: Uint8Array, at: number, v4: boolean): number {
+    let n = ((b[at + 12]! << 24) | (b[at + 13]! << 16) | (b[at + 14]! << 8) | b[at + 15]!) >>> 0;
+    if (v4) {
+      if (n >>> 28 !== 15) return -1;
+      n &= 0x0fffffff;
+    } else {
+      if (this.net6 === null) return -1;
+      for (let i = 0; i < 12; i++) if (b[at + i] !== this.net6[i]) return -1;
+    }
+    return n < AbiLimit.SANDBOX_ADDR_OFFSET ? -1 : n - AbiLimit.SANDBOX_ADDR_OFFSET;
+  }
+
+  /** Expired pins and answers go; runs by itself every few seconds. */
+  sweep(): void {
+    const now = this.io.nowSeconds();
+    for (const held of this.bySlot) {
+      if (held === undefined) continue;
+      // The flow table is read at most once a sweep, and only when a pin is near its end.
+      let look: ((address: Uint8Array) => boolean) | null = null;
+      held.sandbox.pins.sweep(now, (address) => (look ??= held.inUse === null ? () => false : held.inUse())(address));
+    }
+    for (const set of this.sets.values()) set.cache.sweep(now, 4_096);
+  }
+
+  async close(): Promise<void> {
+    clearInterval(this.sweeper);
+    this.upstream.close();
+    for (const listener of this.listeners) {
+      listener.socket?.close();
+      listener.socket = null;
+    }
+    for (const socket of this.sockets) socket.destroy();
+    await Promise.all(this.servers.map((server) => new Promise((resolve) => server.close(resolve))));
+    for (const held of this.bySlot) if (held !== undefined) this.remove(held.sandbox.slot, held.sandbox.generation);
+  }
+}
+

@@ -1,0 +1,126 @@
+/**
+ * DNS over TCP for guests (RFC 7766): frames, pipelining, back-pressure.
+ *
+ * Holds always: each message of a stream is judged alone and answered as soon as it can be; a length that lies ends in an
+ * idle close, never in a wait without end; a connection stops reading while its answers are not taken or too many of its
+ * questions are open; connections per sandbox are bounded. A frame without room for an id closes the connection.
+ * Does not: know what a question is.
+ */
+import type { Socket } from "node:net";
+import type { Client, Sandbox } from "./resolver.js";
+
+/** A connection without traffic is closed after this, ms (RFC 7766 section 6.2.3 leaves the time to the server). */
+export const IDLE_MS = 10_000;
+/** A frame that has begun must be whole within this, ms: a dribbling guest does not hold a connection for ever. */
+export const FRAME_MS = 10_000;
+/** Questions of one connection that may be open before it stops reading. */
+export const OPEN_QUESTIONS = 16;
+/** Octets of answers not yet taken before it stops reading. */
+const HIGH_WATER = 64 << 10;
+/** Frames handled in one turn of the loop, so that one connection does not hold up the rest. */
+const FRAMES_PER_TURN = 32;
+
+export type Handle = (sandbox: Sandbox, b: Buffer, offset: number, length: number, client: Client) => void;
+
+export class TcpConnection implements Client {
+  readonly stream = true;
+  private buffered: Buffer = Buffer.alloc(0);
+  private open = 0;
+  private frameTimer: NodeJS.Timeout | null = null;
+  private scheduled = false;
+  private ended = false;
+  private closed = false;
+
+  /** Counts itself among the sandbox's connections until it is closed. */
+  constructor(private readonly socket: Socket, private readonly sandbox: Sandbox, private readonly handle: Handle) {
+    sandbox.connections++;
+    sandbox.counters.tcpConnections++;
+    socket.setNoDelay(true);
+    socket.setTimeout(IDLE_MS, () => socket.destroy());
+    socket.on("error", () => socket.destroy());
+    socket.on("close", () => {
+      this.closed = true;
+      sandbox.connections--;
+      if (this.frameTimer !== null) clearTimeout(this.frameTimer);
+    });
+    socket.on("data", (chunk: Buffer) => {
+      this.buffered = this.buffered.length === 0 ? chunk : Buffer.concat([this.buffered, chunk]);
+      this.work();
+    });
+    socket.on("drain", () => this.work());
+    // A guest may close its side after its last question and still read (RFC 7766 section 6.2.4).
+    socket.on("end", () => {
+      this.ended = true;
+      this.work();
+    });
+  }
+
+  send(message: Buffer, length: number): void {
+    this.open--;
+    if (this.closed) return;
+    const frame = Buffer.allocUnsafe(2 + length);
+    frame.writeUInt16BE(length, 0);
+    message.copy(frame, 2, 0, length);
+    this.socket.write(frame);
+    if (!this.scheduled) {
+      // After the answers of this turn; never inside handle, which would nest as deep as the pipeline is long.
+      this.scheduled = true;
+      setImmediate(() => {
+        this.scheduled = false;
+        this.work();
+      });
+    }
+  }
+
+  retain(): Client {
+    return this;
+  }
+
+  private work(): void {
+    if (this.closed) return;
+    let at = 0;
+    let frames = 0;
+    const b = this.buffered;
+    while (b.length - at >= 2) {
+      if (this.open >= OPEN_QUESTIONS || this.socket.writableLength > HIGH_WATER || frames >= FRAMES_PER_TURN) break;
+      // At the sandbox's own bound the stream waits for its open questions rather than having them refused.
+      if (this.open > 0 && this.sandbox.inFlight >= this.sandbox.limits.inFlight) break;
+      const length = b.readUInt16BE(at);
+      if (length < 2 || this.sandbox.closed) {
+        this.socket.destroy();
+        return;
+      }
+      if (b.length - at < 2 + length) break;
+      frames++;
+      const isAnswer = length > 2 && (b[at + 4]! & 0x80) !== 0;
+      if (!isAnswer) this.open++; // an answer from a guest gets none
+      this.handle(this.sandbox, b, at + 2, length, this);
+      at += 2 + length;
+    }
+    if (at > 0) this.buffered = at === b.length ? Buffer.alloc(0) : b.subarray(at);
+    const whole = this.buffered.length >= 2 && this.buffered.length >= 2 + this.buffered.readUInt16BE(0);
+    this.clock(this.buffered.length > 0 && !whole);
+    if (whole) {
+      this.socket.pause();
+      if (frames >= FRAMES_PER_TURN && !this.scheduled) {
+        this.scheduled = true;
+        setImmediate(() => {
+          this.scheduled = false;
+          this.work();
+        });
+      }
+    } else if (this.open >= OPEN_QUESTIONS || this.socket.writableLength > HIGH_WATER) this.socket.pause();
+    else {
+      this.socket.resume();
+      if (this.ended && this.open <= 0) this.socket.end();
+    }
+  }
+
+  /** Runs while a frame is begun and not whole, from its first octet. */
+  private clock(partial: boolean): void {
+    if (!partial) {
+      if (this.frameTimer !== null) clearTimeout(this.frameTimer);
+      this.frameTimer = null;
+    } else this.frameTimer ??= setTimeout(() => this.socket.destroy(), FRAME_MS);
+  }
+}

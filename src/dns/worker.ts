@@ -1,0 +1,237 @@
+/**
+ * The DNS worker thread: takes requests (protocol.ts) from its port and runs the service.
+ *
+ * Holds always: requests are done one after the other; a failure is a reply, never the end of the thread; listeners stand
+ * in the agent's namespace and everything else this thread opens in the host's; before `start` is done nothing listens.
+ * Does not: parse policies, load programs, write anything to the kernel but pins.
+ */
+import { connect } from "node:net";
+import { parentPort, type MessagePort } from "node:worker_threads";
+import { BpfMap, UdpBatch, setNetns } from "../../native/index.js";
+import { DenialReport, EVENTS_PER_SECOND } from "./events.js";
+import { followFile, readHostResolvers, upstreamServer } from "./host-resolvers.js";
+import { MapPinWriter, addressesInUse } from "./kernel-pins.js";
+import type { DnsLimits } from "./limits.js";
+import { latencyBuckets, outcomes, type Outcome } from "./metrics.js";
+import type { AddSandboxMessage, Envelope, FromWorker, PinRow, Replies, Request, StartMessage, Stats, SwapPolicyMessage, UpstreamSetting } from "./protocol.js";
+import { dnsLimits, sandboxPolicy } from "./sandbox-policy.js";
+import { DnsService, GUEST_CELL } from "./server.js";
+import { UPSTREAM_CELL, type UpstreamServer } from "./upstream.js";
+import { showName } from "./wire.js";
+import type { Policy } from "../policy/types.js";
+
+/** A flow without a packet for so long does not keep its pin, ns. */
+const IN_USE_NS = 60_000_000_000n;
+
+const nowSeconds = (): number => process.hrtime()[0];
+const nowMs = (): number => {
+  const [seconds, ns] = process.hrtime();
+  return seconds * 1_000 + ns / 1e6;
+};
+
+class Worker {
+  private service: DnsService | null = null;
+  private report: DenialReport | null = null;
+  private stopFollowing: (() => void) | null = null;
+  private resolvConf: string | null = null;
+  private readonly swapLimits = new Map<number, DnsLimits>();
+
+  constructor(private readonly port: MessagePort) {}
+
+  private post(message: FromWorker): void {
+    this.port.postMessage(message);
+  }
+
+  async handle({ id, request }: Envelope): Promise<void> {
+    try {
+      const value = await this.perform(request);
+      this.post({ kind: "reply", id, ok: true, value });
+    } catch (error) {
+      const code = error instanceof Error && "code" in error && typeof error.code === "string" ? error.code : "E_RESOLVER";
+      this.post({ kind: "reply", id, ok: false, code, message: error instanceof Error ? error.message : String(error) });
+    }
+  }
+
+  private started(): DnsService {
+    if (this.service === null) throw new Error("the resolver is not started");
+    return this.service;
+  }
+
+  private async perform(request: Request): Promise<Replies[keyof Replies]> {
+    switch (request.kind) {
+      case "start": return this.start(request);
+      case "addSandbox": return this.addSandbox(request);
+      case "swapPolicy": return this.swapPolicy(request);
+      case "confirmSwap": {
+        const limits = this.swapLimits.get(request.slot);
+        if (limits === undefined) throw new Error(`slot ${request.slot}: no policy swap is under way`);
+        this.started().confirmSwap(request.slot, request.generation, limits);
+        this.swapLimits.delete(request.slot);
+        return null;
+      }
+      case "abortSwap":
+        this.started().abortSwap(request.slot, request.generation);
+        this.swapLimits.delete(request.slot);
+        return null;
+      case "removeSandbox":
+        this.started().remove(request.slot, request.generation);
+        this.swapLimits.delete(request.slot);
+        return null;
+      case "groups":
+        this.started().setGroups(request.groups);
+        return null;
+      case "reloadResolvers": return { servers: this.readResolvers() };
+      case "stats": return this.stats();
+      case "pins": return this.pins(request.slot, request.generation);
+      case "namesOf": return this.started().find(request.slot, request.generation).pins.namesOf(request.address).map(showName);
+      case "flushCache":
+        this.started().flushCache();
+        return null;
+      case "stop": return this.stop();
+    }
+  }
+
+  private async start(message: StartMessage): Promise<Replies["start"]> {
+    if (this.service !== null) throw new Error("the resolver is started already");
+    const { listen } = message;
+    if (listen.netnsFd !== null && message.hostNetnsFd === null) throw new Error("a namespace to listen in needs the host's to come back to");
+    const report = new DenialReport(message.eventsPerSecond ?? EVENTS_PER_SECOND, nowSeconds, (queries) => this.post({ kind: "denied", queries }));
+    const service = new DnsService({
+      nowMs, nowSeconds,
+      onDenied: (event) => report.add(event),
+      createSocket: (family, onBatch) =>
+        new UdpBatch({ address: family === 4 ? "0.0.0.0" : "::", port: 0, cellSize: UPSTREAM_CELL, batch: 32, receiveBuffer: 1 << 20 }, onBatch),
+      connect: (server) => connect({ host: server.host, port: server.port }),
+    }, message.groups);
+    service.setSandboxNet6(message.sandboxNet6);
+    let port = listen.port;
+    try {
+      if (listen.netnsFd !== null) setNetns(listen.netnsFd);
+      try {
+        for (const address of [listen.address4, listen.address6]) {
+          if (address === null) continue;
+          const device = listen.device === undefined ? {} : { device: listen.device };
+          const socket = service.listenUdp((onBatch) =>
+            new UdpBatch({ address, port, cellSize: GUEST_CELL, receiveBuffer: listen.receiveBuffer ?? 4 << 20, ...device }, onBatch));
+          port = socket.address.port;
+          // node:net looks even a numeric address up before it binds, so the thread stays in this namespace until it listens.
+          await service.listenTcp(address, port);
+        }
+      } finally {
+        if (message.hostNetnsFd !== null) setNetns(message.hostNetnsFd);
+      }
+    } catch (error) {
+      await service.close();
+      throw error;
+    }
+    this.service = service;
+    this.report = report;
+    this.resolvConf = message.resolvConf;
+    const servers = this.readResolvers();
+    if (message.resolvConf !== null) {
+      this.stopFollowing = followFile(message.resolvConf, () => this.post({ kind: "resolvers", servers: this.readResolvers() }));
+    }
+    return { port, noUpstream: servers.length === 0 };
+  }
+
+  private readResolvers(): string[] {
+    const found = this.resolvConf === null ? { servers: [], searchDomains: [] } : readHostResolvers(this.resolvConf);
+    this.started().setHostResolvers(found.servers, found.searchDomains);
+    return found.servers.map((server) => server.host);
+  }
+
+  private upstreamsOf(policy: Policy, given: readonly UpstreamSetting[] | null): UpstreamServer[] | null {
+    const chosen = given ?? policy.dns.upstreams;
+    return chosen === null ? null : chosen.map(({ address, port }) => upstreamServer(address, port));
+  }
+
+  private addSandbox(message: AddSandboxMessage): null {
+    const service = this.started();
+    const policy = sandboxPolicy(message.policy, message.compiledGroups, () => service.groupTable());
+    const writer = new MapPinWriter(BpfMap.fromFd(message.pinsFd));
+    let flows: BpfMap | null = null;
+    try {
+      flows = message.flowsFd === null ? null : BpfMap.fromFd(message.flowsFd);
+      const table = flows;
+      service.add({
+        slot: message.slot, generation: message.generation, policy, limits: dnsLimits(message.policy), writer,
+        upstreams: this.upstreamsOf(message.policy, message.upstreams),
+        inUse: table === null ? null : () => {
+          const used = addressesInUse(table, process.hrtime.bigint(), IN_USE_NS);
+          return (address) => used.has(Buffer.from(address).toString("latin1"));
+        },
+        disposeWriter: () => writer.close(),
+        dispose: () => table?.close(),
+      });
+    } catch (error) {
+      writer.close();
+      flows?.close();
+      throw error;
+    }
+    return null;
+  }
+
+  private swapPolicy(message: SwapPolicyMessage): Replies["swapPolicy"] {
+    const service = this.started();
+    const policy = sandboxPolicy(message.policy, message.compiledGroups, () => service.groupTable());
+    const writer = new MapPinWriter(BpfMap.fromFd(message.pinsFd));
+    try {
+      const result = service.beginSwap(
+        message.slot, message.generation, policy, writer, this.upstreamsOf(message.policy, message.upstreams), () => writer.close(),
+      );
+      this.swapLimits.set(message.slot, dnsLimits(message.policy));
+      return result;
+    } catch (error) {
+      writer.close();
+      throw error;
+    }
+  }
+
+  private pins(slot: number, generation: number): PinRow[] {
+    return this.started().find(slot, generation).pins.list().map(({ name, address, expires, bits }) => (
+      { name: showName(name), address: address.slice(), expires, bits }
+    ));
+  }
+
+  private stats(): Stats {
+    const service = this.started();
+    const { latency, sent, answered, timeouts, mismatched, malformed, tcp, errors, failed } = service.upstreamCounters;
+    return {
+      sandboxes: service.sandboxes().map((s) => ({
+        slot: s.slot, generation: s.generation,
+        queries: Object.fromEntries(outcomes.map((name, i) => [name, s.counters.queries[i]!])) as { [K in Outcome]: number },
+        cacheHits: s.counters.cacheHits, cacheMisses: s.counters.cacheMisses, coalesced: s.counters.coalesced,
+        truncated: s.counters.truncated, tcpConnections: s.counters.tcpConnections, tcpRefused: s.counters.tcpRefused,
+        inFlight: s.inFlight, connections: s.connections, pins: { ...s.pins.counters },
+        limits: { inFlight: s.limits.inFlight, connections: s.limits.connections, names: s.limits.names, addresses: s.limits.addresses },
+        eventsLost: this.report?.lost(s.slot, s.generation) ?? 0,
+      })),
+      upstream: {
+        sent, answered, timeouts, mismatched, malformed, tcp, errors, failed, inFlight: service.upstream.inFlight,
+        latency: { buckets: latencyBuckets, counts: [...latency.counts], sum: latency.sum },
+        servers: service.upstream.health(),
+      },
+      cache: service.cacheStats(),
+      strangers: service.strangers, dropped: service.droppedAnswers(),
+    };
+  }
+
+  private async stop(): Promise<null> {
+    this.stopFollowing?.();
+    this.report?.flush();
+    await this.service?.close();
+    this.service = null;
+    // The reply leaves first; with the port closed nothing keeps the thread.
+    setImmediate(() => this.port.close());
+    return null;
+  }
+}
+
+if (parentPort !== null) {
+  const port = parentPort;
+  const worker = new Worker(port);
+  let last: Promise<void> = Promise.resolve();
+  port.on("message", (envelope: Envelope) => {
+    last = last.then(() => worker.handle(envelope));
+  });
+}
