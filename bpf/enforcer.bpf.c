@@ -40,10 +40,17 @@ char LICENSE[] SEC("license") = "GPL";
 /* Finds the sandbox of the device the packet passes. */
 inline_stage __u32 enter(struct pkt *p)
 {
-	__u32 ifindex = p->skb->ifindex;
-	struct tap *tap = bpf_map_lookup_elem(&taps, &ifindex);
-	if (!tap)
-		return deny(p, REASON_NOT_ENFORCED);
+	__u32 zero = 0, ifindex = p->skb->ifindex;
+	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+	if (!global)
+		return deny(p, REASON_MAP_MISSING);
+	__u32 place = ifindex & global->tap_mask;
+	struct tap *tap = bpf_map_lookup_elem(&taps, &place);
+	if (!tap || tap->ifindex != ifindex) {
+		tap = bpf_map_lookup_elem(&taps_more, &ifindex);
+		if (!tap)
+			return deny(p, REASON_NOT_ENFORCED);
+	}
 	p->slot = tap->slot;
 	struct sandbox *sandbox = bpf_map_lookup_elem(&sandboxes, &p->slot);
 	if (!sandbox || sandbox->state != SANDBOX_ENFORCED || sandbox->generation != tap->generation)
@@ -153,6 +160,16 @@ int from_resolver(struct __sk_buff *skb)
 		return finish(&p, VERDICT_DENY);
 	}
 	return finish(&p, redirect_to_guest(&p));
+}
+
+/*
+ * Never attached: the agent runs it (BPF_PROG_TEST_RUN) to free the expired flows of the sandbox whose slot is in skb->mark,
+ * so that when a flow is over is written once, here. Returns how many there were.
+ */
+SEC("tc")
+int sweep(struct __sk_buff *skb)
+{
+	return flow_reclaim(skb->mark, 0);
 }
 
 /* The same way in and out with nothing between: what bench/ measures against. */

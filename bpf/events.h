@@ -10,12 +10,25 @@
 inline_stage void count(struct pkt *p)
 {
 	__u32 index = p->direction * REASON_MAX + p->reason;
-	void *table = p->sandbox ? bpf_map_lookup_elem(&counters, &p->slot) : 0;
-	struct counter *counter = table ? bpf_map_lookup_elem(table, &index) : bpf_map_lookup_elem(&orphans, &index);
+	struct counter *counter;
 
-	if (counter) {
-		counter->packets++;
-		counter->bytes += p->length;
+	if (p->sandbox) {
+		void *table = bpf_map_lookup_elem(&counters, &p->slot);
+		if (!table)
+			return;
+		counter = bpf_map_lookup_elem(table, &index);
+		if (counter) {
+			counter->packets++;
+			counter->bytes += p->length;
+		}
+		/* two look-ups merged into one of either map would cost an indirect call */
+		barrier();
+	} else {
+		counter = bpf_map_lookup_elem(&orphans, &index);
+		if (counter) {
+			counter->packets++;
+			counter->bytes += p->length;
+		}
 	}
 }
 
@@ -26,10 +39,9 @@ inline_stage void report(struct pkt *p, __u32 verdict)
 	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &p->slot);
 	if (!limit)
 		return;
-	__u64 now = bpf_ktime_get_coarse_ns();
-	__u32 second = now / 1000000000;
-	if (limit->second != second) {
-		limit->second = second;
+	__u64 now = bpf_jiffies64();
+	if (now - limit->since_ticks >= ticks_a_second()) {
+		limit->since_ticks = now;
 		limit->sent = 0;
 	}
 	if (limit->sent >= p->sandbox->event_rate) {
@@ -42,7 +54,7 @@ inline_stage void report(struct pkt *p, __u32 verdict)
 		__sync_fetch_and_add(&limit->lost, 1);
 		return;
 	}
-	event->time_ns = now;
+	event->time_ns = bpf_ktime_get_coarse_ns();
 	event->slot = p->slot;
 	event->generation = p->sandbox->generation;
 	event->verdict = verdict;

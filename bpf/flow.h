@@ -8,17 +8,16 @@
 #ifndef ENFORCER_FLOW_H
 #define ENFORCER_FLOW_H
 
-#define SECOND 1000000000ULL
-/* Idle time-outs: RFC 5382 (TCP, two hours four minutes), RFC 4787 (UDP), RFC 5508 (ICMP); short while nobody answered. */
-#define TCP_IDLE (7440 * SECOND)
-#define TCP_OPENING (60 * SECOND)
-#define TCP_CLOSING (10 * SECOND)
-#define UDP_IDLE (180 * SECOND)
-#define UDP_OPENING (60 * SECOND)
-#define OTHER_IDLE (60 * SECOND)
-#define TOUCH_EVERY (SECOND / 2) /* a busy flow's entry is written this often, not per packet */
+/* Idle time-outs in seconds: RFC 5382 (TCP, two hours four minutes), RFC 4787 (UDP), RFC 5508 (ICMP); short while nobody
+ * answered. */
+#define TCP_IDLE 7440
+#define TCP_OPENING 60
+#define TCP_CLOSING 10
+#define UDP_IDLE 180
+#define UDP_OPENING 60
+#define OTHER_IDLE 60
 
-inline_stage __u64 flow_lifetime(__u8 proto, __u8 flags)
+inline_stage __u32 flow_lifetime(__u8 proto, __u8 flags)
 {
 	if (proto == IPPROTO_TCP)
 		return flags & FLOW_CLOSING ? TCP_CLOSING : flags & FLOW_REPLIED ? TCP_IDLE : TCP_OPENING;
@@ -27,9 +26,9 @@ inline_stage __u64 flow_lifetime(__u8 proto, __u8 flags)
 	return OTHER_IDLE;
 }
 
-inline_stage int flow_expired(const struct flow_key *key, const struct flow *flow, __u64 now)
+inline_stage int flow_expired(__u8 proto, const struct flow *flow, __u64 now, __u32 hz)
 {
-	return now - flow->last_seen_ns > flow_lifetime(key->proto, flow->flags) && now > flow->last_seen_ns;
+	return now - flow->last_seen_ticks > (__u64)flow_lifetime(proto, flow->flags) * hz;
 }
 
 /* Key of the packet's flow, the same from both directions. An echo's key says which side asks. */
@@ -57,6 +56,7 @@ inline_stage void flow_key_of(struct pkt *p, struct flow_key *key)
 
 struct reclaim {
 	__u64 now;
+	__u32 hz;
 	__u32 freed;
 };
 
@@ -64,33 +64,36 @@ static long reclaim_one(void *map, const void *key, void *value, struct reclaim 
 {
 	struct flow_key copy = *(const struct flow_key *)key;
 
-	if (flow_expired(&copy, value, ctx->now)) {
+	if (flow_expired(copy.proto, value, ctx->now, ctx->hz)) {
 		bpf_map_delete_elem(map, &copy);
 		ctx->freed++;
 	}
 	return 0;
 }
 
-/* Frees what has expired in a full table, once a second at most; how many there were. Global: verified once. */
-__attribute__((noinline)) int flow_reclaim(__u32 slot, __u64 now)
+/*
+ * Frees what has expired in a sandbox's table; how many there were. pause: not if it was done within the last second. Global:
+ * the verifier checks it once.
+ */
+__attribute__((noinline)) int flow_reclaim(__u32 slot, int pause)
 {
 	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &slot);
 	void *table = bpf_map_lookup_elem(&flows, &slot);
-	struct reclaim ctx = { .now = now };
-	__u32 second = now / SECOND;
+	struct reclaim ctx = { .now = bpf_jiffies64(), .hz = ticks_a_second() };
 
-	if (!limit || !table || limit->swept == second)
+	if (!limit || !table || (pause && ctx.now - limit->swept_ticks < ctx.hz))
 		return 0;
-	limit->swept = second;
+	limit->swept_ticks = ctx.now;
 	bpf_for_each_map_elem(table, reclaim_one, &ctx, 0);
 	return ctx.freed;
 }
 
-inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, __u32 origin, __u64 now)
+inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, __u32 origin)
 {
+	__u64 now = bpf_jiffies64();
 	struct flow flow = {
-		.last_seen_ns = now,
-		.created_ns = now,
+		.last_seen_ticks = now,
+		.created_ticks = now,
 		.policy = p->sandbox->policy,
 		.rule = p->rule,
 		.origin = origin,
@@ -99,7 +102,7 @@ inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, _
 	if (bpf_map_update_elem(table, key, &flow, BPF_ANY) == 0)
 		return VERDICT_ALLOW;
 	/* Full. The agent sweeps every few seconds; without it, or faster than it, room is made here. */
-	if (flow_reclaim(p->slot, now) && bpf_map_update_elem(table, key, &flow, BPF_ANY) == 0)
+	if (flow_reclaim(p->slot, 1) && bpf_map_update_elem(table, key, &flow, BPF_ANY) == 0)
 		return VERDICT_ALLOW;
 	return deny(p, REASON_FLOW_TABLE_FULL);
 }
@@ -112,12 +115,13 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 		return deny(p, REASON_MAP_MISSING);
 	struct flow_key key;
 	flow_key_of(p, &key);
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = bpf_jiffies64();
+	__u32 hz = ticks_a_second();
 	__u64 uid = p->sandbox->policy;
 	struct flow *flow = bpf_map_lookup_elem(table, &key);
 	int opens = p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 
-	if (flow && !opens && !flow_expired(&key, flow, now)) {
+	if (flow && !opens && !flow_expired(p->proto, flow, now, hz)) {
 		if (flow->policy != uid) {
 			__u32 origin = flow->origin;
 			__be16 port = origin == DIR_EGRESS ? key.remote_port : key.guest_port;
@@ -135,14 +139,15 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 		p->rule = flow->rule;
 		if (p->proto == IPPROTO_TCP && p->tcp_flags & (TCP_FIN | TCP_RST) && !(flow->flags & FLOW_CLOSING)) {
 			flow->flags |= FLOW_CLOSING;
-			flow->last_seen_ns = now;
+			flow->last_seen_ticks = now;
 		}
 		if (flow->origin != p->direction && !(flow->flags & FLOW_REPLIED)) {
 			flow->flags |= FLOW_REPLIED;
-			flow->last_seen_ns = now;
+			flow->last_seen_ticks = now;
 		}
-		if (now - flow->last_seen_ns > TOUCH_EVERY)
-			flow->last_seen_ns = now;
+		/* a busy flow's entry is written twice a second, not per packet */
+		if (now - flow->last_seen_ticks > hz / 2)
+			flow->last_seen_ticks = now;
 		return allow(p, REASON_ESTABLISHED);
 	}
 
@@ -159,7 +164,7 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 	p->reason = p->question.reason;
 	if (verdict != VERDICT_ALLOW)
 		return VERDICT_DENY;
-	return flow_open(p, table, &key, p->direction, now);
+	return flow_open(p, table, &key, p->direction);
 }
 
 /* An ICMP error toward the guest passes when it quotes a packet of a living flow that the guest sent (RFC 5508). */
@@ -205,7 +210,7 @@ inline_stage __u32 icmp_error_ingress(struct pkt *p)
 	}
 	void *table = bpf_map_lookup_elem(&flows, &p->slot);
 	struct flow *flow = table ? bpf_map_lookup_elem(table, &key) : 0;
-	if (!flow || flow->policy != p->sandbox->policy || flow_expired(&key, flow, bpf_ktime_get_coarse_ns()))
+	if (!flow || flow->policy != p->sandbox->policy || flow_expired(proto, flow, bpf_jiffies64(), ticks_a_second()))
 		return deny(p, REASON_ICMP_TYPE);
 	return allow(p, REASON_ICMP_RELATED);
 }

@@ -8,7 +8,7 @@
 #ifndef ENFORCER_FRAGMENT_H
 #define ENFORCER_FRAGMENT_H
 
-#define FRAGMENT_LIFETIME (30 * SECOND) /* net.ipv4.ipfrag_time */
+#define FRAGMENT_LIFETIME 30 /* seconds, as net.ipv4.ipfrag_time */
 
 inline_stage void fragment_key_of(struct pkt *p, struct fragment_key *key)
 {
@@ -28,7 +28,7 @@ inline_stage __u32 fragment_later(struct pkt *p)
 		return deny(p, REASON_MAP_MISSING);
 	fragment_key_of(p, &key);
 	struct fragment *known = bpf_map_lookup_elem(table, &key);
-	if (!known || known->expires_ns < bpf_ktime_get_coarse_ns() || p->fragment_start < known->first_end)
+	if (!known || known->expires_ticks < bpf_jiffies64() || p->fragment_start < known->first_end)
 		return deny(p, REASON_FRAGMENT);
 	return allow(p, REASON_FRAGMENT_FOLLOWS);
 }
@@ -41,10 +41,10 @@ inline_stage __u32 fragment_first(struct pkt *p)
 	if (!table)
 		return deny(p, REASON_MAP_MISSING);
 	fragment_key_of(p, &key);
-	__u64 now = bpf_ktime_get_coarse_ns();
-	struct fragment fresh = { .expires_ns = now + FRAGMENT_LIFETIME, .first_end = p->l4_length };
+	__u64 now = bpf_jiffies64();
+	struct fragment fresh = { .expires_ticks = now + FRAGMENT_LIFETIME * ticks_a_second(), .first_end = p->l4_length };
 	struct fragment *known = bpf_map_lookup_elem(table, &key);
-	if (known && known->expires_ns >= now && known->first_end > fresh.first_end)
+	if (known && known->expires_ticks >= now && known->first_end > fresh.first_end)
 		fresh.first_end = known->first_end;
 	if (bpf_map_update_elem(table, &key, &fresh, BPF_ANY))
 		return deny(p, REASON_FRAGMENT_TABLE_FULL);

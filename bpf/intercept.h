@@ -15,17 +15,19 @@
 
 #define DNS_PORT bpf_htons(53)
 #define REDIRECT_PROBES 8
-#define REDIRECT_UDP_IDLE (6 * SECOND)   /* the agent answers within five seconds or not at all */
-#define REDIRECT_TCP_IDLE (130 * SECOND) /* longer than the agent keeps an idle connection */
-#define REDIRECT_TCP_CLOSING (2 * SECOND)
+/* seconds */
+#define REDIRECT_UDP_IDLE 6   /* the agent answers within five seconds or not at all */
+#define REDIRECT_TCP_IDLE 130 /* longer than the agent keeps an idle connection */
+#define REDIRECT_TCP_CLOSING 2
 
 inline_stage int redirect_expired(const struct redirect *e, __u64 now)
 {
-	__u64 idle = now > e->last_seen_ns ? now - e->last_seen_ns : 0;
+	__u64 idle = now - e->last_seen_ticks;
+	__u32 hz = ticks_a_second();
 
 	if (e->proto == IPPROTO_TCP)
-		return idle > (e->closing ? REDIRECT_TCP_CLOSING : REDIRECT_TCP_IDLE);
-	return !e->outstanding || idle > REDIRECT_UDP_IDLE;
+		return idle > (e->closing ? REDIRECT_TCP_CLOSING : REDIRECT_TCP_IDLE) * hz;
+	return !e->outstanding || idle > REDIRECT_UDP_IDLE * hz;
 }
 
 inline_stage int redirect_is(const struct redirect *e, struct pkt *p)
@@ -61,7 +63,7 @@ inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 *
 	if (!free_entry || __sync_val_compare_and_swap(&free_entry->state, free_state, REDIRECT_CLAIMED) != free_state)
 		return 0;
 	free_entry->outstanding = 0;
-	free_entry->last_seen_ns = now;
+	free_entry->last_seen_ticks = now;
 	__builtin_memcpy(free_entry->guest_addr, p->source, 16);
 	__builtin_memcpy(free_entry->resolver, p->destination, 16);
 	free_entry->guest_port = p->source_port;
@@ -72,15 +74,6 @@ inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 *
 	*index = free_index;
 	return free_entry;
 }
-
-/* What a packet is rewritten to. The port is the source's or the destination's. */
-struct rewrite {
-	__u64 after[4]; /* source, destination; IPv4: mapped */
-	__u8 macs[12];  /* destination, source */
-	__be16 old_port;
-	__be16 new_port;
-	__u32 port_offset; /* in the L4 header: 0 source, 2 destination */
-};
 
 /*
  * Writes addresses, one port and MACs into the packet and mends both checksums. Not inlined: its frame would not fit beside
@@ -134,7 +127,7 @@ inline_stage __u32 redirect_to_resolver(struct pkt *p)
 		return deny(p, REASON_MAP_MISSING);
 	if (p->fragment || (p->proto == IPPROTO_UDP && p->skb->gso_size))
 		return deny(p, REASON_FRAGMENT);
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = bpf_jiffies64();
 	struct redirect *e = redirect_entry(p, table, &index, now);
 	if (!e)
 		return deny(p, REASON_REDIRECT_TABLE_FULL);
@@ -143,7 +136,7 @@ inline_stage __u32 redirect_to_resolver(struct pkt *p)
 		return deny(p, REASON_TRUNCATED);
 	__builtin_memcpy(e->guest_mac, eth->h_source, 6);
 	__builtin_memcpy(e->gateway_mac, eth->h_dest[0] & 1 ? p->sandbox->tap_mac : eth->h_dest, 6);
-	e->last_seen_ns = now;
+	e->last_seen_ticks = now;
 	if (p->proto == IPPROTO_UDP)
 		__sync_fetch_and_add(&e->outstanding, 1);
 	else if (p->tcp_flags & (TCP_FIN | TCP_RST))
@@ -151,20 +144,26 @@ inline_stage __u32 redirect_to_resolver(struct pkt *p)
 	else if (p->tcp_flags & TCP_SYN)
 		e->closing = 0;
 
-	struct rewrite r = { .old_port = p->source_port, .new_port = bpf_htons(REDIRECT_PORT_BASE + index), .port_offset = 0 };
+	struct scratch *room = bpf_map_lookup_elem(&scratch, &zero);
+	if (!room)
+		return deny(p, REASON_MAP_MISSING);
+	struct rewrite *r = &room->rewrite;
+	r->old_port = p->source_port;
+	r->new_port = bpf_htons(REDIRECT_PORT_BASE + index);
+	r->port_offset = 0;
 	__be32 id = bpf_htonl(p->slot + SANDBOX_ADDR_OFFSET);
 
 	if (p->v6) {
-		__builtin_memcpy(r.after, global->sandbox_net6, 16);
-		r.after[1] = (r.after[1] & 0xffffffff) | (__u64)id << 32;
-		__builtin_memcpy(r.after + 2, global->resolver_addr6, 16);
+		__builtin_memcpy(r->after, global->sandbox_net6, 16);
+		r->after[1] = (r->after[1] & 0xffffffff) | (__u64)id << 32;
+		__builtin_memcpy(r->after + 2, global->resolver_addr6, 16);
 	} else {
-		map_v4(r.after, global->sandbox_net4 | id);
-		map_v4(r.after + 2, global->resolver_addr4);
+		map_v4(r->after, global->sandbox_net4 | id);
+		map_v4(r->after + 2, global->resolver_addr4);
 	}
-	__builtin_memcpy(r.macs, global->resolver_mac, 6);
-	__builtin_memcpy(r.macs + 6, global->near_mac, 6);
-	if (rewrite(p, &r))
+	__builtin_memcpy(r->macs, global->resolver_mac, 6);
+	__builtin_memcpy(r->macs + 6, global->near_mac, 6);
+	if (rewrite(p, r))
 		return deny(p, REASON_REWRITE);
 	p->redirect_ifindex = global->resolver_ifindex;
 	p->reason = REASON_DNS_REDIRECT;
@@ -209,7 +208,7 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 	struct redirect *e = table ? bpf_map_lookup_elem(table, &index) : 0;
 	if (!e || e->state != REDIRECT_LIVE || e->proto != p->proto)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
-	__u64 now = bpf_ktime_get_coarse_ns();
+	__u64 now = bpf_jiffies64();
 	if (p->proto == IPPROTO_UDP) {
 		if (!e->outstanding || redirect_expired(e, now))
 			return deny(p, REASON_UNSOLICITED_ANSWER);
@@ -217,22 +216,28 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 	} else {
 		if (p->tcp_flags & (TCP_FIN | TCP_RST))
 			e->closing = 1;
-		e->last_seen_ns = now;
+		e->last_seen_ticks = now;
 	}
-	struct rewrite r = { .old_port = p->destination_port, .new_port = e->guest_port, .port_offset = 2 };
+	struct scratch *room = bpf_map_lookup_elem(&scratch, &zero);
+	if (!room)
+		return deny(p, REASON_MAP_MISSING);
+	struct rewrite *r = &room->rewrite;
+	r->old_port = p->destination_port;
+	r->new_port = e->guest_port;
+	r->port_offset = 2;
 
-	__builtin_memcpy(r.after, e->resolver, 16);
-	__builtin_memcpy(r.after + 2, e->guest_addr, 16);
-	__builtin_memcpy(r.macs, e->guest_mac, 6);
-	__builtin_memcpy(r.macs + 6, e->gateway_mac, 6);
+	__builtin_memcpy(r->after, e->resolver, 16);
+	__builtin_memcpy(r->after + 2, e->guest_addr, 16);
+	__builtin_memcpy(r->macs, e->guest_mac, 6);
+	__builtin_memcpy(r->macs + 6, e->gateway_mac, 6);
 	barrier();
 	/* claimed by another conversation while it was read: nobody waits for this answer any more */
-	if (e->state != REDIRECT_LIVE || e->guest_port != r.new_port)
+	if (e->state != REDIRECT_LIVE || e->guest_port != r->new_port)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
-	__u32 mapped = r.after[0] == 0 && (__u32)r.after[1] == MAPPED_PREFIX;
+	__u32 mapped = r->after[0] == 0 && (__u32)r->after[1] == MAPPED_PREFIX;
 	if (mapped == p->v6)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
-	if (rewrite(p, &r))
+	if (rewrite(p, r))
 		return deny(p, REASON_REWRITE);
 	p->redirect_ifindex = p->sandbox->ifindex;
 	p->reason = REASON_DNS_ANSWER;

@@ -8,15 +8,23 @@
 #ifndef ENFORCER_MAPS_H
 #define ENFORCER_MAPS_H
 
-/* ifindex -> which sandbox. Written by the agent, read by the tap programs. A tap that is not in here passes nothing.
- * Twice the sandboxes, for devices that are being replaced. Full: the attach fails. */
+/* ifindex & globals.tap_mask -> which sandbox. Written by the agent, read by the tap programs. A tap that is neither in here
+ * nor in taps_more passes nothing. A power of two, twice the sandboxes at least. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SANDBOXES * 2);
+	__type(key, __u32);
+	__type(value, struct tap);
+} taps SEC(".maps");
+
+/* ifindex -> the same, for devices whose place in `taps` is another's. Full: the attach fails. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_SANDBOXES * 2);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
 	__type(value, struct tap);
-} taps SEC(".maps");
+} taps_more SEC(".maps");
 
 /* slot -> identity, limits and the policy in force. Written by the agent, read by every program. An array: cannot be full;
  * a host with more sandboxes than slots gets an error at attach. */
@@ -35,7 +43,7 @@ struct {
 	__type(value, struct learned);
 } learned SEC(".maps");
 
-/* slot -> how many denial events went out this second, and how many did not. Written here. */
+/* slot -> how many denial events went out this second, how many did not, and when its flows were swept. Written here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_SANDBOXES);
@@ -208,9 +216,20 @@ struct {
 	__type(value, struct addr_cache);
 } addr_cache SEC(".maps");
 
-/* Rule bits from pins while one packet is judged: 64 octets that the stack has no room for. */
+/* What a packet is rewritten to. The port is the source's or the destination's. */
+struct rewrite {
+	__u64 after[4]; /* source, destination; IPv4: mapped */
+	__u8 macs[12];  /* destination, source */
+	__be16 old_port;
+	__be16 new_port;
+	__u32 port_offset; /* in the L4 header: 0 source, 2 destination */
+	__u32 _pad;
+};
+
+/* What one packet needs while it is judged and the stack has no room for. Per CPU; nothing in it outlives the packet. */
 struct scratch {
 	__u64 pin_bits[RULE_WORDS];
+	struct rewrite rewrite;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

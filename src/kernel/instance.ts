@@ -1,0 +1,164 @@
+/**
+ * One loaded set of kernel programs and its maps, pinned under a directory of bpffs so that it outlives the process.
+ *
+ * Holds always: layouts compiled in are those of the object's BTF, or nothing is loaded; maps that a former process pinned
+ * with the same ABI version are taken over with their content, those of another version are not touched by open().
+ * Does not: know sandboxes (sandbox-tables.ts), attach (tap-link.ts), or decide anything.
+ */
+import { existsSync, mkdirSync, readdirSync, rmdirSync, unlinkSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { BpfMap, BpfObject, fsType, type BpfProgram } from "../../native/index.js";
+import { EnforcerError } from "../errors.js";
+import { AbiLimit, layouts } from "./layout.gen.js";
+
+const BPFFS_MAGIC = 0xcafe4a11;
+const OBJECT = fileURLToPath(new URL("../../bpf/build/enforcer.bpf.o", import.meta.url));
+/** Maps sized by the number of sandboxes, and by twice that. */
+const PER_SANDBOX = ["sandboxes", "learned", "event_limits", "flows", "fragments", "redirects", "counters"] as const;
+const PER_SANDBOX_TWICE = ["policies", "prefixes4", "prefixes6", "pins", "taps"] as const;
+const SHARED = ["globals", "groups4", "groups6", "orphans", "events"] as const;
+const PINNED = [...PER_SANDBOX, ...PER_SANDBOX_TWICE, ...SHARED] as const;
+
+export type MapName = (typeof PINNED)[number];
+export type ProgramName = "from_guest" | "to_guest" | "from_resolver" | "empty";
+
+export interface InstanceOptions {
+  /** Directory on bpffs for this instance; made when it is not there. null: nothing is pinned (tests, benchmarks). */
+  readonly directory: string | null;
+  /** Slots; 1..MAX_SANDBOXES. Taken from the pinned maps where there are some. */
+  readonly sandboxes: number;
+}
+
+export class Instance {
+  readonly directory: string | null;
+  /** Whether maps of a former process were taken over. */
+  readonly adopted: boolean;
+  readonly #object: BpfObject;
+  readonly #maps = new Map<string, BpfMap>();
+
+  private constructor(object: BpfObject, directory: string | null, adopted: boolean) {
+    this.#object = object;
+    this.directory = directory;
+    this.adopted = adopted;
+  }
+
+  /** @throws EnforcerError E_BPFFS, E_LOAD, E_DATA. */
+  static open({ directory, sandboxes }: InstanceOptions): Instance {
+    if (!existsSync(OBJECT)) throw new EnforcerError("E_DATA", `the kernel programs are missing: ${OBJECT}`, { remedy: "run make build" });
+    const pins = directory === null ? null : mapDirectory(directory);
+    if (pins !== null) makeDirectory(pins);
+    const found = pins === null ? [] : PINNED.filter((name) => existsSync(join(pins, name)));
+    // A former start that died half-way left some of the maps: nothing can be in force on them.
+    const adopted = found.length === PINNED.length;
+    if (!adopted && pins !== null) for (const name of found) unlinkSync(join(pins, name));
+
+    const maxEntries: Record<string, number> = {};
+    for (const name of PER_SANDBOX) maxEntries[name] = sandboxes + SPARE_SLOTS;
+    for (const name of PER_SANDBOX_TWICE) maxEntries[name] = 2 * (sandboxes + SPARE_SLOTS);
+    let object: BpfObject;
+    try {
+      object = BpfObject.load(OBJECT, adopted && pins !== null
+        ? { pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: ["abi_types"] }
+        : { maxEntries, disabledPrograms: ["abi_types"] });
+    } catch (cause) {
+      throw new EnforcerError("E_LOAD", `the kernel refused the programs: ${describe(cause)}`, { cause });
+    }
+    const instance = new Instance(object, directory, adopted);
+    try {
+      checkLayouts(object);
+      if (pins !== null && !adopted) for (const name of PINNED) instance.map(name).pin(join(pins, name));
+    } catch (error) {
+      if (pins !== null && !adopted) for (const name of PINNED) if (existsSync(join(pins, name))) unlinkSync(join(pins, name));
+      instance.close();
+      throw error;
+    }
+    return instance;
+  }
+
+  map(name: MapName): BpfMap {
+    let map = this.#maps.get(name);
+    if (map === undefined) this.#maps.set(name, (map = this.#object.map(name)));
+    return map;
+  }
+
+  program(name: ProgramName): BpfProgram { return this.#object.program(name); }
+
+  innerTemplate(outer: MapName): ReturnType<BpfObject["innerTemplate"]> { return this.#object.innerTemplate(outer); }
+
+  /** Slots for sandboxes; one more is there for the self-test. */
+  get sandboxes(): number { return this.map("sandboxes").info.maxEntries - SPARE_SLOTS; }
+
+  /** Slot that belongs to no sandbox. */
+  get spareSlot(): number { return this.sandboxes; }
+
+  /** Directory for the pins of links. */
+  get linkDirectory(): string | null { return this.directory === null ? null : join(this.directory, "links"); }
+
+  /** Closes descriptors; what is pinned stays in the kernel. */
+  close(): void {
+    for (const map of this.#maps.values()) map.close();
+    this.#maps.clear();
+    this.#object.close();
+  }
+
+  /** Closes and removes every pin: the kernel frees it all once no link holds it. */
+  destroy(): void {
+    this.close();
+    if (this.directory !== null) removePins(this.directory);
+  }
+}
+
+const SPARE_SLOTS = 1;
+
+/** Removes an instance's directory with every pin in it. A pinned link that goes away detaches its program. */
+export function removePins(directory: string): void {
+  if (!existsSync(directory)) return;
+  for (const entry of readdirSync(directory, { withFileTypes: true })) {
+    const path = join(directory, entry.name);
+    if (entry.isDirectory()) removePins(path);
+    else unlinkSync(path);
+  }
+  rmdirSync(directory);
+}
+
+function mapDirectory(directory: string): string { return join(directory, `maps-v${AbiLimit.ABI_VERSION}`); }
+
+function makeDirectory(path: string): void {
+  const parent = nearestExisting(path);
+  let type: number;
+  try {
+    type = fsType(parent);
+  } catch (cause) {
+    throw new EnforcerError("E_BPFFS", `${parent} cannot be read: ${describe(cause)}`, { cause });
+  }
+  if (type >>> 0 !== BPFFS_MAGIC) throw new EnforcerError("E_BPFFS", `${parent} is not on a BPF file system`);
+  try {
+    mkdirSync(path, { recursive: true, mode: 0o700 });
+  } catch (cause) {
+    throw new EnforcerError("E_BPFFS", `${path} cannot be made: ${describe(cause)}`, { cause });
+  }
+}
+
+function nearestExisting(path: string): string {
+  while (!existsSync(path)) path = join(path, "..");
+  return path;
+}
+
+function checkLayouts(object: BpfObject): void {
+  for (const [name, expected] of Object.entries(layouts)) {
+    const actual = object.layout(name);
+    let fault = actual.size === expected.size ? null : `${name} has ${actual.size} octets, ${expected.size} expected`;
+    for (const [field, { offset, size }] of Object.entries(expected.fields)) {
+      const there = actual.fields[field];
+      if (there === undefined || there.offset !== offset || there.size !== size) fault ??= `${name}.${field} lies elsewhere`;
+    }
+    if (fault !== null) throw new EnforcerError("E_DATA", `kernel programs and agent do not fit together: ${fault}`, { remedy: "run make build: both must come from the same source" });
+  }
+}
+
+function describe(cause: unknown): string {
+  if (!(cause instanceof Error)) return String(cause);
+  const verifier = (cause as { verifier?: string }).verifier;
+  return verifier === undefined ? cause.message : `${cause.message}; verifier: ${verifier}`;
+}

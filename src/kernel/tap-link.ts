@@ -1,0 +1,194 @@
+/**
+ * Programs on a device's TC hooks: TCX links at the head of the chain where the kernel has them (≥ 6.6), clsact filters
+ * with a fixed handle and priority below that.
+ *
+ * Holds always: a TCX link is pinned before attach() returns, so that it outlives the process; whoever stands before us
+ * in the chain is reported; a device is never left with only one of its hooks attached.
+ */
+import { existsSync, mkdirSync, unlinkSync } from "node:fs";
+import { join } from "node:path";
+import { attachClsact, BpfLink, BpfProgram, detachClsact, queryClsact, queryTcx, type TcHook } from "../../native/index.js";
+import { EnforcerError } from "../errors.js";
+import type { Instance, ProgramName } from "./instance.js";
+
+export type Mechanism = "tcx" | "clsact";
+
+export interface Hook { readonly hook: TcHook; readonly program: ProgramName }
+
+export const TAP_HOOKS: readonly Hook[] = [{ hook: "ingress", program: "from_guest" }, { hook: "egress", program: "to_guest" }];
+export const RESOLVER_HOOKS: readonly Hook[] = [{ hook: "ingress", program: "from_resolver" }];
+
+/** Names of the programs that this product attaches, to know its own. */
+const OWN = new Set<string>(["from_guest", "to_guest", "from_resolver"]);
+
+let mechanism: Mechanism | null = null;
+
+/** What this kernel offers. */
+export function tcMechanism(): Mechanism {
+  if (mechanism === null) {
+    try {
+      queryTcx(1, "ingress");
+      mechanism = "tcx";
+    } catch {
+      mechanism = "clsact";
+    }
+  }
+  return mechanism;
+}
+
+export interface Attachment {
+  readonly mechanism: Mechanism;
+  /** Names of programs that run before ours, by hook; they can pass what ours would drop only by ending the chain. */
+  readonly before: readonly { readonly hook: TcHook; readonly program: string }[];
+}
+
+function pinPath(directory: string, ifindex: number, hook: TcHook): string { return join(directory, `${ifindex}-${hook}`); }
+
+/**
+ * Attaches, or replaces the program of a link that a former process pinned for this device, without a gap.
+ * @param name of the device, for messages.
+ * @throws EnforcerError E_TAP_TAKEN when another instance's program is there, E_ATTACH; nothing is left behind.
+ */
+export function attachHooks(instance: Instance, ifindex: number, name: string, hooks: readonly Hook[]): Attachment {
+  const done: Hook[] = [];
+  const fresh: Hook[] = [];
+  const kind = tcMechanism();
+  try {
+    for (const hook of hooks) {
+      if (attachOne(instance, ifindex, name, hook, kind)) fresh.push(hook);
+      done.push(hook);
+    }
+    return { mechanism: kind, before: hooks.flatMap(({ hook }) => standingBefore(ifindex, hook, instance)) };
+  } catch (error) {
+    for (const { hook } of fresh) detachOne(instance, ifindex, hook, kind);
+    if (error instanceof EnforcerError) throw error;
+    throw new EnforcerError("E_ATTACH", `${name}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+  }
+}
+
+/** True when it was attached anew, false when a pinned link was taken over. */
+function attachOne(instance: Instance, ifindex: number, name: string, { hook, program }: Hook, kind: Mechanism): boolean {
+  const own = instance.program(program);
+  if (kind === "clsact") {
+    const there = queryClsact(ifindex, hook);
+    if (there !== null && !isOurs(there.programId)) throw taken(name, hook, there.programId);
+    attachClsact(own, ifindex, hook, { replace: there !== null });
+    return there === null;
+  }
+  const directory = instance.linkDirectory;
+  const path = directory === null ? null : pinPath(directory, ifindex, hook);
+  if (path !== null && existsSync(path)) {
+    const link = BpfLink.fromPin(path);
+    try {
+      if (link.info.ifindex === ifindex) {
+        link.update(own);
+        return false;
+      }
+    } finally {
+      link.close();
+    }
+    // The device it was made for is gone and the number belongs to another: the link holds nothing any more.
+    unlinkSync(path);
+  }
+  for (const { programId } of queryTcx(ifindex, hook)) if (isOurs(programId)) throw taken(name, hook, programId);
+  const link = BpfLink.attachTcx(own, ifindex, hook);
+  try {
+    if (path !== null && directory !== null) {
+      mkdirSync(directory, { recursive: true, mode: 0o700 });
+      link.pin(path);
+      link.close();
+    } else {
+      unpinned.set(`${ifindex}-${hook}`, link);
+    }
+  } catch (error) {
+    link.detach();
+    link.close();
+    throw error;
+  }
+  return true;
+}
+
+/** Links of instances without a directory: they live as long as the process. */
+const unpinned = new Map<string, BpfLink>();
+
+/** Detaches; a hook on which nothing of ours is left is no error. */
+export function detachHooks(instance: Instance, ifindex: number, hooks: readonly Hook[]): void {
+  for (const { hook } of hooks) detachOne(instance, ifindex, hook, tcMechanism());
+}
+
+function detachOne(instance: Instance, ifindex: number, hook: TcHook, kind: Mechanism): void {
+  if (kind === "clsact") {
+    try {
+      if (queryClsact(ifindex, hook) !== null) detachClsact(ifindex, hook);
+    } catch (error) {
+      if (!isGone(error)) throw error;
+    }
+    return;
+  }
+  const directory = instance.linkDirectory;
+  if (directory === null) {
+    const link = unpinned.get(`${ifindex}-${hook}`);
+    link?.detach();
+    link?.close();
+    unpinned.delete(`${ifindex}-${hook}`);
+    return;
+  }
+  const path = pinPath(directory, ifindex, hook);
+  if (!existsSync(path)) return;
+  const link = BpfLink.fromPin(path);
+  try {
+    link.detach();
+  } catch (error) {
+    if (!isGone(error)) throw error;
+  } finally {
+    link.close();
+    unlinkSync(path);
+  }
+}
+
+/** Is our program on every hook of the device, by the kernel's own account? */
+export function hooksInPlace(instance: Instance, ifindex: number, hooks: readonly Hook[]): boolean {
+  try {
+    return hooks.every(({ hook, program }) => {
+      const id = instance.program(program).info.id;
+      return tcMechanism() === "tcx" ? queryTcx(ifindex, hook).some((entry) => entry.programId === id) : queryClsact(ifindex, hook)?.programId === id;
+    });
+  } catch {
+    return false;
+  }
+}
+
+function standingBefore(ifindex: number, hook: TcHook, instance: Instance): { hook: TcHook; program: string }[] {
+  if (tcMechanism() === "clsact") return [];
+  const names: { hook: TcHook; program: string }[] = [];
+  const ids = new Set((["from_guest", "to_guest", "from_resolver"] as const).map((name) => instance.program(name).info.id));
+  for (const { programId } of queryTcx(ifindex, hook)) {
+    if (ids.has(programId)) break;
+    names.push({ hook, program: programName(programId) });
+  }
+  return names;
+}
+
+function programName(id: number): string {
+  try {
+    const program = BpfProgram.fromId(id);
+    try {
+      return program.info.name;
+    } finally {
+      program.close();
+    }
+  } catch {
+    return `program ${id}`;
+  }
+}
+
+function isOurs(programId: number): boolean { return OWN.has(programName(programId)); }
+
+function taken(name: string, hook: TcHook, programId: number): EnforcerError {
+  return new EnforcerError("E_TAP_TAKEN", `${name}: an enforcer's program (id ${programId}) is on its ${hook} hook already`);
+}
+
+function isGone(error: unknown): boolean {
+  const code = (error as { code?: string }).code;
+  return code === "ENODEV" || code === "ENOENT" || code === "ENOLINK" || code === "EINVAL";
+}
