@@ -234,12 +234,13 @@ export function classify(table: GroupTable, address: Address, family: 4 | 6 = is
   return groups[number] as Group;
 }
 
-/** The group that holds the whole prefix: the strictest whose own prefixes cover it, `public` when none does. */
+/** The group that holds the whole prefix: the strictest whose own prefixes cover it; `public` when none does or public addresses lie in it. */
 export function groupOfPrefix(table: GroupTable, prefix: Prefix): Group {
   const entries = prefix.family === 4 ? table.v4 : table.v6;
   let entry: GroupEntry | undefined = lookup(entries, prefix.bytes, prefix.family);
   while (entry !== undefined && entry.prefix.length > prefix.length) entry = entries[entry.parent];
-  return entry?.group ?? "public";
+  if (entry === undefined || entry.group === "public" || entries.some((inner) => inner.group === "public" && prefixWithin(inner.prefix, prefix))) return "public";
+  return entry.group;
 }
 
 /** Keys and values for the kernel maps `groups4` and `groups6` (struct lpm4/lpm6, struct group_entry). */

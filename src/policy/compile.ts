@@ -1,0 +1,200 @@
+/**
+ * From a policy to the tables that the kernel reads: pages, prefix tries, and what each bit means. Layout: bpf/abi.h at
+ * struct policy_header.
+ *
+ * Holds always: pure, no effects; the same policy and uid give the same octets; vectors that are equal are stored once; what
+ * does not fit is an error and never a smaller policy.
+ */
+import { EnforcerError } from "../errors.js";
+import { type Prefix, comparePrefixes, encodeTrieKeys, maskPrefix, prefixWithin } from "../addresses/address.js";
+import { groups } from "../addresses/groups.js";
+import { type BitInfo, RULE_BITS, assignBits } from "./bits.js";
+import { coversGroup, prefixesOf } from "./coverage.js";
+import { type Policy, Proto, type Rule } from "./types.js";
+
+/** Keys (struct lpm4 or lpm6) and values (struct prefix_entry), one after another. */
+export interface PrefixTable { readonly keys: Uint8Array; readonly values: Uint8Array; readonly count: number }
+
+export interface CompiledPolicy {
+  readonly uid: bigint;
+  /** Whole pages of 512 octets, in order of their numbers. */
+  readonly pages: Uint8Array;
+  readonly prefixes4: PrefixTable;
+  readonly prefixes6: PrefixTable;
+  readonly bits: readonly BitInfo[];
+}
+
+const PAGE = 512;
+const WORDS = RULE_BITS / 64;
+const CELLS = 256;
+const LEAF = 0x8000;
+const VECTORS_PER_PAGE = 8;
+const page = { header: 0, groups: 1, direction: { egress: 2, ingress: 5 }, prefixGroups: 8, firstFree: 9 } as const;
+const flag = { defaultAllowEgress: 1, defaultAllowIngress: 2, hasPrefixes4: 4, hasPrefixes6: 8, hasPins: 16 } as const;
+/** Offsets in struct policy_header. */
+const header = { uid: 0, flags: 8, classPage: 12, pages: 16, classes: 20, allow: 24, ingress: 88, domain: 152, spanning: 216 } as const;
+
+/** Rule bits, little-endian within a vector: bit i is word i / 64, bit i % 64. */
+class Vector {
+  readonly words = new BigUint64Array(WORDS);
+
+  set(bit: number): void {
+    this.words[bit >> 6] = (this.words[bit >> 6] as bigint) | (1n << BigInt(bit & 63));
+  }
+
+  get key(): string {
+    return this.words.join(" ");
+  }
+}
+
+/** Distinct vectors, numbered from 0 (the empty one). */
+class Classes {
+  readonly #numbers = new Map<string, number>();
+  readonly vectors: Vector[] = [];
+
+  constructor() {
+    this.number(new Vector());
+  }
+
+  /** A number that fits the cells of a port or protocol table. */
+  cell(vector: Vector): number {
+    const number = this.number(vector);
+    if (number < LEAF) return number;
+    throw new EnforcerError("E_LIMIT", `ports and protocols of the rules combine in more than ${LEAF} ways`, { remedy: "use fewer different port ranges" });
+  }
+
+  number(vector: Vector): number {
+    const known = this.#numbers.get(vector.key);
+    if (known !== undefined) return known;
+    this.#numbers.set(vector.key, this.vectors.length);
+    this.vectors.push(vector);
+    return this.vectors.length - 1;
+  }
+}
+
+/**
+ * @param options.uid never 0, unique over the life of the pinned maps; its lowest bit says which of a sandbox's two tables is meant.
+ * Throws E_LIMIT when the policy needs more bits or classes than there are, RangeError for a uid of 0.
+ */
+export function compilePolicy(policy: Policy, options: { uid: bigint }): CompiledPolicy {
+  if (options.uid <= 0n || options.uid >= 1n << 64n) throw new RangeError("uid must be from 1 to 2^64 - 1");
+  const { bits, bitOf } = assignBits(policy);
+  const classes = new Classes();
+
+  const vectorOf = (holds: (bit: BitInfo) => boolean): Vector => {
+    const vector = new Vector();
+    for (const bit of bits) if (holds(bit)) vector.set(bit.bit);
+    return vector;
+  };
+  const groupVectors = groups.map((group) => vectorOf((bit) => bit.rules.some((index) => coversGroup(policy.rules[index] as Rule, group))));
+  const prefixGroupVectors = groups.map((group) => vectorOf((bit) => bit.onlyGroup === null || bit.onlyGroup === group));
+
+  // Page number → cells. Leaves come behind the fixed pages, class pages behind the leaves.
+  const cells = new Map<number, Uint16Array>();
+  const leaves = new Map<string, number>();
+  for (const direction of ["egress", "ingress"] as const) {
+    const ofDirection = bits.filter((bit) => bit.direction === direction);
+    const base = page.direction[direction];
+    cells.set(base, portDirectory(ofDirection, Proto.tcp, classes, leaves, cells));
+    cells.set(base + 1, portDirectory(ofDirection, Proto.udp, classes, leaves, cells));
+    cells.set(base + 2, protocolTable(ofDirection, classes));
+  }
+  const prefixes4 = prefixTable(policy, bitOf, 4, classes);
+  const prefixes6 = prefixTable(policy, bitOf, 6, classes);
+
+  const classPage = page.firstFree + leaves.size;
+  const pageCount = classPage + Math.ceil(classes.vectors.length / VECTORS_PER_PAGE);
+  const pages = new Uint8Array(pageCount * PAGE);
+  const words = new BigUint64Array(pages.buffer);
+  const put = (offset: number, vector: Vector): void => words.set(vector.words, offset / 8);
+
+  const view = new Uint32Array(pages.buffer, 0, PAGE / 4);
+  words[header.uid] = options.uid;
+  view[header.flags / 4] = (policy.defaultEgress === "allow" ? flag.defaultAllowEgress : 0) | (policy.defaultIngress === "allow" ? flag.defaultAllowIngress : 0)
+    | (prefixes4.count > 0 ? flag.hasPrefixes4 : 0) | (prefixes6.count > 0 ? flag.hasPrefixes6 : 0) | (bits.some((bit) => bit.domain) ? flag.hasPins : 0);
+  view[header.classPage / 4] = classPage;
+  view[header.pages / 4] = pageCount;
+  view[header.classes / 4] = classes.vectors.length;
+  put(header.allow, vectorOf((bit) => bit.action === "allow"));
+  put(header.ingress, vectorOf((bit) => bit.direction === "ingress"));
+  put(header.domain, vectorOf((bit) => bit.domain));
+  put(header.spanning, vectorOf((bit) => bit.onlyGroup === "public"));
+  groupVectors.forEach((vector, group) => put(page.groups * PAGE + group * 8 * WORDS, vector));
+  prefixGroupVectors.forEach((vector, group) => put(page.prefixGroups * PAGE + group * 8 * WORDS, vector));
+  for (const [number, table] of cells) new Uint16Array(pages.buffer, number * PAGE, CELLS).set(table);
+  classes.vectors.forEach((vector, number) => put(classPage * PAGE + number * 8 * WORDS, vector));
+  return { uid: options.uid, pages, prefixes4, prefixes6, bits };
+}
+
+/** Cells by the high octet of the port; where a high octet holds several classes, a leaf by the low octet. */
+function portDirectory(bits: readonly BitInfo[], proto: number, classes: Classes, leaves: Map<string, number>, cells: Map<number, Uint16Array>): Uint16Array {
+  const speaking = bits.filter((bit) => bit.protos.includes(proto));
+  const starts = new Set([0]);
+  for (const bit of speaking) {
+    for (const { first, last } of bit.ports ?? []) {
+      starts.add(first);
+      starts.add(last + 1);
+    }
+  }
+  const classOf = new Uint16Array(65536);
+  const ordered = [...starts].filter((start) => start < 65536).sort((a, b) => a - b);
+  ordered.forEach((start, i) => {
+    const vector = new Vector();
+    for (const bit of speaking) if (bit.ports === null || bit.ports.some(({ first, last }) => first <= start && start <= last)) vector.set(bit.bit);
+    classOf.fill(classes.cell(vector), start, ordered[i + 1] ?? 65536);
+  });
+  const directory = new Uint16Array(CELLS);
+  for (let high = 0; high < CELLS; high++) {
+    const part = classOf.subarray(high * CELLS, (high + 1) * CELLS);
+    const first = part[0] as number;
+    if (part.every((cell) => cell === first)) {
+      directory[high] = first;
+      continue;
+    }
+    const key = part.join(" ");
+    let number = leaves.get(key);
+    if (number === undefined) {
+      number = page.firstFree + leaves.size;
+      leaves.set(key, number);
+      cells.set(number, part.slice());
+    }
+    directory[high] = LEAF | number;
+  }
+  return directory;
+}
+
+/** Cells by protocol number, of the rules without ports. TCP and UDP have their directories, so their cells stay empty. */
+function protocolTable(bits: readonly BitInfo[], classes: Classes): Uint16Array {
+  const table = new Uint16Array(CELLS);
+  for (let proto = 0; proto < CELLS; proto++) {
+    if (proto === Proto.tcp || proto === Proto.udp) continue;
+    const vector = new Vector();
+    for (const bit of bits) if (bit.ports === null && bit.protos.includes(proto)) vector.set(bit.bit);
+    table[proto] = classes.cell(vector);
+  }
+  return table;
+}
+
+/** Every distinct prefix of the rules, each with the class of all rules whose prefixes cover it. */
+function prefixTable(policy: Policy, bitOf: readonly number[], family: 4 | 6, classes: Classes): PrefixTable {
+  const named: { prefix: Prefix; bit: number }[] = [];
+  for (const rule of policy.rules) {
+    for (const prefix of prefixesOf(rule)) if (prefix.family === family) named.push({ prefix: maskPrefix(prefix), bit: bitOf[rule.index] as number });
+  }
+  named.sort((a, b) => comparePrefixes(a.prefix, b.prefix));
+  const prefixes: Prefix[] = [];
+  const values: number[] = [];
+  const covering: { prefix: Prefix; vector: Vector }[] = [];
+  for (let i = 0; i < named.length;) {
+    const { prefix } = named[i] as { prefix: Prefix };
+    while (covering.length > 0 && !prefixWithin(prefix, (covering.at(-1) as { prefix: Prefix }).prefix)) covering.pop();
+    const vector = new Vector();
+    vector.words.set(covering.at(-1)?.vector.words ?? []);
+    for (; i < named.length && comparePrefixes((named[i] as { prefix: Prefix }).prefix, prefix) === 0; i++) vector.set((named[i] as { bit: number }).bit);
+    covering.push({ prefix, vector });
+    prefixes.push(prefix);
+    values.push(classes.number(vector));
+  }
+  return { keys: encodeTrieKeys(prefixes, family), values: new Uint8Array(Uint32Array.from(values).buffer), count: prefixes.length };
+}
+

@@ -1,0 +1,183 @@
+/**
+ * Warnings about a policy that is valid but says less, or more, than its author may think.
+ *
+ * Holds always: a rule is called unmatchable only when no packet and no name can reach it, whatever the host's addresses are;
+ * the time grows with the rules times the depth of their names and prefixes, not with their square.
+ */
+import { type Prefix, formatPrefix, mask, maskPrefix, prefixWithin } from "../addresses/address.js";
+import { type Group, groups, staticGroups } from "../addresses/groups.js";
+import { explicitGroups, onlyGroup } from "./coverage.js";
+import type { Report } from "./diagnostics.js";
+import { formatPorts, formatProto } from "./rules.js";
+import { type Policy, type PortRange, Proto, type Rule, protosOf } from "./types.js";
+
+/** Egress ports that never reach the rules: DNS is answered by the agent, other name services are refused. */
+const ownPorts: Readonly<Record<number, readonly number[]>> = { [Proto.tcp]: [53, 853, 5355], [Proto.udp]: [53, 137, 853, 5353, 5355] };
+
+const ALL_PORTS: PortRange = { first: 0, last: 65535 };
+
+/** What remains of `ranges` without `taken`. */
+function without(ranges: readonly PortRange[], taken: readonly PortRange[]): PortRange[] {
+  let left = [...ranges];
+  for (const { first, last } of taken) {
+    left = left.flatMap((range) => {
+      const parts: PortRange[] = [];
+      if (range.first < first) parts.push({ first: range.first, last: Math.min(range.last, first - 1) });
+      if (range.last > last) parts.push({ first: Math.max(range.first, last + 1), last: range.last });
+      return parts;
+    });
+  }
+  return left;
+}
+
+function prefixKey(prefix: Prefix): string {
+  return `prefix ${prefix.family} ${formatPrefix(prefix)}`;
+}
+
+/** Keys under which an earlier rule that covers everything this one names would stand. */
+function coveringKeys(rule: Rule): string[] {
+  const { destination } = rule;
+  const widest = ["deny any"];
+  // An allow of any of direction ingress covers every address; of direction egress all but three groups.
+  if (rule.direction === "ingress") widest.push("allow any");
+  switch (destination.kind) {
+    case "any":
+      return rule.action === "allow" ? [...widest, "allow any"] : widest;
+    case "group":
+      return [...widest, ...(explicitGroups.includes(destination.group) ? [] : ["allow any"]), `group ${destination.group}`];
+    case "doh":
+      return [...widest, "allow any", "doh"];
+    case "name": {
+      const { kind, labels } = destination.pattern;
+      const keys = [...widest, "allow any"];
+      if (kind !== "suffix") keys.push(`${kind} ${labels.join(".")}`);
+      for (let i = 0; i < labels.length; i++) {
+        const base = labels.slice(i).join(".");
+        keys.push(`suffix ${base}`);
+        // `*.x` covers what lies below x: an exact name or subtree that starts deeper.
+        if (i > 0) keys.push(`below ${base}`);
+      }
+      return keys;
+    }
+    case "prefix": {
+      const { prefix } = destination;
+      const keys = [...widest];
+      const only = onlyGroup(rule);
+      // What counts in one group only is covered by a rule for that group.
+      if (only !== null) keys.push(`group ${only}`, ...(explicitGroups.includes(only) ? [] : ["allow any"]));
+      for (let length = prefix.family === 4 ? 96 : 0; length <= prefix.length; length++) {
+        keys.push(prefixKey({ bytes: mask(prefix.bytes, length), length, family: prefix.family }));
+      }
+      return keys;
+    }
+  }
+}
+
+/** The key under which later rules find this one. */
+function ownKey(rule: Rule): string {
+  const { destination, action } = rule;
+  switch (destination.kind) {
+    case "any": return `${action} any`;
+    case "group": return `group ${destination.group}`;
+    case "doh": return "doh";
+    case "name": return `${destination.pattern.kind} ${destination.pattern.labels.join(".")}`;
+    case "prefix": return prefixKey(maskPrefix(destination.prefix));
+  }
+}
+
+/** Whether an earlier prefix rule, where it covers a later one's prefix, counts wherever the later one counts. */
+function countsWhere(earlier: Rule, later: Rule): boolean {
+  if (earlier.destination.kind !== "prefix" || later.destination.kind !== "prefix") return true;
+  const only = onlyGroup(earlier);
+  return only === null || only === onlyGroup(later);
+}
+
+/** Adds the warnings to the report. */
+export function findWarnings(policy: Policy, report: Report): void {
+  const earlier = new Map<string, Rule[]>();
+  for (const rule of policy.rules) {
+    if (!warnUnreachable(rule, report)) {
+      const candidates = coveringKeys(rule).flatMap((key) => earlier.get(`${rule.direction} ${key}`) ?? []).filter((other) => countsWhere(other, rule));
+      const covering = shadowedBy(rule, candidates);
+      if (covering !== null) {
+        const numbers = covering.map((other) => other.index + 1).sort((a, b) => a - b);
+        const shown = numbers.length > 4 ? `${numbers.slice(0, 4).join(", ")} …` : numbers.join(", ");
+        report.warn(rule.place, `the rule can never match: ${numbers.length === 1 ? `rule ${shown} covers` : `rules ${shown} cover`} all of it`, "remove it, or move it before them");
+      }
+    }
+    const key = `${rule.direction} ${ownKey(rule)}`;
+    const list = earlier.get(key);
+    if (list === undefined) earlier.set(key, [rule]);
+    else list.push(rule);
+    warnNarrow(rule, report);
+  }
+  warnOpenDefault(policy, report);
+}
+
+/** The earlier rules that leave nothing of this one, or null. */
+function shadowedBy(rule: Rule, candidates: readonly Rule[]): Rule[] | null {
+  const used = new Set<Rule>();
+  for (const proto of protosOf(rule)) {
+    let left: PortRange[] = [...(rule.ports ?? [ALL_PORTS])];
+    for (const other of candidates) {
+      if (!protosOf(other).includes(proto)) continue;
+      const rest = without(left, other.ports ?? [ALL_PORTS]);
+      if (rest.length !== left.length || rest.some((range, i) => range.first !== left[i]?.first || range.last !== left[i]?.last)) used.add(other);
+      left = rest;
+      if (left.length === 0) break;
+    }
+    if (left.length > 0) return null;
+  }
+  // A rule by name speaks of the lookup as well, unless it is a deny with ports or protocol: someone before it must have decided that.
+  const portless = (other: Rule): boolean => other.protos === null && other.ports === null;
+  const byName = rule.destination.kind === "name" || rule.destination.kind === "doh";
+  if (byName && (rule.action === "allow" || portless(rule)) && !candidates.some((other) => other.action === "allow" || portless(other))) return null;
+  return [...used];
+}
+
+/** Rules that no packet satisfies, whatever stands before them. */
+function warnUnreachable(rule: Rule, report: Report): boolean {
+  const { destination } = rule;
+  const protos = protosOf(rule);
+  if (destination.kind === "prefix" && rule.protos !== null) {
+    const foreign = destination.prefix.family === 4 ? Proto.icmpv6 : Proto.icmp;
+    if (protos.every((proto) => proto === foreign)) {
+      report.warn(rule.place, `the rule can never match: ${formatProto(foreign)} is not spoken over IPv${destination.prefix.family}`, `write ${destination.prefix.family === 4 ? "icmp" : "icmpv6"}`);
+      return true;
+    }
+  }
+  if (rule.direction === "egress" && rule.ports !== null) {
+    const { ports } = rule;
+    const idle = protos.every((proto) => without(ports, (ownPorts[proto] ?? []).map((port) => ({ first: port, last: port }))).length === 0);
+    if (idle) {
+      report.warn(rule.place, `the rule can never match: DNS and other name services (port ${formatPorts(ports)}) never reach the rules`, "remove it; port 53 is answered by the agent whatever resolver is asked, and needs no rule");
+      return true;
+    }
+  }
+  return false;
+}
+
+/** Rules that cover less than they seem to. */
+function warnNarrow(rule: Rule, report: Report): void {
+  const { destination } = rule;
+  if (destination.kind === "name" && rule.direction === "ingress") {
+    report.warn(rule.place, "a name in a rule of direction ingress stands only for addresses that the guest itself has resolved", "name the addresses or a group if others may connect");
+  }
+  if (destination.kind !== "prefix" || onlyGroup(rule) !== "public") return;
+  const { prefix } = destination;
+  const table = prefix.family === 4 ? staticGroups.v4 : staticGroups.v6;
+  if (table.some((entry) => entry.group !== "public" && prefixWithin(entry.prefix, prefix))) {
+    report.warn(rule.place, `${formatPrefix(prefix)} covers only the public addresses in it`, "allow private, metadata or other groups by rules of their own, if they are meant");
+  }
+}
+
+/** A default that allows opens what `allow: any` does not. */
+function warnOpenDefault(policy: Policy, report: Report): void {
+  if (policy.defaultEgress !== "allow") return;
+  const open: readonly Group[] = groups.filter((group) => explicitGroups.includes(group) && !policy.rules.some((rule) =>
+    rule.direction === "egress" && rule.action === "deny" && rule.protos === null && rule.ports === null
+    && (rule.destination.kind === "any" || (rule.destination.kind === "group" && rule.destination.group === group))));
+  if (open.length > 0) {
+    report.warn({ file: policy.rules[0]?.place.file ?? "policy", line: null, rule: null }, `default_egress: allow opens ${open.join(", ")} as well`, `put ${open.map((group) => `\`deny: ${group}\``).join(", ")} before it, or use the rule \`allow: any\` with default_egress: deny`);
+  }
+}
