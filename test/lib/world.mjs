@@ -46,6 +46,7 @@ export const ADDRESS = /** @type {const} */ ({
 });
 export const MAC = /** @type {const} */ ({
   guest: "02:fc:00:00:00:02", sibling: "02:fc:00:00:00:06", tap0: "02:fc:00:00:01:01", tap1: "02:fc:00:00:01:05", bridge: "02:fc:00:00:01:00",
+  router: "02:fc:00:00:02:01", uplink: "02:fc:00:00:02:02", lan: "02:fc:00:00:03:01", hostLan: "02:fc:00:00:03:02",
 });
 /** DNS servers of the internet, each with a log of what it was asked. */
 export const RESOLVERS = /** @type {const} */ (["9.9.9.9", "2620:fe::fe", "8.8.8.8", "2001:4860:4860::8888", "1.1.1.1", "2606:4700:4700::1111", "185.228.168.9"]);
@@ -346,8 +347,8 @@ export class World {
     await this.host.sysctl({ "ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1 });
 
     await this.host.ip(`
-      link add up0 type veth peer name eth0 netns ${this.internet.name}
-      link add lan0 type veth peer name eth0 netns ${this.lan.name}
+      link add up0 address ${MAC.uplink} type veth peer name eth0 address ${MAC.router} netns ${this.internet.name}
+      link add lan0 address ${MAC.hostLan} type veth peer name eth0 address ${MAC.lan} netns ${this.lan.name}
       link add docker0 type bridge
       link set up0 up
       link set lan0 up
@@ -386,7 +387,12 @@ export class World {
         route add default via ${ADDRESS.hostLan6}
       `),
     ]);
-    await this.host.ip(`route add default via ${ADDRESS.router6}`);
+    // The next hops are known beforehand: no packet has to wait for neighbour discovery, and none can come late to a sink.
+    await this.host.ip(`
+      route add default via ${ADDRESS.router6}
+      ${[ADDRESS.router4, ADDRESS.router6].map((address) => `neigh replace ${address} lladdr ${MAC.router} dev up0 nud permanent`).join("\n")}
+      ${[ADDRESS.lan4, ADDRESS.lan6].map((address) => `neigh replace ${address} lladdr ${MAC.lan} dev lan0 nud permanent`).join("\n")}
+    `);
     // Without offload a veth completes checksums and segments as a real card would: the sink sees what a wire would carry.
     await this.host.run(["ethtool", "-K", "up0", "tx", "off"]);
 
@@ -395,6 +401,7 @@ export class World {
       await this.#wire("tap1", this.sibling);
       await this.#hostSide("tap1", MAC.tap1, "172.30.0.5", "fd00:30:0:2::1");
       await this.#guestSide(this.sibling, MAC.sibling, ADDRESS.sibling4, bridged ? ADDRESS.gateway4 : "172.30.0.5", this.sibling6, bridged ? ADDRESS.gateway6 : "fd00:30:0:2::1");
+      await this.host.ip([ADDRESS.sibling4, this.sibling6].map((address) => `neigh replace ${address} lladdr ${MAC.sibling} dev ${bridged ? "br0" : "tap1"} nud permanent`).join("\n"));
     }
     await this.makeTap();
 
@@ -533,7 +540,7 @@ export class World {
     for (const [name, namespace] of places) {
       if (namespace === null || this.#sinks.has(name)) continue;
       const frames = /** @type {Uint8Array[]} */ ([]);
-      const service = namespace.start([tool("sink"), "eth0"], { keep: false });
+      const service = namespace.start([tool("sink"), "any"], { keep: false });
       this.#children.push(service);
       let ready = false;
       service.onLine = (line) => {

@@ -2,7 +2,7 @@
 /*
  * A sink: shows every frame that arrives at a device, so that a test can prove what left the other end of it.
  *
- *   sink DEVICE [--count]
+ *   sink DEVICE|any [--count]     any: all devices of the namespace but loopback
  *
  * Prints "ready", then each frame as a hexadecimal line, VLAN tags put back where the kernel had taken them out. With
  * --count it prints no frames but, for each line on standard input, "count N". Frames sent by this namespace itself are
@@ -13,6 +13,7 @@
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
 #include <net/ethernet.h>
+#include <net/if_arp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include "tap.h"
@@ -31,7 +32,7 @@ int main(int argc, char **argv)
 	unsigned long count = 0;
 
 	if (argc != 2 && !count_only) {
-		fprintf(stderr, "usage: sink DEVICE [--count]\n");
+		fprintf(stderr, "usage: sink DEVICE|any [--count]\n");
 		return 2;
 	}
 	if (!frame || !line)
@@ -40,7 +41,7 @@ int main(int argc, char **argv)
 	if (fd < 0)
 		die("socket");
 	at.sll_ifindex = (int)if_nametoindex(argv[1]);
-	if (!at.sll_ifindex)
+	if (!at.sll_ifindex && strcmp(argv[1], "any"))
 		die(argv[1]);
 	if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(room)) < 0 ||
 	    setsockopt(fd, SOL_PACKET, PACKET_AUXDATA, &on, sizeof(on)) < 0)
@@ -80,7 +81,7 @@ int main(int argc, char **argv)
 		length = recvmsg(fd, &message, 0);
 		if (length < 0)
 			continue;
-		if (from.sll_pkttype == PACKET_OUTGOING)
+		if (from.sll_pkttype == PACKET_OUTGOING || from.sll_hatype == ARPHRD_LOOPBACK)
 			continue;
 		if (!getsockopt(fd, SOL_PACKET, PACKET_STATISTICS, &stats, &size) && stats.tp_drops)
 			printf("lost %u\n", stats.tp_drops);
