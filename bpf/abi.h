@@ -28,6 +28,7 @@ enum abi_limit {
 	REDIRECTS = 512,            /* intercepted DNS conversations per sandbox at one time; power of two */
 	REDIRECT_PORT_BASE = 16384, /* source port that slot 0 of the redirect table shows to the agent */
 	ADDR_CACHE = 1024,          /* per-CPU entries of the address cache; power of two */
+	DENIAL_CACHE = 512,         /* per-CPU entries of the denial cache; power of two */
 	SANDBOX_ADDR_OFFSET = 256,  /* keeps slot 0 away from the resolver subnet's own first addresses */
 };
 
@@ -297,11 +298,11 @@ enum flow_flag {
 };
 
 struct flow_key {
-	__u8 remote[16];
+	__u64 remote[2];
 	__be16 remote_port; /* 0 for ICMP */
 	__be16 guest_port;  /* ICMP: echo identifier */
 	__u8 proto;
-	__u8 guest;         /* which of the guest's addresses: 0..3 guest4, 4 learned, 8..11 guest6, 12 learned, 13 link-local */
+	__u8 guest;         /* which of the guest's addresses: 0..3 guest4 (0 also the learned one), 8..11 guest6 (8 too), 13 link-local */
 	__u8 _pad[2];
 };
 
@@ -316,7 +317,7 @@ struct flow {
 };
 
 struct fragment_key {
-	__u8 remote[16];
+	__u64 remote[2];
 	__u32 id;       /* IPv4: 16 bits, IPv6: 32 bits, as on the wire */
 	__u8 proto;
 	__u8 guest;     /* as in flow_key */
@@ -377,6 +378,24 @@ struct addr_cache {
 	__u64 bits[RULE_WORDS];
 };
 
+/*
+ * per-CPU `denials`: what was denied lately by policy, so that the next packet of the same kind need not be judged. Good only
+ * for the same policy, groups and pins.
+ */
+struct denial {
+	__u64 policy;     /* uid; 0: empty */
+	__u64 epoch;      /* globals.groups_epoch */
+	__u64 remote[2];
+	__u64 pins;       /* pin_epochs[slot] */
+	__u32 generation;
+	__be16 port;
+	__u16 rule;
+	__u8 proto;
+	__u8 direction;
+	__u8 reason;
+	__u8 _pad[5];
+};
+
 /* `globals`: one entry, written by the agent only */
 struct globals {
 	__u64 groups_epoch;      /* changes whenever groups4/6 change */
@@ -427,6 +446,7 @@ ABI_ASSERT(sizeof(struct redirect) == 72);
 ABI_ASSERT(sizeof(struct counter) == 16);
 ABI_ASSERT(sizeof(struct event_limit) == 32);
 ABI_ASSERT(sizeof(struct addr_cache) == 104);
+ABI_ASSERT(sizeof(struct denial) == 56);
 ABI_ASSERT(sizeof(struct globals) == 72);
 ABI_ASSERT(sizeof(struct event) == 72);
 ABI_ASSERT(MAX_RULES == RULE_WORDS * 64);

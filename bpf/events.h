@@ -40,7 +40,7 @@ inline_stage void report(struct pkt *p, __u32 verdict)
 	if (!limit)
 		return;
 	__u64 now = bpf_jiffies64();
-	if (now - limit->since_ticks >= ticks_a_second()) {
+	if (now - limit->since_ticks >= p->global->hz) {
 		limit->since_ticks = now;
 		limit->sent = 0;
 	}

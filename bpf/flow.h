@@ -37,7 +37,8 @@ inline_stage void flow_key_of(struct pkt *p, struct flow_key *key)
 	int out = p->direction == DIR_EGRESS;
 	const __u64 *remote = out ? p->destination : p->source;
 
-	__builtin_memcpy(key->remote, remote, 16);
+	key->remote[0] = remote[0];
+	key->remote[1] = remote[1];
 	key->proto = p->proto;
 	key->guest = p->guest;
 	key->_pad[0] = key->_pad[1] = 0;
@@ -79,9 +80,11 @@ __attribute__((noinline)) int flow_reclaim(__u32 slot, int pause)
 {
 	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &slot);
 	void *table = bpf_map_lookup_elem(&flows, &slot);
-	struct reclaim ctx = { .now = bpf_jiffies64(), .hz = ticks_a_second() };
+	__u32 zero = 0;
+	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+	struct reclaim ctx = { .now = bpf_jiffies64(), .hz = global ? global->hz : 0 };
 
-	if (!limit || !table || (pause && ctx.now - limit->swept_ticks < ctx.hz))
+	if (!limit || !table || !ctx.hz || (pause && ctx.now - limit->swept_ticks < ctx.hz))
 		return 0;
 	limit->swept_ticks = ctx.now;
 	bpf_for_each_map_elem(table, reclaim_one, &ctx, 0);
@@ -116,7 +119,7 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 	struct flow_key key;
 	flow_key_of(p, &key);
 	__u64 now = bpf_jiffies64();
-	__u32 hz = ticks_a_second();
+	__u32 hz = p->global->hz; /* before the agent has said it, every entry is over at once and is judged anew */
 	__u64 uid = p->sandbox->policy;
 	struct flow *flow = bpf_map_lookup_elem(table, &key);
 	int opens = p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
@@ -159,11 +162,14 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 	}
 	const __u64 *remote = p->direction == DIR_EGRESS ? p->destination : p->source;
 	__be16 port = p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP ? p->destination_port : 0;
+	__u64 groups = p->global->groups_epoch, pinned = pin_epoch(p->slot);
 	__u32 verdict = judge(ask(p, p->direction, remote, port, 0));
 	p->rule = p->question.rule;
 	p->reason = p->question.reason;
-	if (verdict != VERDICT_ALLOW)
+	if (verdict != VERDICT_ALLOW) {
+		remember_denial(p, remote, port, groups, pinned);
 		return VERDICT_DENY;
+	}
 	return flow_open(p, table, &key, p->direction);
 }
 
@@ -210,7 +216,7 @@ inline_stage __u32 icmp_error_ingress(struct pkt *p)
 	}
 	void *table = bpf_map_lookup_elem(&flows, &p->slot);
 	struct flow *flow = table ? bpf_map_lookup_elem(table, &key) : 0;
-	if (!flow || flow->policy != p->sandbox->policy || flow_expired(proto, flow, bpf_jiffies64(), ticks_a_second()))
+	if (!flow || flow->policy != p->sandbox->policy || flow_expired(proto, flow, bpf_jiffies64(), p->global->hz))
 		return deny(p, REASON_ICMP_TYPE);
 	return allow(p, REASON_ICMP_RELATED);
 }

@@ -12,7 +12,10 @@
 
 inline_stage void fragment_key_of(struct pkt *p, struct fragment_key *key)
 {
-	__builtin_memcpy(key->remote, p->direction == DIR_EGRESS ? p->destination : p->source, 16);
+	const __u64 *remote = p->direction == DIR_EGRESS ? p->destination : p->source;
+
+	key->remote[0] = remote[0];
+	key->remote[1] = remote[1];
 	key->id = p->fragment_id;
 	key->proto = p->proto;
 	key->guest = p->guest;
@@ -42,7 +45,7 @@ inline_stage __u32 fragment_first(struct pkt *p)
 		return deny(p, REASON_MAP_MISSING);
 	fragment_key_of(p, &key);
 	__u64 now = bpf_jiffies64();
-	struct fragment fresh = { .expires_ticks = now + FRAGMENT_LIFETIME * ticks_a_second(), .first_end = p->l4_length };
+	struct fragment fresh = { .expires_ticks = now + (__u64)FRAGMENT_LIFETIME * p->global->hz, .first_end = p->l4_length };
 	struct fragment *known = bpf_map_lookup_elem(table, &key);
 	if (known && known->expires_ticks >= now && known->first_end > fresh.first_end)
 		fresh.first_end = known->first_end;

@@ -9,18 +9,19 @@
 #ifndef ENFORCER_IDENTITY_H
 #define ENFORCER_IDENTITY_H
 
-#define GUEST_LEARNED_4 4
+#define GUEST_LEARNED_4 0 /* nothing is learned where one was given, so the first place is free for it */
 #define GUEST_6 8
-#define GUEST_LEARNED_6 12
+#define GUEST_LEARNED_6 8
 #define GUEST_LINK_LOCAL 13
 #define GUEST_NONE 255
 
 #define MAC_LEARNED (1ULL << 48)
 
+#define MAC_MASK (MAC_LEARNED - 1)
+
 inline_stage __u64 mac_word(const __u8 *mac)
 {
-	return (__u64)mac[0] | (__u64)mac[1] << 8 | (__u64)mac[2] << 16 | (__u64)mac[3] << 24 | (__u64)mac[4] << 32 |
-	       (__u64)mac[5] << 40;
+	return (__u64) * (const __u32 *)mac | (__u64) * (const __u16 *)(mac + 4) << 32;
 }
 
 inline_stage struct learned *learned_of(struct pkt *p)

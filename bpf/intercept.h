@@ -20,10 +20,9 @@
 #define REDIRECT_TCP_IDLE 130 /* longer than the agent keeps an idle connection */
 #define REDIRECT_TCP_CLOSING 2
 
-inline_stage int redirect_expired(const struct redirect *e, __u64 now)
+inline_stage int redirect_expired(const struct redirect *e, __u64 now, __u32 hz)
 {
 	__u64 idle = now - e->last_seen_ticks;
-	__u32 hz = ticks_a_second();
 
 	if (e->proto == IPPROTO_TCP)
 		return idle > (e->closing ? REDIRECT_TCP_CLOSING : REDIRECT_TCP_IDLE) * hz;
@@ -54,7 +53,7 @@ inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 *
 			return e;
 		}
 		__u32 state = e->state;
-		if (!free_entry && (state == REDIRECT_FREE || (state == REDIRECT_LIVE && redirect_expired(e, now)))) {
+		if (!free_entry && (state == REDIRECT_FREE || (state == REDIRECT_LIVE && redirect_expired(e, now, p->global->hz)))) {
 			free_entry = e;
 			free_index = at;
 			free_state = state;
@@ -120,10 +119,10 @@ inline_stage int unicast(struct pkt *p)
 inline_stage __u32 redirect_to_resolver(struct pkt *p)
 {
 	__u32 zero = 0, index = 0;
-	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+	const struct globals *global = p->global;
 	void *table = bpf_map_lookup_elem(&redirects, &p->slot);
 
-	if (!global || !global->resolver_ifindex || !table)
+	if (!global->resolver_ifindex || !table)
 		return deny(p, REASON_MAP_MISSING);
 	if (p->fragment || (p->proto == IPPROTO_UDP && p->skb->gso_size))
 		return deny(p, REASON_FRAGMENT);
@@ -177,9 +176,7 @@ inline_stage __u32 redirect_to_resolver(struct pkt *p)
 inline_stage __u32 redirect_to_guest(struct pkt *p)
 {
 	__u32 zero = 0;
-	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
-	if (!global)
-		return deny(p, REASON_MAP_MISSING);
+	const struct globals *global = p->global;
 	if (p->fragment || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) || p->source_port != DNS_PORT)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
 	__u32 id = bpf_ntohl((__u32)(p->destination[1] >> 32));
@@ -210,7 +207,7 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
 	__u64 now = bpf_jiffies64();
 	if (p->proto == IPPROTO_UDP) {
-		if (!e->outstanding || redirect_expired(e, now))
+		if (!e->outstanding || redirect_expired(e, now, p->global->hz))
 			return deny(p, REASON_UNSOLICITED_ANSWER);
 		__sync_fetch_and_add(&e->outstanding, -1);
 	} else {

@@ -216,6 +216,22 @@ struct {
 	__type(value, struct addr_cache);
 } addr_cache SEC(".maps");
 
+/* What was denied lately. Direct-mapped and per CPU: an entry that is overwritten is judged again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DENIAL_CACHE);
+	__type(key, __u32);
+	__type(value, struct denial);
+} denials SEC(".maps");
+
+/* slot -> a number that the agent changes whenever a pin grants something new. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__type(value, __u64);
+} pin_epochs SEC(".maps");
+
 /* What a packet is rewritten to. The port is the source's or the destination's. */
 struct rewrite {
 	__u64 after[4]; /* source, destination; IPv4: mapped */

@@ -31,6 +31,7 @@ struct pkt {
 	struct question question; /* one for all stages: stack is short */
 	struct __sk_buff *skb;
 	const struct sandbox *sandbox;
+	const struct globals *global;
 	__u8 *data;
 	__u8 *end;
 	__u32 slot;
@@ -71,15 +72,6 @@ inline_stage __u32 allow(struct pkt *p, __u32 reason)
 {
 	p->reason = reason;
 	return VERDICT_ALLOW;
-}
-
-/* How long a tick is, the agent says; before it has, every entry is over at once and is judged anew. */
-inline_stage __u32 ticks_a_second(void)
-{
-	__u32 zero = 0;
-	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
-
-	return global ? global->hz : 0;
 }
 
 inline_stage void pkt_refresh(struct pkt *p)

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * The short way for what makes up nearly all traffic: a plain TCP or UDP packet of a flow in force, and one more packet to
+ * what was denied a moment ago.
+ *
+ * Holds always: it says allow only where the long way would say REASON_ESTABLISHED, and deny only what denial.h remembers
+ * from the long way; at the first thing out of the ordinary it says UNDECIDED, and the long way begins from nothing. It
+ * writes no table but the counters.
+ */
+#ifndef ENFORCER_FAST_H
+#define ENFORCER_FAST_H
+
+#define UNDECIDED (-1)
+
+/* Ports whose packets have their own place on the long way: DNS, DHCP, DHCPv6. */
+inline_stage int has_own_way(__be16 source, __be16 destination)
+{
+	return destination == bpf_htons(53) || destination == bpf_htons(67) || destination == bpf_htons(547) || source == bpf_htons(67) ||
+	       source == bpf_htons(547);
+}
+
+inline_stage int fast_mac(struct pkt *p, const __u8 *source)
+{
+	__u64 mac = mac_word(source);
+	__u64 given = mac_word(p->sandbox->mac);
+
+	if (given)
+		return given == mac;
+	struct learned *l = learned_of(p);
+	return l && l->mac == (mac | MAC_LEARNED);
+}
+
+inline_stage int fast_guest(struct pkt *p, const __u64 *addr)
+{
+	const struct sandbox *sb = p->sandbox;
+
+	if (p->v6) {
+		p->guest = GUEST_6;
+		if (in_net6(&sb->guest6[0], addr))
+			return 1;
+		if (!(sb->flags & SANDBOX_LEARN_6))
+			return 0;
+		struct learned *l = learned_of(p);
+		return l && l->state6 == 2 && same16(l->addr6, addr);
+	}
+	p->guest = 0;
+	if (sb->guest4[0].mask)
+		return (v4_of(addr) & sb->guest4[0].mask) == sb->guest4[0].addr;
+	struct learned *l = learned_of(p);
+	return l && l->addr4 && l->addr4 == v4_of(addr);
+}
+
+inline_stage int fast(struct pkt *p)
+{
+	struct __sk_buff *skb = p->skb;
+	int out = p->direction == DIR_EGRESS;
+	__u8 *data = (__u8 *)(long)skb->data, *end = (__u8 *)(long)skb->data_end;
+	struct ethhdr *eth = (struct ethhdr *)data;
+	__u8 *l4;
+
+	if (data + ETH_HEADER + sizeof(struct iphdr) + sizeof(struct tcphdr) > end || skb->vlan_present || skb->protocol != eth->h_proto)
+		return UNDECIDED;
+	p->fragment = FRAGMENT_NONE;
+	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = (struct iphdr *)(data + ETH_HEADER);
+		__u32 total = bpf_ntohs(ip->tot_len);
+
+		if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(0xbfff) || total + ETH_HEADER != p->length)
+			return UNDECIDED;
+		p->v6 = 0;
+		p->ethertype = ETH_P_IP;
+		p->proto = ip->protocol;
+		map_v4(p->source, ip->saddr);
+		map_v4(p->destination, ip->daddr);
+		p->l4 = ETH_HEADER + sizeof(*ip);
+		p->l4_length = total - sizeof(*ip);
+		l4 = data + ETH_HEADER + sizeof(*ip);
+	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = (struct ipv6hdr *)(data + ETH_HEADER);
+
+		if (data + ETH_HEADER + sizeof(*ip) + sizeof(struct tcphdr) > end)
+			return UNDECIDED;
+		__u32 payload = bpf_ntohs(ip->payload_len);
+		if (*(__u8 *)ip >> 4 != 6 || payload + ETH_HEADER + sizeof(*ip) != p->length)
+			return UNDECIDED;
+		p->v6 = 1;
+		p->ethertype = ETH_P_IPV6;
+		p->proto = ip->nexthdr;
+		__builtin_memcpy(p->source, &ip->saddr, 16);
+		__builtin_memcpy(p->destination, &ip->daddr, 16);
+		p->l4 = ETH_HEADER + sizeof(*ip);
+		p->l4_length = payload;
+		l4 = data + ETH_HEADER + sizeof(*ip);
+	} else {
+		return UNDECIDED;
+	}
+
+	int opens = 0;
+	if (p->proto == IPPROTO_TCP) {
+		__u32 header = (l4[12] >> 4) * 4;
+		__u8 control = l4[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
+
+		if (header < sizeof(struct tcphdr) || header > p->l4_length || (control != TCP_ACK && control != TCP_SYN))
+			return UNDECIDED;
+		opens = control == TCP_SYN;
+	} else if (p->proto == IPPROTO_UDP) {
+		if (bpf_ntohs(*(__be16 *)(l4 + 4)) != p->l4_length)
+			return UNDECIDED;
+	} else {
+		return UNDECIDED;
+	}
+	p->source_port = *(__be16 *)l4;
+	p->destination_port = *(__be16 *)(l4 + 2);
+	if (has_own_way(p->source_port, p->destination_port))
+		return UNDECIDED;
+	if (out) {
+		if (!fast_mac(p, eth->h_source) || !fast_guest(p, p->source) || !partial_checksum_fits(p))
+			return UNDECIDED;
+	} else {
+		/* an answer of the resolver is no flow; see ingress() */
+		if (skb->ingress_ifindex == p->global->resolver_ifindex || !fast_guest(p, p->destination))
+			return UNDECIDED;
+	}
+
+	const __u64 *remote = out ? p->destination : p->source;
+	if (!opens) {
+		void *table = bpf_map_lookup_elem(&flows, &p->slot);
+		if (!table)
+			return UNDECIDED;
+		struct flow_key key = {
+			.remote_port = out ? p->destination_port : p->source_port,
+			.guest_port = out ? p->source_port : p->destination_port,
+			.proto = p->proto,
+			.guest = p->guest,
+			.remote = { remote[0], remote[1] },
+		};
+		struct flow *flow = bpf_map_lookup_elem(table, &key);
+		if (flow) {
+			if (flow->policy != p->sandbox->policy || flow->flags & FLOW_CLOSING ||
+			    (flow->origin != p->direction && !(flow->flags & FLOW_REPLIED)) ||
+			    bpf_jiffies64() - flow->last_seen_ticks > p->global->hz / 2)
+				return UNDECIDED;
+			return allow(p, REASON_ESTABLISHED);
+		}
+	}
+	return denied_lately(p, remote, p->destination_port, p->proto) ? VERDICT_DENY : UNDECIDED;
+}
+
+#endif
