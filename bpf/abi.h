@@ -230,7 +230,9 @@ struct group_entry {
  *   1        rule bits per address group: group_bits[GROUP_MAX], both directions together
  *   2, 3, 4  egress:  TCP port directory, UDP port directory, protocol table
  *   5, 6, 7  ingress: the same
- *   8 ...    class pages (8 rule vectors each) from header.class_page on, port leaves anywhere
+ *   8        per address group, the rules whose prefixes count there: a prefix that spans groups opens only `public`, one
+ *            inside a group only that group (an address may change its group when the host takes it)
+ *   9 ...    class pages (8 rule vectors each) from header.class_page on, port leaves anywhere
  * A cell of a port directory (index: port >> 8) or of a protocol table (index: IP protocol number) is a class number,
  * or, in a directory only, POLICY_LEAF | page number of a leaf whose cell (index: port & 255) is a class number.
  * Class c is the rule vector number (c & 7) of page header.class_page + (c >> 3). Class 0 is the empty vector.
@@ -242,7 +244,8 @@ enum policy_layout {
 	POLICY_PAGE_GROUPS = 1,
 	POLICY_PAGE_EGRESS = 2,  /* +0 TCP, +1 UDP, +2 protocols */
 	POLICY_PAGE_INGRESS = 5, /* the same */
-	POLICY_PAGE_FIRST_FREE = 8,
+	POLICY_PAGE_PREFIX_GROUPS = 8,
+	POLICY_PAGE_FIRST_FREE = 9,
 	POLICY_LEAF = 0x8000,
 };
 
@@ -263,8 +266,7 @@ struct policy_header {
 	__u64 allow[RULE_WORDS];   /* bit i: rule i allows; else it denies */
 	__u64 ingress[RULE_WORDS]; /* bit i: rule i is of direction ingress */
 	__u64 domain[RULE_WORDS];  /* bit i: rule i is by name (its address bits come from pins) */
-	__u64 spanning[RULE_WORDS]; /* bit i: rule i allows by a prefix wider than one group: it counts in group public only */
-	__u8 _pad[232];
+	__u8 _pad[296];
 };
 
 union policy_page {

@@ -117,7 +117,8 @@ inline_stage struct addr_cache *address_rules(struct question *q, void *policy, 
 	__u32 mapped = addr[0] == 0 && (__u32)addr[1] == MAPPED_PREFIX;
 	__u32 group = q->v6 ? group_of6(addr) : group_of4(v4_of(addr));
 	union policy_page *groups = policy_page(policy, POLICY_PAGE_GROUPS);
-	if (!groups || group >= GROUP_MAX)
+	union policy_page *scopes = policy_page(policy, POLICY_PAGE_PREFIX_GROUPS);
+	if (!groups || !scopes || group >= GROUP_MAX)
 		return 0;
 	__u64 *prefix_bits = 0;
 	if (header->flags & (q->v6 ? POLICY_HAS_PREFIXES6 : POLICY_HAS_PREFIXES4)) {
@@ -148,7 +149,7 @@ inline_stage struct addr_cache *address_rules(struct question *q, void *policy, 
 	for (int i = 0; i < RULE_WORDS; i++) {
 		__u64 bits = groups->group_bits[group][i];
 		if (prefix_bits)
-			bits |= group == GROUP_PUBLIC ? prefix_bits[i] : prefix_bits[i] & ~header->spanning[i];
+			bits |= prefix_bits[i] & scopes->group_bits[group][i];
 		entry->bits[i] = bits;
 	}
 	entry->group = group;

@@ -142,7 +142,8 @@ __attribute__((noinline)) int judge(struct question *q)
 		if (!room)
 			return answer(q, VERDICT_DENY, REASON_MAP_MISSING);
 		pinned = pin_rules(q, room->pin_bits);
-		if (pinned == PIN_LIVE)
+		/* what the host owns, its metadata and its loopback are never reached by name */
+		if (pinned == PIN_LIVE && known->group > GROUP_LOOPBACK)
 			pin_bits = room->pin_bits;
 	}
 #pragma unroll

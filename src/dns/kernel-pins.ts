@@ -23,13 +23,35 @@ export function encodePin(address: Uint8Array, entries: readonly PinEntry[], out
   return out;
 }
 
+/** One sandbox's number in the map `pin_epochs`. This thread alone writes it. */
+export class PinEpoch {
+  private readonly key = new Uint8Array(4);
+  private readonly value = Buffer.alloc(8);
+
+  constructor(private readonly map: Pick<BpfMap, "lookupInto" | "update" | "close">, slot: number) {
+    new DataView(this.key.buffer).setUint32(0, slot, true);
+  }
+
+  advance(): void {
+    this.map.lookupInto(this.key, this.value);
+    this.value.writeBigUInt64LE(BigInt.asUintN(64, this.value.readBigUInt64LE() + 1n));
+    this.map.update(this.key, this.value);
+  }
+
+  close(): void {
+    this.map.close();
+  }
+}
+
 export class MapPinWriter implements AddressWriter {
   private readonly value = new Uint8Array(layouts.pin.size);
 
-  constructor(private readonly map: Pick<BpfMap, "update" | "delete" | "close">) {}
+  /** @param epoch tells the kernel's cache of denials that a pin grants something new; null: there is none (tests). */
+  constructor(private readonly map: Pick<BpfMap, "update" | "delete" | "close">, private readonly epoch: PinEpoch | null = null) {}
 
   write(address: Uint8Array, entries: readonly PinEntry[]): void {
     this.map.update(address, encodePin(address, entries, this.value));
+    this.epoch?.advance();
   }
 
   remove(address: Uint8Array): void {
@@ -38,20 +60,16 @@ export class MapPinWriter implements AddressWriter {
 
   close(): void {
     this.map.close();
+    this.epoch?.close();
   }
 }
 
-/**
- * Remote addresses of the flows in a sandbox's flow table that carried a packet within the last `withinNs`.
- * @param nowNs CLOCK_MONOTONIC.
- */
-export function addressesInUse(flows: Pick<BpfMap, "entries">, nowNs: bigint, withinNs: bigint): Set<string> {
-  const { keys, values, count } = flows.entries();
+/** Remote addresses of the flows in a sandbox's flow table; what is idle is swept from it (kernel program `sweep`). */
+export function addressesInUse(flows: Pick<BpfMap, "entries">): Set<string> {
+  const { keys, count } = flows.entries();
   const used = new Set<string>();
   const remote = layouts.flow_key.fields.remote.offset;
   for (let i = 0; i < count; i++) {
-    const seen = values.readBigUInt64LE(i * layouts.flow.size + layouts.flow.fields.last_seen_ns.offset);
-    if (nowNs - seen > withinNs) continue;
     const at = i * layouts.flow_key.size + remote;
     used.add(keys.toString("latin1", at, at + 16));
   }

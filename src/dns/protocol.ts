@@ -55,6 +55,8 @@ export interface AddSandboxMessage {
   readonly compiledGroups: GroupTable | null;
   /** inner map of `pins` in force. */
   readonly pinsFd: number;
+  /** map `pin_epochs`; null: none (tests). */
+  readonly pinEpochsFd: number | null;
   /** inner map of `flows`, read only, to see which pins are in use; null: pins get no grace. */
   readonly flowsFd: number | null;
   /** null: policy.dns.upstreams, or else the host's. */
@@ -69,6 +71,7 @@ export interface SwapPolicyMessage {
   readonly compiledGroups: GroupTable | null;
   /** the new policy's inner map of `pins`, empty. */
   readonly pinsFd: number;
+  readonly pinEpochsFd: number | null;
   readonly upstreams: readonly UpstreamSetting[] | null;
 }
 

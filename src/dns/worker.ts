@@ -10,7 +10,7 @@ import { parentPort, type MessagePort } from "node:worker_threads";
 import { BpfMap, UdpBatch, setNetns } from "../../native/index.js";
 import { DenialReport, EVENTS_PER_SECOND } from "./events.js";
 import { followFile, readHostResolvers, upstreamServer } from "./host-resolvers.js";
-import { MapPinWriter, addressesInUse } from "./kernel-pins.js";
+import { MapPinWriter, PinEpoch, addressesInUse } from "./kernel-pins.js";
 import type { DnsLimits } from "./limits.js";
 import { latencyBuckets, outcomes, type Outcome } from "./metrics.js";
 import type { AddSandboxMessage, Envelope, FromWorker, PinRow, Replies, Request, StartMessage, Stats, SwapPolicyMessage, UpstreamSetting } from "./protocol.js";
@@ -19,9 +19,6 @@ import { DnsService, GUEST_CELL } from "./server.js";
 import { UPSTREAM_CELL, type UpstreamServer } from "./upstream.js";
 import { showName } from "./wire.js";
 import type { Policy } from "../policy/types.js";
-
-/** A flow without a packet for so long does not keep its pin, ns. */
-const IN_USE_NS = 60_000_000_000n;
 
 const nowSeconds = (): number => process.hrtime()[0];
 const nowMs = (): number => {
@@ -148,7 +145,7 @@ class Worker {
   private addSandbox(message: AddSandboxMessage): null {
     const service = this.started();
     const policy = sandboxPolicy(message.policy, message.compiledGroups, () => service.groupTable());
-    const writer = new MapPinWriter(BpfMap.fromFd(message.pinsFd));
+    const writer = new MapPinWriter(BpfMap.fromFd(message.pinsFd), message.pinEpochsFd === null ? null : new PinEpoch(BpfMap.fromFd(message.pinEpochsFd), message.slot));
     let flows: BpfMap | null = null;
     try {
       flows = message.flowsFd === null ? null : BpfMap.fromFd(message.flowsFd);
@@ -157,7 +154,7 @@ class Worker {
         slot: message.slot, generation: message.generation, policy, limits: dnsLimits(message.policy), writer,
         upstreams: this.upstreamsOf(message.policy, message.upstreams),
         inUse: table === null ? null : () => {
-          const used = addressesInUse(table, process.hrtime.bigint(), IN_USE_NS);
+          const used = addressesInUse(table);
           return (address) => used.has(Buffer.from(address).toString("latin1"));
         },
         disposeWriter: () => writer.close(),
@@ -174,7 +171,7 @@ class Worker {
   private swapPolicy(message: SwapPolicyMessage): Replies["swapPolicy"] {
     const service = this.started();
     const policy = sandboxPolicy(message.policy, message.compiledGroups, () => service.groupTable());
-    const writer = new MapPinWriter(BpfMap.fromFd(message.pinsFd));
+    const writer = new MapPinWriter(BpfMap.fromFd(message.pinsFd), message.pinEpochsFd === null ? null : new PinEpoch(BpfMap.fromFd(message.pinEpochsFd), message.slot));
     try {
       const result = service.beginSwap(
         message.slot, message.generation, policy, writer, this.upstreamsOf(message.policy, message.upstreams), () => writer.close(),

@@ -15,13 +15,15 @@ import { AbiLimit, layouts } from "./layout.gen.js";
 const BPFFS_MAGIC = 0xcafe4a11;
 const OBJECT = fileURLToPath(new URL("../../bpf/build/enforcer.bpf.o", import.meta.url));
 /** Maps sized by the number of sandboxes, and by twice that. */
-const PER_SANDBOX = ["sandboxes", "learned", "event_limits", "flows", "fragments", "redirects", "counters"] as const;
-const PER_SANDBOX_TWICE = ["policies", "prefixes4", "prefixes6", "pins", "taps"] as const;
+const PER_SANDBOX = ["sandboxes", "learned", "event_limits", "flows", "fragments", "redirects", "counters", "pin_epochs"] as const;
+const PER_SANDBOX_TWICE = ["policies", "prefixes4", "prefixes6", "pins"] as const;
+/** Power of two, twice the sandboxes at least. */
+const TAPS = ["taps", "taps_more"] as const;
 const SHARED = ["globals", "groups4", "groups6", "orphans", "events"] as const;
-const PINNED = [...PER_SANDBOX, ...PER_SANDBOX_TWICE, ...SHARED] as const;
+const PINNED = [...PER_SANDBOX, ...PER_SANDBOX_TWICE, ...TAPS, ...SHARED] as const;
 
 export type MapName = (typeof PINNED)[number];
-export type ProgramName = "from_guest" | "to_guest" | "from_resolver" | "empty";
+export type ProgramName = "from_guest" | "to_guest" | "from_resolver" | "from_guest_long" | "sweep" | "empty";
 
 export interface InstanceOptions {
   /** Directory on bpffs for this instance; made when it is not there. null: nothing is pinned (tests, benchmarks). */
@@ -56,11 +58,12 @@ export class Instance {
     const maxEntries: Record<string, number> = {};
     for (const name of PER_SANDBOX) maxEntries[name] = sandboxes + SPARE_SLOTS;
     for (const name of PER_SANDBOX_TWICE) maxEntries[name] = 2 * (sandboxes + SPARE_SLOTS);
+    for (const name of TAPS) maxEntries[name] = 2 ** Math.ceil(Math.log2(2 * (sandboxes + SPARE_SLOTS)));
     let object: BpfObject;
     try {
       object = BpfObject.load(OBJECT, adopted && pins !== null
-        ? { pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: ["abi_types"] }
-        : { maxEntries, disabledPrograms: ["abi_types"] });
+        ? { pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: NOT_LOADED }
+        : { maxEntries, disabledPrograms: NOT_LOADED });
     } catch (cause) {
       throw new EnforcerError("E_LOAD", `the kernel refused the programs: ${describe(cause)}`, { cause });
     }
@@ -110,6 +113,8 @@ export class Instance {
 }
 
 const SPARE_SLOTS = 1;
+/** Names types for the BTF; see bpf/enforcer.bpf.c. */
+const NOT_LOADED = ["abi_types"];
 
 /** Removes an instance's directory with every pin in it. A pinned link that goes away detaches its program. */
 export function removePins(directory: string): void {
