@@ -226,7 +226,7 @@ export class BlockListBuilder {
       let end = text.indexOf(10, start);
       if (end < 0) end = text.length;
       line++;
-      if (!this.#addPlain(text, start, end, file, line)) {
+      if (!this.#addPlain(text, afterNullAddress(text, start, end), end, file, line)) {
         const octets = text.subarray(start, end);
         let content = "";
         try {
@@ -309,6 +309,21 @@ function readWhole(path: string): Uint8Array {
   } finally {
     closeSync(descriptor);
   }
+}
+
+/** What hosts files that block begin their lines with. */
+const nullAddresses = ["0.0.0.0", "127.0.0.1", "::", "::1"].map((text) => new TextEncoder().encode(text));
+
+/** Start of what follows a null address and white space; `start` itself when the line does not begin so. */
+function afterNullAddress(text: Uint8Array, start: number, end: number): number {
+  for (const address of nullAddresses) {
+    let at = start + address.length;
+    if (at >= end || !address.every((octet, i) => text[start + i] === octet)) continue;
+    const blank = at;
+    while (at < end && (text[at] === 32 || text[at] === 9)) at++;
+    if (at > blank) return at;
+  }
+  return start;
 }
 
 /** Entries of a list. */

@@ -136,42 +136,57 @@ function portDirectory(bits: readonly BitInfo[], proto: number, classes: Classes
       starts.add(last + 1);
     }
   }
-  const classOf = new Uint16Array(65536);
-  const ordered = [...starts].filter((start) => start < 65536).sort((a, b) => a - b);
-  ordered.forEach((start, i) => {
+  // Runs of ports under one class, in order; each starts where some rule's range starts or has ended.
+  const runs = [...starts].filter((start) => start < 65536).sort((a, b) => a - b).map((start) => {
     const vector = new Vector();
     for (const bit of speaking) if (bit.ports === null || bit.ports.some(({ first, last }) => first <= start && start <= last)) vector.set(bit.bit);
-    classOf.fill(classes.cell(vector), start, ordered[i + 1] ?? 65536);
+    return { start, cell: classes.cell(vector) };
   });
   const directory = new Uint16Array(CELLS);
+  let current = 0;
+  let next = 0;
   for (let high = 0; high < CELLS; high++) {
-    const part = classOf.subarray(high * CELLS, (high + 1) * CELLS);
-    const first = part[0] as number;
-    if (part.every((cell) => cell === first)) {
-      directory[high] = first;
-      continue;
+    const end = (high + 1) * CELLS;
+    const leaf = new Map<number, number>();
+    for (; next < runs.length && (runs[next] as { start: number }).start < end; next++) {
+      const { start, cell } = runs[next] as { start: number; cell: number };
+      if (start === high * CELLS) current = cell;
+      else leaf.set(start - high * CELLS, cell);
     }
-    const key = part.join(" ");
-    let number = leaves.get(key);
-    if (number === undefined) {
-      number = page.firstFree + leaves.size;
-      leaves.set(key, number);
-      cells.set(number, part.slice());
-    }
-    directory[high] = LEAF | number;
+    directory[high] = leaf.size === 0 ? current : LEAF | leafPage(current, leaf, leaves, cells);
+    current = [...leaf.values()].at(-1) ?? current;
   }
   return directory;
+}
+
+/** Number of the leaf whose cells are `first` up to the first change, and so on; equal leaves are one page. */
+function leafPage(first: number, changes: ReadonlyMap<number, number>, leaves: Map<string, number>, cells: Map<number, Uint16Array>): number {
+  const leaf = new Uint16Array(CELLS).fill(first);
+  for (const [start, cell] of changes) leaf.fill(cell, start);
+  const key = leaf.join(" ");
+  let number = leaves.get(key);
+  if (number === undefined) {
+    number = page.firstFree + leaves.size;
+    leaves.set(key, number);
+    cells.set(number, leaf);
+  }
+  return number;
 }
 
 /** Cells by protocol number, of the rules without ports. TCP and UDP have their directories, so their cells stay empty. */
 function protocolTable(bits: readonly BitInfo[], classes: Classes): Uint16Array {
   const table = new Uint16Array(CELLS);
-  for (let proto = 0; proto < CELLS; proto++) {
-    if (proto === Proto.tcp || proto === Proto.udp) continue;
-    const vector = new Vector();
-    for (const bit of bits) if (bit.ports === null && bit.protos.includes(proto)) vector.set(bit.bit);
-    table[proto] = classes.cell(vector);
+  const vectors = new Map<number, Vector>();
+  for (const bit of bits) {
+    if (bit.ports !== null) continue;
+    for (const proto of bit.protos) {
+      if (proto === Proto.tcp || proto === Proto.udp) continue;
+      const vector = vectors.get(proto) ?? new Vector();
+      vector.set(bit.bit);
+      vectors.set(proto, vector);
+    }
   }
+  for (const [proto, vector] of vectors) table[proto] = classes.cell(vector);
   return table;
 }
 

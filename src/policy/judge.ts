@@ -36,7 +36,13 @@ const dohPatterns: readonly NamePattern[] = dohNames.map((text) => {
   return pattern.value;
 });
 
-const metadataLabels: readonly (readonly string[])[] = metadataNames.map((name) => name.split("."));
+/** Metadata names by their last label, so that an ordinary name is compared with none or few. */
+const metadataLabels = new Map<string, (readonly string[])[]>();
+for (const name of metadataNames) {
+  const labels = name.split(".");
+  const last = labels.at(-1) as string;
+  metadataLabels.set(last, [...(metadataLabels.get(last) ?? []), labels]);
+}
 
 /** Does a metadata name cover this one? A leading `*` is one or more labels, a later one exactly one. */
 function coveredBy(pattern: readonly string[], labels: readonly string[]): boolean {
@@ -64,10 +70,10 @@ function reversePrefix(labels: readonly string[], family: 4 | 6, count: number):
 }
 
 function special(labels: readonly string[], localSuffixes: readonly (readonly string[])[], table: GroupTable): Special | null {
-  for (const pattern of metadataLabels) {
+  const last = labels.at(-1);
+  for (const pattern of metadataLabels.get(last ?? "") ?? []) {
     if (coveredBy(pattern, labels)) return { kind: "metadata", exact: pattern[0] !== "*", labels: pattern.length - (pattern[0] === "*" ? 1 : 0) };
   }
-  const last = labels.at(-1);
   if (labels.length === 1) return { kind: "local", exact: true, labels: 1 };
   if (last === "localhost" || last === "local") return { kind: "local", exact: last === "localhost", labels: 1 };
   const suffix = localSuffixes.find((base) => endsIn(labels, base));
