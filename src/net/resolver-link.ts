@@ -11,11 +11,11 @@
  * so the neighbour table's limits (gc_thresh3, shared by all namespaces) do not matter. If any step fails, the pair is
  * deleted again. Does not: open sockets, load programs.
  */
-import { fromV4, type Address, type Prefix } from "../addresses/address.js";
+import { compareBytes, fromV4, type Address, type Prefix } from "../addresses/address.js";
 import { EnforcerError } from "../errors.js";
-import { addAddress, addNeighbour, addRoute, createVeth, deleteLink, findLink, setLink } from "./links.js";
+import { addAddress, addNeighbour, addRoute, createVeth, deleteLink, findLink, listRoutes, setLink } from "./links.js";
 import { inNetns } from "./request.js";
-import { AddressFlag } from "./rtnetlink.js";
+import { AddressFlag, OPER_UP, RouteType } from "./rtnetlink.js";
 import { kernelHasIpv6, writeSysctl, type SysctlFamily } from "./sysctl.js";
 
 /** Marks the pair as ours (ip link shows it), so that one left over may be deleted and a stranger's is not. */
@@ -33,6 +33,8 @@ const NOBODY_MAC = Uint8Array.of(0x02, 0x65, 0x6e, 0x66, 0xff, 0xff);
  */
 const ANSWER_MTU = 1280;
 const DEVICE_MTU = 65535;
+/** Milliseconds; it takes one or two. */
+const READY_WITHIN = 3000;
 
 /** fd3e:6f1b:9a47::/48 is a locally assigned prefix (RFC 4193) chosen at random for this use; subnet 0x35 (53). */
 function ula(last: number): Address {
@@ -80,6 +82,8 @@ export function createResolverLink({ agentNetnsFd, names }: { agentNetnsFd: numb
     writeAll("ipv4", names.near, { forwarding: "0", rp_filter: "1", arp_ignore: "8", accept_redirects: "0", send_redirects: "0" });
     inNetns(agentNetnsFd, () => setUpFarEnd(names.far, ipv6));
     setLink(near.ifindex, { up: true }, names.near);
+    waitUntil(() => isUp(names.near), `${names.near} did not come up`);
+    inNetns(agentNetnsFd, () => waitUntilReady(names.far, ipv6));
     return {
       nearName: names.near, farName: names.far, nearIfindex: near.ifindex, nearMac: NEAR_MAC, farMac: FAR_MAC,
       addr4: AGENT4, addr6: AGENT6, net4: NET4, net6: NET6, ipv6,
@@ -88,6 +92,25 @@ export function createResolverLink({ agentNetnsFd, names }: { agentNetnsFd: numb
     deleteLink(near.ifindex);
     throw error;
   }
+}
+
+/**
+ * The kernel takes the carrier up and gives the device its queue in work of its own, and so it makes an IPv6 address one
+ * to which it answers. Before that, packets are lost.
+ */
+function waitUntil(ready: () => boolean, what: string): void {
+  const sleeper = new Int32Array(new SharedArrayBuffer(4));
+  const end = performance.now() + READY_WITHIN;
+  while (!ready()) {
+    if (performance.now() > end) throw new EnforcerError("E_RESOLVER", `${what} within ${READY_WITHIN} ms`);
+    Atomics.wait(sleeper, 0, 0, 1);
+  }
+}
+
+function isUp(name: string): boolean { return findLink(name)?.operState === OPER_UP; }
+
+function answersTo(address: Address, ifindex: number): boolean {
+  return listRoutes(6, ifindex).some(({ type, destination }) => type === RouteType.local && destination.length === 128 && compareBytes(destination.bytes, address) === 0);
 }
 
 function writeAll(family: SysctlFamily, device: string, settings: Record<string, string>): void {
@@ -114,6 +137,12 @@ function setUpFarEnd(name: string, ipv6: boolean): void {
   addAddress(far.ifindex, AGENT6, 128, AddressFlag.noDad | AddressFlag.noPrefixRoute);
   addNeighbour(far.ifindex, GATEWAY6, NOBODY_MAC);
   addRoute({ destination: NET6, ifindex: far.ifindex, gateway: GATEWAY6, preferredSource: AGENT6, mtu: ANSWER_MTU });
+}
+
+function waitUntilReady(name: string, ipv6: boolean): void {
+  waitUntil(() => isUp(name), `${name} did not come up`);
+  const { ifindex } = findLink(name)!;
+  if (ipv6) waitUntil(() => answersTo(AGENT6, ifindex), `${name} did not take its IPv6 address`);
 }
 
 /**

@@ -30,6 +30,8 @@ const MessageFlag = {
 export const Group = { link: 1, address4: 5, route4: 7, address6: 9, route6: 11 } as const;
 
 export const LinkFlag = { up: 0x1, loopback: 0x8, noArp: 0x80 } as const;
+/** IF_OPER_UP. */
+export const OPER_UP = 6;
 export const RouteType = { unicast: 1, local: 2, broadcast: 3, anycast: 4, multicast: 5 } as const;
 export const RouteTable = { main: 254, local: 255 } as const;
 export const Scope = { universe: 0, link: 253, host: 254 } as const;
@@ -46,7 +48,7 @@ const NLA_F_NESTED = 0x8000, NLA_TYPE_MASK = 0x3fff;
 const HEADER = 16, IFINFO = 16, IFADDR = 8, RTMSG = 12, NDMSG = 12, NHMSG = 8, RTNEXTHOP = 8;
 
 const IFLA = {
-  address: 1, name: 3, mtu: 4, master: 10, linkinfo: 18, alias: 20, afSpec: 26, netnsFd: 28, extMask: 29, newNetnsId: 45, xdp: 43,
+  address: 1, name: 3, mtu: 4, master: 10, operState: 16, linkinfo: 18, alias: 20, afSpec: 26, netnsFd: 28, extMask: 29, newNetnsId: 45, xdp: 43,
 } as const;
 const INFO = { kind: 1, data: 2 } as const;
 const TUN_TYPE = 3, VETH_PEER = 1, XDP_ATTACHED = 2, XDP_PROGRAM = 4, INET6_ADDR_GEN_MODE = 8;
@@ -194,6 +196,8 @@ export interface Link {
   /** ifindex of the bridge, bond or VRF that it is a port of. */
   readonly master: number | null;
   readonly flags: number;
+  /** IF_OPER_* (RFC 2863). OPER_UP comes a moment after both the flag and the carrier; until then frames are lost. */
+  readonly operState: number;
   readonly alias: string | null;
   /** IFLA_XDP_ATTACHED is not 0: a program runs before TC. */
   readonly xdp: { readonly programId: number | null } | null;
@@ -307,6 +311,7 @@ export function decodeLink(message: Buffer): { deleted: boolean; movedAway: bool
       mtu: readU32(attributes.get(IFLA.mtu)) ?? 0,
       master: readU32(attributes.get(IFLA.master)),
       flags: body.readUInt32LE(8),
+      operState: attributes.get(IFLA.operState)?.[0] ?? 0,
       alias: readText(attributes.get(IFLA.alias)),
       xdp: xdpAttributes === null || attached === 0 ? null : { programId: readU32(xdpAttributes.get(XDP_PROGRAM)) },
     },

@@ -1,0 +1,188 @@
+import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import { setTimeout } from "node:timers/promises";
+
+import { closeFd, createNetns, openNetns, setNetns, Tap } from "../../native/index.js";
+import { formatAddress, formatPrefix, parseAddress, parsePrefix } from "../../src/addresses/address.js";
+import type { HostView } from "../../src/net/host-view.js";
+import { HostWatch, type LinkEvent } from "../../src/net/host-watch.js";
+import { addAddress, addRoute, createLink, createVeth, deleteLink, findLink, setLink } from "../../src/net/links.js";
+import { request } from "../../src/net/request.js";
+
+const home = openNetns();
+let host: number;
+let watch: HostWatch;
+let views: HostView[];
+let events: LinkEvent[];
+
+afterAll(() => {
+  setNetns(home);
+  closeFd(home);
+});
+beforeEach(() => {
+  host = createNetns();
+  setNetns(host);
+  views = [];
+  events = [];
+  watch = new HostWatch({ onView: (view) => views.push(view), onLink: (event) => events.push(event) });
+});
+afterEach(() => {
+  watch.close();
+  setNetns(home);
+  closeFd(host);
+});
+
+/** Waits until it holds; the test's own limit ends a vain wait. */
+async function until(holds: () => boolean): Promise<void> {
+  while (!holds()) await setTimeout(2);
+}
+
+const has = (address: string) => (): boolean => watch.view.addresses.map(formatAddress).includes(address);
+const shown = (): string[] => events.map((event) => (event.type === "changed" ? `changed ${event.before.name} ${event.link.name} ${event.link.master}` : `${event.type} ${event.link.name}`));
+
+function makePair(): number {
+  const near = createVeth({ name: "up0" }, { name: "up1" }, null);
+  for (const name of ["up0", "up1"]) setLink(findLink(name)!.ifindex, { up: true });
+  return near.ifindex;
+}
+
+describe("the view follows", () => {
+  test("A10: addresses of both families, added and taken away", async () => {
+    expect(watch.view).toEqual({ addresses: [], localPrefixes: [], broadcasts: [], connectedPrefixes: [] });
+    const ifindex = makePair();
+    addAddress(ifindex, parseAddress("198.51.100.7")!, 24);
+    await until(has("198.51.100.7"));
+    addAddress(ifindex, parseAddress("2001:db8::7")!, 64, 2);
+    await until(has("2001:db8::7"));
+    await until(() => watch.view.connectedPrefixes.map(formatPrefix).join() === "198.51.100.0/24,2001:db8::/64");
+    expect(watch.view.broadcasts.map(formatAddress)).toEqual(["198.51.100.255"]);
+    expect(views.at(-1)).toBe(watch.view);
+    deleteLink(ifindex);
+    await until(() => !has("198.51.100.7")() && watch.view.connectedPrefixes.length === 0);
+  });
+
+  test("A11: routes into a tunnel", async () => {
+    const ifindex = makePair();
+    addRoute({ destination: parsePrefix("8.8.8.0/24")!, ifindex });
+    await until(() => watch.view.connectedPrefixes.map(formatPrefix).includes("8.8.8.0/24"));
+    addRoute({ destination: parsePrefix("0.0.0.0/0")!, ifindex, gateway: parseAddress("192.0.2.1")! });
+    addRoute({ destination: parsePrefix("9.9.9.0/24")!, ifindex, gateway: parseAddress("192.0.2.1")! });
+    addRoute({ destination: parsePrefix("7.7.7.0/24")!, ifindex });
+    await until(() => watch.view.connectedPrefixes.map(formatPrefix).includes("7.7.7.0/24"));
+    expect(watch.view.connectedPrefixes.map(formatPrefix)).not.toContain("9.9.9.0/24");
+  });
+
+  test("an address on a device that is down is the host's all the same", async () => {
+    const near = createVeth({ name: "up0" }, { name: "up1" }, null);
+    addAddress(near.ifindex, parseAddress("198.51.100.7")!, 24);
+    await until(has("198.51.100.7"));
+  });
+
+  test("a hundred changes at once end in the right view, in few callbacks", async () => {
+    const ifindex = makePair();
+    for (let i = 1; i <= 100; i++) addAddress(ifindex, parseAddress(`10.0.${i}.1`)!, 24);
+    await until(() => watch.view.addresses.filter((address) => address[12] === 10).length === 100);
+    expect(views.length).toBeLessThan(50);
+  });
+
+  test("what changes nothing calls nobody back", async () => {
+    const ifindex = makePair();
+    addAddress(ifindex, parseAddress("198.51.100.7")!, 24);
+    await until(() => has("198.51.100.7")() && watch.view.addresses.length === 3);
+    await setTimeout(100);
+    const before = views.length;
+    watch.refresh();
+    setLink(ifindex, { mtu: 1400 });
+    await until(() => events.some((event) => event.type === "changed" && event.link.mtu === 1400));
+    await setTimeout(100);
+    expect(views.length).toBe(before);
+  });
+
+  test("lost notifications: a refresh finds all", () => {
+    const ifindex = makePair();
+    addAddress(ifindex, parseAddress("198.51.100.7")!, 24);
+    watch.refresh();
+    expect(has("198.51.100.7")()).toBe(true);
+    expect(shown().filter((text) => text.startsWith("added"))).toEqual(["added up1", "added up0"]);
+  });
+
+  test("after close nobody is called", async () => {
+    watch.close();
+    watch.close();
+    const ifindex = makePair();
+    addAddress(ifindex, parseAddress("198.51.100.7")!, 24);
+    watch.refresh();
+    await setTimeout(100);
+    expect([views, events]).toEqual([[], []]);
+  });
+
+  test("a failed reading keeps the view and is told", () => {
+    const errors: unknown[] = [];
+    const other = new HostWatch({ onView: () => { throw new Error("a bug of the caller"); }, onError: (error) => errors.push(error) });
+    const ifindex = makePair();
+    addAddress(ifindex, parseAddress("198.51.100.7")!, 24);
+    other.refresh();
+    expect(errors).toEqual([new Error("a bug of the caller")]);
+    other.close();
+  });
+});
+
+describe("devices", () => {
+  test("A06: a tap deleted and made again under its name is two events and another ifindex", async () => {
+    const first = new Tap("tap0");
+    await until(() => shown().includes("added tap0"));
+    first.close();
+    const second = new Tap("tap0");
+    await until(() => events.filter((event) => event.type === "added" && event.link.name === "tap0").length === 2);
+    expect(shown().filter((text) => !text.startsWith("changed"))).toEqual(["added tap0", "removed tap0", "added tap0"]);
+    expect(events.filter((event) => event.type === "added").map((event) => event.link.ifindex)).toEqual([first.ifindex, second.ifindex].slice(0, 2));
+    expect(events.find((event) => event.type === "added")!.link).toMatchObject({ kind: "tun", tunType: "tap" });
+    second.close();
+  });
+
+  test("a tap that joins a bridge and leaves it has changed, and is not gone", async () => {
+    const bridge = createLink("br0", "bridge");
+    const tap = new Tap("tap0");
+    await until(() => shown().includes("added tap0"));
+    setLink(tap.ifindex, { master: bridge.ifindex });
+    await until(() => shown().includes(`changed tap0 tap0 ${bridge.ifindex}`));
+    setLink(tap.ifindex, { master: 0 });
+    await until(() => shown().includes("changed tap0 tap0 null"));
+    expect(shown()).not.toContain("removed tap0");
+    tap.close();
+    await until(() => shown().includes("removed tap0"));
+  });
+
+  test("a tap that is renamed has changed; one that is moved to another namespace is gone from here", async () => {
+    const tap = new Tap("tap0");
+    await until(() => shown().includes("added tap0"));
+    rename(tap.ifindex, "vm7");
+    await until(() => shown().includes("changed tap0 vm7 null"));
+    const other = createNetns();
+    moveTo(tap.ifindex, other);
+    await until(() => shown().includes("removed vm7"));
+    expect(events.find((event) => event.type === "removed")).toMatchObject({ movedAway: true, link: { ifindex: tap.ifindex } });
+    tap.close();
+    closeFd(other);
+  });
+});
+
+/** RTM_SETLINK with one attribute that the product never sets. */
+function setAttribute(ifindex: number, type: number, value: Buffer): void {
+  const message = Buffer.alloc(32 + 4 + ((value.length + 3) & ~3));
+  message.writeUInt32LE(message.length, 0);
+  message.writeUInt16LE(19, 4);
+  message.writeUInt16LE(5, 6);
+  message.writeInt32LE(ifindex, 20);
+  message.writeUInt16LE(4 + value.length, 32);
+  message.writeUInt16LE(type, 34);
+  value.copy(message, 36);
+  request(message, "change a device");
+}
+
+function rename(ifindex: number, name: string): void { setAttribute(ifindex, 3, Buffer.from(`${name}\0`)); }
+
+function moveTo(ifindex: number, netns: number): void {
+  const value = Buffer.alloc(4);
+  value.writeUInt32LE(netns);
+  setAttribute(ifindex, 28, value);
+}
