@@ -9,7 +9,11 @@
         "src/object.cc", "src/layout.cc", "src/map.cc", "src/program.cc", "src/link.cc", "src/tc.cc", "src/ring.cc",
         "src/netlink.cc", "src/netns.cc", "src/system.cc", "src/udp.cc", "src/tap.cc",
       ],
-      "defines": ["NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_ADDON_API_DISABLE_DEPRECATED", "_GNU_SOURCE"],
+      # In a worker that is being terminated nothing can be thrown any more; that is not a fault (SWALLOW_UNTHROWABLE).
+      "defines": [
+        "NAPI_VERSION=8", "NAPI_DISABLE_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS",
+        "NODE_ADDON_API_DISABLE_DEPRECATED", "_GNU_SOURCE",
+      ],
       "cflags": ["-fvisibility=hidden"],
       "cflags_cc": [
         "-std=gnu++17", "-fno-exceptions", "-O2", "-Wall", "-Wextra", "-Werror",

@@ -76,7 +76,7 @@ void InitSystem(Napi::Env env, Napi::Object exports);
 void InitUdp(Napi::Env env, Napi::Object exports);
 void InitTap(Napi::Env env, Napi::Object exports);
 
-// "bpf-map", "bpf-prog" or "bpf_link": what kind of BPF descriptor fd is, from /proc/self/fd; empty when it is none.
+// "bpf-map", "bpf-prog", "bpf-link" …: what kind of BPF descriptor fd is, from /proc/self/fd; empty when it is none.
 std::string BpfKind(int fd);
 // memlock of /proc/self/fdinfo/<fd>; -1 with errno set.
 int64_t FdMemlock(int fd);

@@ -108,7 +108,9 @@ class BpfLink : public Adopted<BpfLink> {
   }
 
   bool Facts(Napi::Env env, LinkInfo& out) {
-    if (BpfKind(fd_.get()) != "bpf_link") {
+    // Linux calls a new link's descriptor "bpf_link" and one that was opened again "bpf-link".
+    std::string kind = BpfKind(fd_.get());
+    if (kind != "bpf_link" && kind != "bpf-link") {
       ThrowErrno(env, EINVAL, {"bpf(BPF_OBJ_GET_INFO_BY_FD)", {}, 0, "the descriptor is not a BPF link"});
       return false;
     }
