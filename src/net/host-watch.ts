@@ -11,7 +11,7 @@ import { hostView, hostViewKey, type HostView } from "./host-view.js";
 import { listAddresses, listLinks, listRoutes } from "./links.js";
 import { decodeLink, Group, type Link } from "./rtnetlink.js";
 
-/** Milliseconds between two readings at least, or PAUSE_RATIO times what a reading takes where routes are many. */
+/** Milliseconds between two readings at least; PAUSE_RATIO times what a reading takes where routes are many; the most after a failure. */
 const READ_PAUSE = 50, PAUSE_RATIO = 4, PAUSE_MOST = 500;
 /** Milliseconds between two readings that nothing asked for. */
 const REREAD = 10_000;
@@ -24,10 +24,11 @@ export type LinkEvent =
   | { readonly type: "changed"; readonly before: Link; readonly link: Link };
 
 export interface HostWatchOptions {
+  /** When it throws, the view counts as not taken and is given again. */
   readonly onView: (view: HostView) => void;
-  /** In the order in which the kernel tells them. */
+  /** In the order in which the kernel tells them. An event is given once, whatever it throws. */
   readonly onLink?: (event: LinkEvent) => void;
-  /** A reading failed; the last view stays and reading is tried again. Without it the error is thrown out of the event loop. */
+  /** A reading or a callback failed; reading is tried again. Without onError the error is thrown out of the event loop. */
   readonly onError?: (error: unknown) => void;
 }
 
@@ -74,14 +75,17 @@ export class HostWatch {
   refresh(): void {
     if (this.#closed) return;
     const started = performance.now();
+    let pause = PAUSE_MOST;
     try {
       this.#readLinks();
       this.#readView();
+      pause = Math.min(PAUSE_MOST, Math.max(READ_PAUSE, (performance.now() - started) * PAUSE_RATIO));
     } catch (error) {
-      this.#failed(error);
       this.#again = true;
+      this.#failed(error);
+    } finally {
+      this.#startPause(pause);
     }
-    this.#startPause(performance.now() - started);
   }
 
   close(): void {
@@ -136,11 +140,11 @@ export class HostWatch {
     const key = hostViewKey(view);
     if (key === this.#key) return;
     this.#view = view;
-    this.#key = key;
     this.#options.onView(view);
+    this.#key = key;
   }
 
-  #startPause(took: number): void {
+  #startPause(milliseconds: number): void {
     if (this.#closed) return;
     if (this.#pause !== null) clearTimeout(this.#pause);
     this.#pause = setTimeout(() => {
@@ -148,7 +152,7 @@ export class HostWatch {
       if (!this.#again) return;
       this.#again = false;
       this.refresh();
-    }, Math.min(PAUSE_MOST, Math.max(READ_PAUSE, took * PAUSE_RATIO)));
+    }, milliseconds);
     this.#pause.unref();
   }
 

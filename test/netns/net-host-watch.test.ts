@@ -62,6 +62,7 @@ describe("the view follows", () => {
 
   test("A11: routes into a tunnel", async () => {
     const ifindex = makePair();
+    addAddress(ifindex, parseAddress("192.0.2.2")!, 24);
     addRoute({ destination: parsePrefix("8.8.8.0/24")!, ifindex });
     await until(() => watch.view.connectedPrefixes.map(formatPrefix).includes("8.8.8.0/24"));
     addRoute({ destination: parsePrefix("0.0.0.0/0")!, ifindex, gateway: parseAddress("192.0.2.1")! });
@@ -115,13 +116,18 @@ describe("the view follows", () => {
     expect([views, events]).toEqual([[], []]);
   });
 
-  test("a failed reading keeps the view and is told", () => {
-    const errors: unknown[] = [];
-    const other = new HostWatch({ onView: () => { throw new Error("a bug of the caller"); }, onError: (error) => errors.push(error) });
-    const ifindex = makePair();
-    addAddress(ifindex, parseAddress("198.51.100.7")!, 24);
-    other.refresh();
-    expect(errors).toEqual([new Error("a bug of the caller")]);
+  test("a view that was not taken is given again", async () => {
+    const errors: unknown[] = [], taken: string[][] = [];
+    const other = new HostWatch({
+      onView: (view) => {
+        if (errors.length === 0) throw new Error("the table is full");
+        taken.push(view.addresses.map(formatAddress));
+      },
+      onError: (error) => errors.push(error),
+    });
+    addAddress(makePair(), parseAddress("198.51.100.7")!, 24);
+    await until(() => taken.at(-1)?.includes("198.51.100.7") === true);
+    expect(errors).toEqual([new Error("the table is full")]);
     other.close();
   });
 });
@@ -134,7 +140,7 @@ describe("devices", () => {
     const second = new Tap("tap0");
     await until(() => events.filter((event) => event.type === "added" && event.link.name === "tap0").length === 2);
     expect(shown().filter((text) => !text.startsWith("changed"))).toEqual(["added tap0", "removed tap0", "added tap0"]);
-    expect(events.filter((event) => event.type === "added").map((event) => event.link.ifindex)).toEqual([first.ifindex, second.ifindex].slice(0, 2));
+    expect(events.filter((event) => event.type === "added").map((event) => event.link.ifindex)).toEqual([first.ifindex, second.ifindex]);
     expect(events.find((event) => event.type === "added")!.link).toMatchObject({ kind: "tun", tunType: "tap" });
     second.close();
   });
