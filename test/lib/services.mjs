@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * What answers in a namespace of a test world: HTTP, TCP and UDP on given ports of every address there, and a scripted
- * DNS server. Run as `node services.mjs CONFIG`, CONFIG being JSON (see the type below).
+ * What answers in a namespace of a test world: HTTP (GET says who answers, /octets/N sends N octets, PUT counts what it gets),
+ * TCP and UDP on given ports of every address there, and a scripted DNS server. Run as `node services.mjs CONFIG`, CONFIG being JSON (see the type below).
  *
  * Prints {"event":"ready"} and then one JSON line for everything that arrives, with the address it arrived at. A line of
  * JSON on standard input changes the DNS zone: {"zone": {...}} adds or replaces names, {"reset": true} restarts sequences.
@@ -57,7 +57,14 @@ for (const port of config.http ?? []) {
   const server = http.createServer((request, response) => {
     const to = plain(request.socket.localAddress);
     log({ event: "http", to, port, from: plain(request.socket.remoteAddress), host: request.headers.host ?? null, method: request.method, path: request.url });
-    response.setHeader("Connection", "close").end(`${config.label} ${to}\n`);
+    response.setHeader("Connection", "close");
+    if (request.method === "PUT") {
+      let octets = 0;
+      request.on("data", (/** @type {Buffer} */ data) => { octets += data.length; }).on("end", () => response.end(`${octets}\n`));
+      return;
+    }
+    const wanted = /^\/octets\/(\d+)$/.exec(request.url ?? "");
+    response.end(wanted ? Buffer.alloc(Number(wanted[1]), 0x61) : `${config.label} ${to}\n`);
   });
   once(server.listen(port, "::"), "listening");
 }
