@@ -5,13 +5,13 @@
  * query brought it, and a sandbox that fills its share loses its own oldest entries, never another's. Pure: time is given.
  * Does not: judge who may see an entry; that is done at every use.
  */
-import type { Resolved } from "./chain.js";
+import type { Told } from "./chain.js";
 import type { WireAnswer } from "./answer.js";
 import type { Name } from "./wire.js";
 
 export interface CacheEntry {
   readonly key: string;
-  readonly resolved: Resolved;
+  readonly told: Told;
   readonly wire: WireAnswer;
   /** CLOCK_MONOTONIC seconds at which the TTLs were as they came. */
   readonly born: number;
@@ -29,7 +29,7 @@ export interface CacheLimits {
   readonly perOwner: number;
 }
 
-export const defaultCacheLimits: CacheLimits = { total: 64 << 20, perOwner: 8 << 20 };
+export const defaultCacheLimits: CacheLimits = { total: 64 << 20, perOwner: 16 << 20 };
 
 /** name, type and DO as one string. */
 export function cacheKey(name: Name, type: number, dnssec: boolean): string {
@@ -37,11 +37,9 @@ export function cacheKey(name: Name, type: number, dnssec: boolean): string {
 }
 
 /** Estimated octets of memory of one entry: its wire form, its addresses and names, and the objects around them. */
-function sizeOf(key: string, resolved: Resolved, wire: WireAnswer): number {
-  let size = 1_024 + 2 * key.length + wire.body.length;
-  for (const r of resolved.answers) size += 256 + r.data.length;
-  for (const r of resolved.authority) size += 256 + r.data.length;
-  return size + 128 * (resolved.addresses.length + resolved.others.length + resolved.targets.length);
+function sizeOf(key: string, told: Told, wire: WireAnswer): number {
+  return 640 + 2 * key.length + wire.body.length + 16 * wire.ttls.length
+    + 128 * (told.addresses.length + told.others.length + told.targets.length);
 }
 
 interface Share { octets: number; readonly entries: Set<CacheEntry> }
@@ -70,11 +68,11 @@ export class AnswerCache {
   }
 
   /** Makes an entry and keeps it if its TTL and size allow; what is returned may be used once in any case. */
-  put(key: string, resolved: Resolved, wire: WireAnswer, owner: number, now: number): CacheEntry {
-    const entry: CacheEntry = { key, resolved, wire, born: now, expires: now + resolved.ttl, owner, size: sizeOf(key, resolved, wire) };
+  put(key: string, told: Told, wire: WireAnswer, owner: number, now: number): CacheEntry {
+    const entry: CacheEntry = { key, told, wire, born: now, expires: now + told.ttl, owner, size: sizeOf(key, told, wire) };
     const old = this.entries.get(key);
     if (old !== undefined) this.drop(old);
-    if (resolved.ttl <= 0 || entry.size > this.limits.perOwner) return entry;
+    if (told.ttl <= 0 || entry.size > this.limits.perOwner) return entry;
     let share = this.shares.get(owner);
     if (share === undefined) this.shares.set(owner, (share = { octets: 0, entries: new Set() }));
     while (share.octets + entry.size > this.limits.perOwner) this.evict(share);

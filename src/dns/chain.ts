@@ -19,13 +19,10 @@ export const MAX_TTL = 86_400;
 /** Longest time a negative answer is kept, seconds (RFC 2308 section 5 advises 1 to 3 hours). */
 export const MAX_NEGATIVE_TTL = 3_600;
 
-export interface Resolved {
-  /** NOERROR or NXDOMAIN. */
-  readonly rcode: number;
-  /** upstream said AD and nothing was changed. */
-  readonly authentic: boolean;
-  readonly answers: readonly Record[];
-  readonly authority: readonly Record[];
+/** What must be judged of an answer, whoever gets it. */
+export interface Told {
+  /** it holds records, rather than their absence. */
+  readonly answered: boolean;
   /** 16-byte addresses that the answer tells the guest: to be checked and pinned. */
   readonly addresses: readonly Uint8Array[];
   /** every other address in the reply, in whatever section: to be checked, never told. */
@@ -39,6 +36,16 @@ export interface Resolved {
   readonly targets: readonly Name[];
   /** seconds: least of the answered records, or the negative TTL; 0: not to be kept. */
   readonly ttl: number;
+}
+
+export interface Resolved {
+  readonly told: Told;
+  /** NOERROR or NXDOMAIN. */
+  readonly rcode: number;
+  /** upstream said AD and nothing was changed. */
+  readonly authentic: boolean;
+  readonly answers: readonly Record[];
+  readonly authority: readonly Record[];
 }
 
 export type ChainFault = "chain-length" | "chain-loop" | "address-count" | "malformed";
@@ -188,6 +195,7 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
   }
   return {
     rcode: reply.rcode, authentic: (reply.flags & Flag.AD) !== 0 && !changed,
-    answers, authority, addresses: tell, others: distinct(others), mapped, targets, ttl,
+    answers, authority,
+    told: { answered: answers.length > 0, addresses: tell, others: distinct(others), mapped, targets, ttl },
   };
 }

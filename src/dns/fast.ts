@@ -7,7 +7,7 @@
  */
 import type { Outcome } from "./metrics.js";
 import type { WireAnswer } from "./answer.js";
-import type { Resolved } from "./chain.js";
+import type { Told } from "./chain.js";
 import type { Name } from "./wire.js";
 
 export interface FastEntry {
@@ -23,7 +23,7 @@ export interface FastEntry {
   /** CLOCK_MONOTONIC seconds from which it is not used. */
   readonly expires: number;
   /** what TTLs and pins are worked out from; null for answers the agent made itself. */
-  readonly source: { readonly wire: WireAnswer; readonly resolved: Resolved; readonly born: number; readonly at: number } | null;
+  readonly source: { readonly wire: WireAnswer; readonly told: Told; readonly born: number; readonly at: number } | null;
   readonly bits: readonly number[];
   readonly nextBits: readonly number[];
   readonly truncated: boolean;

@@ -126,6 +126,9 @@ export interface Stats {
   readonly cache: { readonly entries: number; readonly octets: number; readonly evicted: number };
   /** datagrams from no known sandbox, and answers that a full socket did not take. */
   readonly strangers: number;
+  /** messages that met a bug of the resolver's, and the last one's stack: to be reported. */
+  readonly faults: number;
+  readonly lastFault: string | null;
   readonly dropped: number;
 }
 

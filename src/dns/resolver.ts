@@ -100,6 +100,8 @@ export interface ResolverIo {
   /** CLOCK_MONOTONIC, whole seconds, rounded down. */
   nowSeconds(): number;
   onDenied(event: DenialEvent): void;
+  /** A bug that one sandbox's message met: counted; the others are served on. */
+  onFault(error: unknown): void;
 }
 
 const ede: { readonly [K in Outcome]?: EdeInfo } = {
@@ -147,8 +149,19 @@ export class Resolver {
     return judgement.refusal === null ? judgement.bits : null;
   }
 
-  /** Answers one message of a sandbox, now or later. length octets of b at offset; nothing of b is kept. */
+  /**
+   * Answers one message of a sandbox, now or later. length octets of b at offset; nothing of b is kept. Never throws: a bug
+   * that one guest's message meets must not end the service of the others; that message gets no answer.
+   */
   handle(sandbox: Sandbox, b: Buffer, offset: number, length: number, client: Client): void {
+    try {
+      this.take(sandbox, b, offset, length, client);
+    } catch (error) {
+      this.io.onFault(error);
+    }
+  }
+
+  private take(sandbox: Sandbox, b: Buffer, offset: number, length: number, client: Client): void {
     const counters = sandbox.counters;
     if (length < 2 || (length > 2 && (b[offset + 2]! & 0x80) !== 0)) {
       counters.queries[outcomeIndex.ignored]!++;
@@ -182,12 +195,12 @@ export class Resolver {
     if (source === null || entry.patched === now) return true;
     const age = now - source.born;
     let cap = NO_CAP;
-    if (source.resolved.addresses.length > 0) {
-      const lease = leaseOf(source.resolved.ttl - age);
+    if (source.told.addresses.length > 0) {
+      const lease = leaseOf(source.told.ttl - age);
       if (entry.bits.length > 0 || entry.nextBits.length > 0) cap = lease;
       const leaseEnd = now + 1 + lease;
       if (leaseEnd > entry.leaseEnd) {
-        if (sandbox.pins.pin(entry.name, entry.bits, entry.nextBits, source.resolved.addresses, leaseEnd, now) !== "ok") return false;
+        if (sandbox.pins.pin(entry.name, entry.bits, entry.nextBits, source.told.addresses, leaseEnd, now) !== "ok") return false;
         entry.leaseEnd = leaseEnd;
       }
     }
@@ -264,32 +277,40 @@ export class Resolver {
     else {
       const wire = encodeAnswer(name, result.rcode, result.authentic, result.answers, result.authority);
       if (wire === null) fault = "malformed";
-      else entry = set.cache.put(key, result, wire, owner, now);
+      else entry = set.cache.put(key, result.told, wire, owner, now);
     }
     for (const waiter of waiters) {
-      const { sandbox, question, edns, client, query } = waiter;
-      sandbox.inFlight--;
-      if (sandbox.closed) continue;
-      if (entry === null) {
-        const excess = fault === "address-count" || fault === "chain-length" || fault === "chain-loop";
-        const info = excess ? ede.excess! : fault === "malformed" ? malformedAnswer : fault === "no-server" ? networkDown : ede["upstream-failed"]!;
-        this.plain(sandbox, query, 0, question.end, Rcode.SERVFAIL, excess ? "excess" : "upstream-failed", edns, client, info);
-        continue;
+      waiter.sandbox.inFlight--;
+      try {
+        this.conclude(waiter, entry, fault, now);
+      } catch (error) {
+        this.io.onFault(error);
       }
-      let { judgement, nextJudgement } = waiter;
-      if (waiter.epoch !== sandbox.epoch) {
-        // The policy changed while the query was under way: what counts is what is in force now.
-        judgement = judgeQuestion(sandbox.policy, question.name, this.classify);
-        nextJudgement = sandbox.nextPolicy === null ? null : judgeQuestion(sandbox.nextPolicy, question.name, this.classify);
-        const refusal = judgement.refusal ?? nextJudgement?.refusal ?? null;
-        if (refusal !== null) {
-          this.own(sandbox, query, 0, query.length, question, edns, client, deniedAnswer(question.name, sandbox.policy.deniedRcode), refusal);
-          this.denied(sandbox, question.name, question.type, refusal, null);
-          continue;
-        }
-      }
-      this.deliver(sandbox, query, 0, query.length, question, edns, client, judgement, nextJudgement, entry, now);
     }
+  }
+
+  private conclude(waiter: Waiter, entry: CacheEntry | null, fault: ChainFault | UpstreamFault, now: number): void {
+    const { sandbox, question, edns, client, query } = waiter;
+    if (sandbox.closed) return;
+    if (entry === null) {
+      const excess = fault === "address-count" || fault === "chain-length" || fault === "chain-loop";
+      const info = excess ? ede.excess! : fault === "malformed" ? malformedAnswer : fault === "no-server" ? networkDown : ede["upstream-failed"]!;
+      this.plain(sandbox, query, 0, question.end, Rcode.SERVFAIL, excess ? "excess" : "upstream-failed", edns, client, info);
+      return;
+    }
+    let { judgement, nextJudgement } = waiter;
+    if (waiter.epoch !== sandbox.epoch) {
+      // The policy changed while the query was under way: what counts is what is in force now.
+      judgement = judgeQuestion(sandbox.policy, question.name, this.classify);
+      nextJudgement = sandbox.nextPolicy === null ? null : judgeQuestion(sandbox.nextPolicy, question.name, this.classify);
+      const refusal = judgement.refusal ?? nextJudgement?.refusal ?? null;
+      if (refusal !== null) {
+        this.own(sandbox, query, 0, query.length, question, edns, client, deniedAnswer(question.name, sandbox.policy.deniedRcode), refusal);
+        this.denied(sandbox, question.name, question.type, refusal, null);
+        return;
+      }
+    }
+    this.deliver(sandbox, query, 0, query.length, question, edns, client, judgement, nextJudgement, entry, now);
   }
 
   /** Checks an answer for one sandbox, pins, and sends. */
@@ -297,15 +318,15 @@ export class Resolver {
     sandbox: Sandbox, b: Buffer, offset: number, length: number, question: Question, edns: Edns | null, client: Client,
     judgement: Judgement, nextJudgement: Judgement | null, entry: CacheEntry, now: number,
   ): void {
-    const { resolved, wire } = entry;
+    const { told, wire } = entry;
     const policies = sandbox.nextPolicy === null ? [sandbox.policy] : [sandbox.policy, sandbox.nextPolicy];
     for (const policy of policies) {
-      if (resolved.targets.some((target) => targetRefused(policy, question.name, target, this.searchDomains))) {
+      if (told.targets.some((target) => targetRefused(policy, question.name, target, this.searchDomains))) {
         this.plain(sandbox, b, offset, question.end, sandbox.policy.rebindRcode, "target", edns, client);
         this.denied(sandbox, question.name, question.type, "target", null);
         return;
       }
-      const address = refusedAddress(policy, judgement.labels, resolved, this.classify);
+      const address = refusedAddress(policy, judgement.labels, told, this.classify);
       if (address !== null) {
         this.plain(sandbox, b, offset, question.end, sandbox.policy.rebindRcode, "rebind", edns, client);
         this.denied(sandbox, question.name, question.type, "rebind", address);
@@ -317,17 +338,17 @@ export class Resolver {
     const nextBits = nextJudgement?.bits ?? [];
     let cap = NO_CAP;
     let leaseEnd = 0;
-    if (resolved.addresses.length > 0) {
-      const lease = leaseOf(resolved.ttl - age);
+    if (told.addresses.length > 0) {
+      const lease = leaseOf(told.ttl - age);
       if (bits.length > 0 || nextBits.length > 0) cap = lease;
       leaseEnd = now + 1 + lease; // this second is partly over: the lease counts from its end
-      const result = sandbox.pins.pin(question.name, bits, nextBits, resolved.addresses, leaseEnd, now);
+      const result = sandbox.pins.pin(question.name, bits, nextBits, told.addresses, leaseEnd, now);
       if (result !== "ok") {
         this.plain(sandbox, b, offset, question.end, Rcode.SERVFAIL, result === "write" ? "pin-failed" : "pin-limit", edns, client);
         return;
       }
     }
-    const outcome: Outcome = wire.rcode === Rcode.NXDOMAIN ? "absent" : resolved.answers.length > 0 ? "answered" : "no-data";
+    const outcome: Outcome = wire.rcode === Rcode.NXDOMAIN ? "absent" : told.answered ? "answered" : "no-data";
     const { length: size, truncated } = buildMessage(
       this.out, b, offset, question.end, wire.rcode, wire, age, cap, edns, null, sizeLimit(edns, client.stream),
     );
@@ -337,7 +358,7 @@ export class Resolver {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
         response: Buffer.from(this.out.subarray(0, size)), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
-        expires: entry.expires, source: { wire, resolved, born: entry.born, at: question.end }, bits, nextBits, truncated,
+        expires: entry.expires, source: { wire, told, born: entry.born, at: question.end }, bits, nextBits, truncated,
         patched: now, leaseEnd,
       }, this.fastLimit);
     }

@@ -25,7 +25,7 @@ import type { Name } from "./wire.js";
 export const GUEST_CELL = 2_048;
 const SWEEP_MS = 5_000;
 
-export interface ServiceIo extends UpstreamIo {
+export interface ServiceIo extends Omit<UpstreamIo, "onFault"> {
   nowSeconds(): number;
   onDenied(event: DenialEvent): void;
 }
@@ -93,6 +93,9 @@ export class DnsService {
   readonly upstream: UpstreamClient;
   readonly resolver: Resolver;
   strangers = 0;
+  /** messages that met a bug of ours, and what the last one was. */
+  faults = 0;
+  lastFault: unknown = null;
   private readonly bySlot: (Held | undefined)[] = [];
   private readonly sets = new Map<string, UpstreamSet>();
   private hostServers: readonly UpstreamServer[] = [];
@@ -105,8 +108,12 @@ export class DnsService {
   private net6: Uint8Array | null = null;
 
   constructor(private readonly io: ServiceIo, private groups: GroupTable) {
-    this.upstream = new UpstreamClient(io, this.upstreamCounters);
-    this.resolver = new Resolver(this.upstream, (address) => classify(this.groups, address), io);
+    const onFault = (error: unknown): void => {
+      this.faults++;
+      this.lastFault = error;
+    };
+    this.upstream = new UpstreamClient({ ...io, onFault }, this.upstreamCounters);
+    this.resolver = new Resolver(this.upstream, (address) => classify(this.groups, address), { ...io, onFault });
     this.sweeper = setInterval(() => this.sweep(), SWEEP_MS);
     this.sweeper.unref();
   }

@@ -49,6 +49,8 @@ export interface UpstreamIo {
   createSocket(family: 4 | 6, onBatch: OnBatch): DatagramSocket;
   connect(server: UpstreamServer): Socket;
   nowMs(): number;
+  /** A bug that a reply met: counted by whoever runs the service; the ask ends by its clock. */
+  onFault(error: unknown): void;
 }
 
 interface Server extends UpstreamServer {
@@ -181,8 +183,11 @@ export class SocketPool {
       waiting, made: now, uses: 0, forgeries: 0, retired: false,
       socket: this.io.createSocket(family, (count, data, lengths, peers) => {
         for (let i = 0; i < count; i++) {
-          const length = lengths[i]!;
-          this.receive(pooled, data, i * UPSTREAM_CELL, length, peers, i);
+          try {
+            this.receive(pooled, data, i * UPSTREAM_CELL, lengths[i]!, peers, i);
+          } catch (error) {
+            this.io.onFault(error);
+          }
         }
       }),
     };
@@ -388,7 +393,12 @@ export class UpstreamClient {
       }
       attempt.done = true;
       stream.destroy();
-      if (!ask.finished) this.reply(attempt, all, 2, length, false, true);
+      if (ask.finished) return;
+      try {
+        this.reply(attempt, all, 2, length, false, true);
+      } catch (error) {
+        this.io.onFault(error);
+      }
     });
   }
 

@@ -209,7 +209,9 @@ class Worker {
         servers: service.upstream.health(),
       },
       cache: service.cacheStats(),
-      strangers: service.strangers, dropped: service.droppedAnswers(),
+      strangers: service.strangers, faults: service.faults,
+      lastFault: service.lastFault === null ? null : service.lastFault instanceof Error ? service.lastFault.stack ?? String(service.lastFault) : String(service.lastFault),
+      dropped: service.droppedAnswers(),
     };
   }
 
