@@ -39,5 +39,7 @@ export function install() {
   if (!existsSync(path.join(ROOT, "node_modules"))) step("Fetching the JavaScript dependencies", ["npm", "ci", "--no-audit", "--no-fund"]);
   step("Building the enforcer", ["make", "--no-print-directory", "build"]);
   step("Building the test tools", ["make", "--no-print-directory", "-C", "test/tools"]);
+  if (!existsSync(path.join(ROOT, "test/vm/build/vmlinuz")) && spawnSync("apt-cache", ["show", "linux-image-cloud-amd64"], { stdio: "ignore" }).status !== 0)
+    step("Fetching the package lists", ["apt-get", "update", "-q"]);
   step("Preparing the virtual machine (Debian's kernel, unpacked here, not installed)", ["test/vm/build.sh"]);
 }

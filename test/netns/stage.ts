@@ -5,9 +5,12 @@
  * escape must be seen to do so in the control, or the row fails; with the enforcer nothing of it may be seen anywhere, nor
  * answered, and an allowed frame sent afterwards must still get out. Set ENFORCER_TEST_CONTROLS=only to run the controls alone.
  */
-import { expect } from "vitest";
+import { expect, vi } from "vitest";
 import { type Bytes, decode, type Decoded, type Endpoints, isV6, tcpFrame } from "../lib/frames.js";
 import { ADDRESS, type Captured, type Enforcer, MAC, World } from "../lib/world.mjs";
+
+// Worlds are built in hooks, and rows wait for what must not come: bounds, not expectations.
+vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
 export const controlsOnly = process.env.ENFORCER_TEST_CONTROLS === "only";
 
