@@ -9,7 +9,7 @@ import { release } from "node:os";
 import { BpfProgram, effectiveCapabilities, fsType, queryTcx, type TcHook } from "../../native/index.js";
 import { formatAddress } from "../addresses/address.js";
 import { EnforcerError, errorKinds } from "../errors.js";
-import { findLink, isTap } from "./links.js";
+import { findLink, isTap, listFilters } from "./links.js";
 import { errnoOf } from "./request.js";
 import { parseResolvConf } from "./resolv-conf.js";
 import { readGlobalSysctl } from "./sysctl.js";
@@ -84,7 +84,9 @@ function bpffs(path: string): Finding {
     if (errnoOf(error) !== "ENOENT") return no("bpffs", `${path}: ${errnoOf(error) ?? String(error)}`, errorKinds.E_BPFFS.remedy);
   }
   if (type === BPF_FS_MAGIC) return yes("bpffs", path);
-  return no("bpffs", type === null ? `${path} does not exist` : `${path} is not on a bpf file system`, errorKinds.E_BPFFS.remedy);
+  return type === null
+    ? no("bpffs", `${path} does not exist`, `make it and mount it: mkdir -p ${path} && mount -t bpf bpf ${path}`)
+    : no("bpffs", `${path} is not on a bpf file system`, `mount it: mount -t bpf bpf ${path}, or name another with --bpffs`);
 }
 
 function jit(): Finding {
@@ -152,11 +154,11 @@ function tapFindings(name: string): Finding[] {
     const link = findLink(name);
     if (link === null) return [no(check, "does not exist", errorKinds.E_TAP_MISSING.remedy)];
     if (!isTap(link)) return [no(check, "is not a tap", errorKinds.E_TAP_KIND.remedy)];
-    const programs = (["ingress", "egress"] as const).flatMap((direction) => programsAt(link.ifindex, direction));
+    const programs = (["ingress", "egress"] as const).flatMap((direction) => [...tcxPrograms(link.ifindex, direction), ...clsactPrograms(link.ifindex, direction)]);
     const findings: Finding[] = [];
     if (link.xdp !== null) findings.push(warn(check, `an XDP program${link.xdp.programId === null ? "" : ` (id ${link.xdp.programId})`} sees the guest's frames before the enforcer`, `if it is not yours: ip link set dev ${name} xdp off`));
     const foreign = programs.filter((program) => !OWN_PROGRAMS.has(program.name));
-    if (foreign.length > 0) findings.push(warn(check, `programs of others at TC: ${foreign.map((program) => `${program.name || "without name"} (id ${program.id}, ${program.direction})`).join(", ")}`, "detach them, or make sure that they leave every packet to the next program"));
+    if (foreign.length > 0) findings.push(warn(check, `programs of others at TC: ${foreign.map((program) => `${program.name} (${program.place})`).join(", ")}`, "detach them, or make sure that they leave every packet to the next program"));
     if (findings.length === 0) findings.push(yes(check, programs.length === 0 ? "no programs" : "enforced: only the enforcer's programs"));
     return findings;
   } catch (error) {
@@ -164,7 +166,9 @@ function tapFindings(name: string): Finding[] {
   }
 }
 
-function programsAt(ifindex: number, direction: TcHook): { id: number; name: string; direction: TcHook }[] {
+interface ProgramAtTap { readonly name: string; readonly place: string }
+
+function tcxPrograms(ifindex: number, direction: TcHook): ProgramAtTap[] {
   let ids: number[];
   try {
     ids = queryTcx(ifindex, direction).map(({ programId }) => programId);
@@ -172,20 +176,26 @@ function programsAt(ifindex: number, direction: TcHook): { id: number; name: str
     if (errnoOf(error) === "EINVAL") return [];
     throw error;
   }
-  return ids.map((id) => ({ id, name: programName(id), direction }));
+  return ids.map((id) => ({ name: programName(id), place: `TCX ${direction}, id ${id}` }));
+}
+
+function clsactPrograms(ifindex: number, direction: TcHook): ProgramAtTap[] {
+  return listFilters(ifindex, direction).map(({ kind, programId, name }) => ({
+    name: programId === null ? kind : programName(programId), place: `clsact ${direction}${programId === null ? "" : `, id ${programId}${name === null ? "" : ` ${name}`}`}`,
+  }));
 }
 
 function programName(id: number): string {
   try {
     const program = BpfProgram.fromId(id);
     try {
-      return program.info.name;
+      return program.info.name || "a program without name";
     } finally {
       program.close();
     }
   } catch {
     // Gone since it was listed, or not readable: still somebody's.
-    return "";
+    return "a program without name";
   }
 }
 

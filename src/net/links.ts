@@ -9,9 +9,9 @@ import { formatAddress, formatPrefix, type Address } from "../addresses/address.
 import { EnforcerError } from "../errors.js";
 import { dump, errnoOf, request, requestUnless } from "./request.js";
 import {
-  decodeAddress, decodeLink, decodeNexthop, decodeRoute, encodeAddAddress, encodeAddNeighbour, encodeAddRoute, encodeCreateLink,
-  encodeCreateVeth, encodeDeleteLink, encodeDumpAddresses, encodeDumpLinks, encodeDumpNexthops, encodeDumpRoutes, encodeGetLink,
-  encodeSetLink, type InterfaceAddress, type Link, type LinkChange, type NewRoute, type NextHop, type Route, type VethEnd,
+  decodeAddress, decodeFilter, decodeLink, decodeNexthop, decodeRoute, encodeAddAddress, encodeAddNeighbour, encodeAddRoute, encodeCreateLink,
+  encodeCreateVeth, encodeDeleteLink, encodeDumpAddresses, encodeDumpFilters, encodeDumpLinks, encodeDumpNexthops, encodeDumpRoutes, encodeGetLink,
+  encodeSetLink, type Filter, type InterfaceAddress, type Link, type LinkChange, type NewRoute, type NextHop, type Route, type VethEnd,
 } from "./rtnetlink.js";
 
 /** IFNAMSIZ - 1. */
@@ -110,6 +110,11 @@ function resolveNexthops(routes: Route[]): Route[] {
     for (const member of members) if (member?.hop) hops.push(member.hop);
     return { ...route, hops };
   });
+}
+
+/** Filters on a device's clsact hook, whoever put them there; empty where there is no clsact. */
+export function listFilters(ifindex: number, hook: "ingress" | "egress"): Filter[] {
+  return dump(encodeDumpFilters(ifindex, hook), decodeFilter, `list the filters of device ${ifindex}`);
 }
 
 export function setLink(ifindex: number, change: LinkChange, label = `device ${ifindex}`): void {

@@ -18,6 +18,7 @@ const MessageType = {
   newAddress: 20, delAddress: 21, getAddress: 22,
   newRoute: 24, delRoute: 25, getRoute: 26,
   newNeighbour: 28, getNeighbour: 30,
+  newFilter: 44, getFilter: 46,
   newNexthop: 104, getNexthop: 106,
 } as const;
 
@@ -45,7 +46,7 @@ const ROUTE_CLONED = 0x200;
 
 const AF_UNSPEC = 0, AF_INET = 2, AF_BRIDGE = 7, AF_INET6 = 10;
 const NLA_F_NESTED = 0x8000, NLA_TYPE_MASK = 0x3fff;
-const HEADER = 16, IFINFO = 16, IFADDR = 8, RTMSG = 12, NDMSG = 12, NHMSG = 8, RTNEXTHOP = 8;
+const HEADER = 16, IFINFO = 16, IFADDR = 8, RTMSG = 12, NDMSG = 12, NHMSG = 8, RTNEXTHOP = 8, TCMSG = 20;
 
 const IFLA = {
   address: 1, name: 3, mtu: 4, master: 10, operState: 16, linkinfo: 18, alias: 20, afSpec: 26, netnsFd: 28, extMask: 29, newNetnsId: 45, xdp: 43,
@@ -496,6 +497,40 @@ export function decodeNexthop(message: Buffer): NexthopObject | null {
   const oif = readU32(attributes.get(NHA.oif));
   const gateway = readAddress(attributes.get(NHA.gateway));
   return { id, hop: attributes.has(NHA.blackhole) || (oif === null && gateway === null) ? null : { ifindex: oif, gateway }, group };
+}
+
+// ---- filters of clsact ----------------------------------------------------------------------------------------------
+
+const TCA = { kind: 1, options: 2 } as const;
+const TCA_BPF = { name: 7, id: 11 } as const;
+/** TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS) and _EGRESS. */
+const CLSACT_PARENT = { ingress: 0xfffffff2, egress: 0xfffffff3 } as const;
+
+export interface Filter {
+  /** Such as "bpf", "u32", "flower". */
+  readonly kind: string;
+  /** For kind "bpf". */
+  readonly programId: number | null;
+  readonly name: string | null;
+}
+
+export function encodeDumpFilters(ifindex: number, hook: keyof typeof CLSACT_PARENT): Buffer {
+  const body = Buffer.alloc(TCMSG);
+  body.writeInt32LE(ifindex, 4);
+  body.writeUInt32LE(CLSACT_PARENT[hook], 12);
+  return encodeMessage(MessageType.getFilter, Ask.dump, body);
+}
+
+/** RTM_NEWTFILTER; null for other messages and for those that announce a priority and not a filter (handle 0). */
+export function decodeFilter(message: Buffer): Filter | null {
+  if (messageType(message) !== MessageType.newFilter) return null;
+  const { body, attributes } = parts(message, TCMSG);
+  if (body.readUInt32LE(8) === 0) return null;
+  const kind = readText(attributes.get(TCA.kind));
+  if (kind === null) throw malformed("a filter without a kind");
+  const options = attributes.get(TCA.options);
+  const bpf = kind === "bpf" && options !== undefined ? decodeAttributes(options) : null;
+  return { kind, programId: readU32(bpf?.get(TCA_BPF.id)), name: readText(bpf?.get(TCA_BPF.name)) };
 }
 
 // ---- neighbours -----------------------------------------------------------------------------------------------------

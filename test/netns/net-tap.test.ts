@@ -1,9 +1,10 @@
+import { execFileSync } from "node:child_process";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 
 import { closeFd, createNetns, openNetns, setNetns, Tap } from "../../native/index.js";
 import { formatAddress, formatPrefix, parseAddress, parsePrefix } from "../../src/addresses/address.js";
 import { runDoctor } from "../../src/net/doctor.js";
-import { addAddress, addRoute, createLink, createVeth, deleteLink, setLink } from "../../src/net/links.js";
+import { addAddress, addRoute, createLink, createVeth, deleteLink, listFilters, setLink } from "../../src/net/links.js";
 import { readSysctl, writeSysctl, type SysctlFamily } from "../../src/net/sysctl.js";
 import { prepareTap, restoreTap, tapFacts, type TapFacts } from "../../src/net/tap.js";
 
@@ -136,6 +137,17 @@ describe("prepareTap", () => {
     expect(() => tapFacts(name)).toThrow(expect.objectContaining({ code: "E_USAGE" }));
     expect(() => readSysctl("ipv4", name === "all" || name === "default" ? "." : name, "rp_filter")).toThrow(expect.objectContaining({ code: "E_USAGE" }));
   });
+});
+
+test("doctor names filters that others put on a tap", () => {
+  const tap = makeTap("tap0");
+  execFileSync("tc", ["qdisc", "add", "dev", "tap0", "clsact"]);
+  expect(listFilters(tap.ifindex, "ingress")).toEqual([]);
+  execFileSync("tc", ["filter", "add", "dev", "tap0", "ingress", "protocol", "all", "bpf", "bytecode", "1,6 0 0 0"]);
+  expect(listFilters(tap.ifindex, "ingress")).toEqual([{ kind: "bpf", programId: null, name: null }]);
+  expect(runDoctor({ bpffs: "/sys/fs/bpf", taps: ["tap0"] }).filter(({ check }) => check === "tap tap0")).toEqual([
+    expect.objectContaining({ ok: "warn", detail: "programs of others at TC: bpf (clsact ingress)" }),
+  ]);
 });
 
 test("doctor looks at taps and finds what is wrong with each", () => {

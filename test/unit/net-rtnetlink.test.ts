@@ -6,7 +6,7 @@ import { formatAddress, formatPrefix, parseAddress, parsePrefix } from "../../sr
 import { EnforcerError } from "../../src/errors.js";
 import { interfaceNameFault } from "../../src/net/links.js";
 import {
-  decodeAddress, decodeAttributes, decodeLink, decodeNexthop, decodeRoute, encodeAddAddress, encodeAddNeighbour, encodeAddRoute, encodeAttributes,
+  decodeAddress, decodeAttributes, decodeFilter, decodeLink, decodeNexthop, decodeRoute, encodeAddAddress, encodeAddNeighbour, encodeAddRoute, encodeAttributes,
   encodeCreateVeth, encodeDumpAddresses, encodeDumpRoutes, encodeGetLink, encodeSetLink, isDefaultRoute, type Route,
 } from "../../src/net/rtnetlink.js";
 
@@ -62,8 +62,12 @@ describe("decoders on captured answers", () => {
     ]);
   });
 
+  test("filters: the announcement of a priority is none", () => {
+    expect(messages("filters").map((message) => decodeFilter(message))).toEqual([null, { kind: "bpf", programId: null, name: null }]);
+  });
+
   test("messages of another kind are not taken for one", () => {
-    for (const decode of [decodeLink, decodeAddress, decodeRoute, decodeNexthop]) expect(all.filter((message) => decode(message) !== null).length).toBeLessThan(all.length);
+    for (const decode of [decodeLink, decodeAddress, decodeRoute, decodeNexthop, decodeFilter]) expect(all.filter((message) => decode(message) !== null).length).toBeLessThan(all.length);
     const port = Buffer.from(messages("links")[1]!);
     port.writeUInt16LE(17, 4);
     expect(decodeLink(port)).toMatchObject({ deleted: true, movedAway: false, link: { name: "tap0" } });
@@ -77,7 +81,7 @@ describe("decoders on captured answers", () => {
       const damaged = Buffer.from(message);
       for (const [at, value] of changes) damaged[at % damaged.length] = value;
       const bytes = cut === null ? damaged : damaged.subarray(0, cut % (damaged.length + 1));
-      for (const decode of [decodeLink, decodeAddress, decodeRoute, decodeNexthop]) {
+      for (const decode of [decodeLink, decodeAddress, decodeRoute, decodeNexthop, decodeFilter]) {
         try { decode(bytes); } catch (error) { if (!(error instanceof EnforcerError) || error.code !== "E_NETLINK") throw error; }
       }
     }), { numRuns: 2000 });
