@@ -36,8 +36,8 @@ export const OPER_UP = 6;
 export const RouteType = { unicast: 1, local: 2, broadcast: 3, anycast: 4, multicast: 5 } as const;
 export const RouteTable = { main: 254, local: 255 } as const;
 export const Scope = { universe: 0, link: 253, host: 254 } as const;
-/** RTPROT_STATIC: routes that we add. */
-const PROTOCOL_STATIC = 4;
+/** RTPROT_*: who made a route. */
+export const RouteProtocol = { static: 4, routerAdvertisement: 9 } as const;
 /** IFA_F_NODAD | IFA_F_PERMANENT | IFA_F_NOPREFIXROUTE. */
 export const AddressFlag = { noDad: 0x02, permanent: 0x80, noPrefixRoute: 0x200 } as const;
 const NEIGHBOUR_PERMANENT = 0x80;
@@ -393,6 +393,7 @@ export interface Route {
   readonly table: number;
   readonly type: number;
   readonly scope: number;
+  readonly protocol: number;
   /** More than one for multipath routes; empty for blackholes and for nexthop objects not yet resolved. */
   readonly hops: readonly NextHop[];
   readonly nexthopId: number | null;
@@ -436,7 +437,7 @@ export function encodeAddRoute(route: NewRoute): Buffer {
   if (route.mtu !== undefined) attributes.push(nested(RTA.metrics, [u32(RTAX.lock, 1 << RTAX.mtu), u32(RTAX.mtu, route.mtu)]));
   return encodeMessage(MessageType.newRoute, Ask.create, rtmsg({
     family: familyNumber(family), length: prefixBits(route.destination),
-    table: RouteTable.main, protocol: PROTOCOL_STATIC, type: RouteType.unicast,
+    table: RouteTable.main, protocol: RouteProtocol.static, type: RouteType.unicast,
     scope: route.gateway === undefined && family === 4 ? Scope.link : Scope.universe,
     flags: route.gateway === undefined ? 0 : ROUTE_ONLINK,
   }), attributes);
@@ -472,7 +473,7 @@ export function decodeRoute(message: Buffer): { deleted: boolean; route: Route }
     deleted: type === MessageType.delRoute,
     route: {
       family, destination: toPrefix(readAddress(attributes.get(RTA.destination)), body[1]!, family),
-      table: readU32(attributes.get(RTA.table)) ?? body[4]!, type: body[7]!, scope: body[6]!, hops,
+      table: readU32(attributes.get(RTA.table)) ?? body[4]!, type: body[7]!, scope: body[6]!, protocol: body[5]!, hops,
       nexthopId: readU32(attributes.get(RTA.nexthopId)),
     },
   };

@@ -9,7 +9,7 @@ import { parsePrefix, prefixWithin, type Address, type Prefix } from "../address
 import { broadcastsOf } from "./broadcast.js";
 import { findLinkByIndex, findTap, listAddresses, listLinks, listRoutes } from "./links.js";
 import { PrefixSet } from "./prefix-set.js";
-import { isDefaultRoute, LinkFlag, RouteType, type InterfaceAddress, type Link, type Route } from "./rtnetlink.js";
+import { isDefaultRoute, LinkFlag, RouteProtocol, RouteType, type InterfaceAddress, type Link, type Route } from "./rtnetlink.js";
 import { kernelHasIpv6, readSysctl, revertSysctls, writeSysctl, type SysctlChange, type SysctlFamily } from "./sysctl.js";
 
 export interface TapBridge {
@@ -41,7 +41,10 @@ export interface TapFacts {
   readonly learnPrefixes: readonly Prefix[];
   /** Directed broadcast addresses of the IPv4 subnets. */
   readonly broadcasts: readonly Address[];
-  /** Routers that default routes reach through the same device: on a bridge with an uplink, the guest's real gateway. */
+  /**
+   * Routers that default routes reach through the bridge: where it has an uplink, the guest's real gateway. None for a
+   * routed tap: behind that is the guest itself.
+   */
   readonly routers: readonly Address[];
   /** A program at XDP sees the guest's frames before ours does. */
   readonly xdp: { readonly programId: number | null } | null;
@@ -55,11 +58,12 @@ export function tapFacts(name: string): TapFacts {
   const device = bridge ?? tap;
   const addresses = listAddresses(device.ifindex);
   const routes = [...listRoutes(4, device.ifindex), ...listRoutes(6, device.ifindex)];
+  const found = addressFacts(addresses, routes, device.ifindex);
   return {
     name: tap.name, ifindex: tap.ifindex, mac: tap.mac!, mtu: tap.mtu, up: (tap.flags & LinkFlag.up) !== 0,
     bridge: bridge === null ? null : describeBridge(bridge, tap),
     otherMaster: master === null || bridge !== null ? null : master.name,
-    ...addressFacts(addresses, routes, device.ifindex),
+    ...found, routers: bridge === null ? [] : found.routers,
     xdp: tap.xdp,
   };
 }
@@ -128,7 +132,7 @@ export interface TapPreparation {
   readonly ifindex: number;
   /** For printing, and to keep in the run directory: plain data. */
   readonly changes: readonly TapChange[];
-  /** Sentences: where a host-wide or bridge setting makes a setting of the tap weaker than it reads. */
+  /** Sentences: where something on the host makes a setting of the tap weaker than it reads. */
   readonly notes: readonly string[];
 }
 
@@ -151,13 +155,15 @@ export function prepareTap(name: string): TapPreparation {
     revertSysctls(tap.name, changes);
     throw error;
   }
-  return { name: tap.name, ifindex: tap.ifindex, changes, notes: weakened(tap) };
+  return { name: tap.name, ifindex: tap.ifindex, changes, notes: weaknesses(tap) };
 }
 
-function weakened(tap: Link): string[] {
+function weaknesses(tap: Link): string[] {
   const notes: string[] = [];
   // Reverse path: the greater of "all" and the device counts, and 2 is the looser one.
   if (readSysctl("ipv4", "all", "rp_filter") === "2") notes.push("net.ipv4.conf.all.rp_filter is 2 (loose) and overrides the strict setting of the tap; source addresses are checked by the enforcer all the same");
+  // What a guest advertised before it was attached stays when the setting changes.
+  if (listRoutes(6, tap.ifindex).some(({ protocol }) => protocol === RouteProtocol.routerAdvertisement)) notes.push(`the host has routes from router advertisements that came in by ${tap.name}; take them away: ip -6 route flush dev ${tap.name} proto ra`);
   const master = tap.master === null ? null : findLinkByIndex(tap.master);
   if (master?.kind === "bridge") {
     if (kernelHasIpv6() && (readSysctl("ipv6", master.name, "accept_ra") ?? "0") !== "0") notes.push(`bridge ${master.name} accepts router advertisements (net.ipv6.conf.${master.name}.accept_ra); those of this guest are dropped, those of other ports are not`);

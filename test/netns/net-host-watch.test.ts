@@ -106,6 +106,17 @@ describe("the view follows", () => {
     expect(shown().filter((text) => text.startsWith("added"))).toEqual(["added up1", "added up0"]);
   });
 
+  test("a flood while the thread is busy ends in the right state", async () => {
+    const ifindex = makePair();
+    // More than the socket's buffer holds: what is lost is made up for by a reading.
+    for (let i = 0; i < 3000; i++) setLink(ifindex, { mtu: 1300 + (i % 100) });
+    addAddress(ifindex, parseAddress("198.51.100.7")!, 24);
+    deleteLink(findLink("up0")!.ifindex);
+    addAddress(makePair(), parseAddress("198.51.100.8")!, 24);
+    await until(() => has("198.51.100.8")() && !has("198.51.100.7")());
+    await until(() => [...watch.links.values()].map(({ name }) => name).sort().join() === "lo,up0,up1");
+  });
+
   test("after close nobody is called", async () => {
     watch.close();
     watch.close();

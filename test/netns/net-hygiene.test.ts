@@ -4,7 +4,7 @@ import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest"
 import { closeFd, createNetns, openNetns, setNetns, Tap } from "../../native/index.js";
 import { formatAddress, formatPrefix, parseAddress } from "../../src/addresses/address.js";
 import { addAddress, createVeth, findLink, listAddresses, listRoutes, setLink } from "../../src/net/links.js";
-import { prepareTap } from "../../src/net/tap.js";
+import { prepareTap, tapFacts } from "../../src/net/tap.js";
 import { arpFrame, ethernet, ETHERTYPE, ipText, ipv6, PROTOCOL, routerAdvertisement } from "../lib/frames.js";
 
 /** What prepareTap alone achieves, without the programs: the ground under A07 and A08. Each case has its control on a fresh tap. */
@@ -71,6 +71,8 @@ describe("A07: a router advertisement from the guest", () => {
     while (defaults().length === 0) await setTimeout(2);
     expect(defaults()).toEqual(["fe80::5"]);
     expect(prefixes()).not.toEqual([]);
+    expect(prepareTap("tap0").notes).toEqual([expect.stringContaining("ip -6 route flush dev tap0 proto ra")]);
+    expect(tapFacts("tap0").routers).toEqual([]);
   });
 
   test("a prepared tap ignores it", async () => {

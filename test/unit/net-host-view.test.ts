@@ -15,7 +15,7 @@ function address(text: string, ifindex: number, more: Partial<InterfaceAddress> 
 function route(text: string, hops: (number | [number | null, string])[], more: Partial<Route> = {}): Route {
   const destination = parsePrefix(text)!;
   return {
-    family: destination.family, destination, table: 254, type: 1, scope: 0, nexthopId: null,
+    family: destination.family, destination, table: 254, type: 1, scope: 0, protocol: 4, nexthopId: null,
     hops: hops.map((hop): NextHop => (typeof hop === "number" ? { ifindex: hop, gateway: null } : { ifindex: hop[0], gateway: parseAddress(hop[1])! })), ...more,
   };
 }

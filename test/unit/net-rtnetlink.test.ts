@@ -121,7 +121,7 @@ describe("encoders", () => {
 
 test.each([["0.0.0.0/0", true], ["128.0.0.0/1", true], ["192.0.0.0/2", false], ["::/0", true], ["2000::/3", true], ["2000::/4", false]])("%s is a default route: %s", (prefix, expected) => {
   const destination = parsePrefix(prefix)!;
-  expect(isDefaultRoute({ family: destination.family, destination, table: 254, type: 1, scope: 0, hops: [], nexthopId: null })).toBe(expected);
+  expect(isDefaultRoute({ family: destination.family, destination, table: 254, type: 1, scope: 0, protocol: 4, hops: [], nexthopId: null })).toBe(expected);
 });
 
 test.each(["", ".", "..", "all", "default", "a/b", "a:b", "a b", "a\tb", "a\0b", "../x", "sixteen-octets-x", "é"])("%j cannot name a device", (name) => {
