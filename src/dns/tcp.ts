@@ -99,6 +99,7 @@ export class TcpConnection implements Client {
     }
     if (at > 0) this.buffered = at === b.length ? Buffer.alloc(0) : b.subarray(at);
     const whole = this.buffered.length >= 2 && this.buffered.length >= 2 + this.buffered.readUInt16BE(0);
+    if (at > 0) this.clock(false);
     this.clock(this.buffered.length > 0 && !whole);
     if (whole) {
       this.socket.pause();

@@ -1,0 +1,216 @@
+/** Asking upstreams: what is taken for an answer (A31), failover, health, TCP, and what goes out. Time is the test's own. */
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { TOTAL_MS } from "../../src/dns/upstream.js";
+import { a, addressesOf, query, replyTo, see, soa, u16, wireName, World, type Seen, type Upstream, type WorldOptions } from "./dns-world.js";
+
+const PUBLIC = "93.184.216.34";
+const FORGED = "93.184.216.99";
+const good = (q: Buffer): Buffer => replyTo(q, { answers: [a("allowed.example", PUBLIC)] });
+const forged = (q: Buffer): Buffer => replyTo(q, { answers: [a("allowed.example", FORGED)] });
+
+beforeEach(() => { vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] }); });
+afterEach(() => { vi.useRealTimers(); });
+
+const settle = async (): Promise<void> => { for (let i = 0; i < 20; i++) await new Promise((resolve) => setImmediate(resolve)); };
+
+/** Lets time go by in small steps, until the answer is there or `ms` are over. */
+async function run(world: World, ms: number, until: () => boolean): Promise<void> {
+  for (let t = 0; t < ms && !until(); t += 50) {
+    world.ms += 50;
+    world.seconds = Math.floor(world.ms / 1_000);
+    vi.advanceTimersByTime(50);
+    await settle();
+  }
+}
+
+function make(options: WorldOptions): World {
+  const world = new World({ tokens: ["allow@allowed.example:tcp:443", "allow@*.wild.example:tcp:443"], ...options });
+  world.ms = 1_000_000;
+  world.seconds = 1_000;
+  return world;
+}
+
+async function answer(world: World, ms = TOTAL_MS + 500, name = "allowed.example"): Promise<Seen | null> {
+  let seen: Seen | null = null;
+  world.service.resolver.handle(world.sandbox, query(name, 1, { edns: {} }), 0, query(name, 1, { edns: {} }).length, {
+    stream: false, send: (message, length) => { seen = see(Buffer.from(message.subarray(0, length))); }, retain() { return this; },
+  });
+  await settle();
+  await run(world, ms, () => seen !== null);
+  return seen;
+}
+
+describe("A31: what is not the answer is ignored, and the true answer wins", () => {
+  const lies: [string, (q: Buffer, send: Parameters<Upstream>[1], server: string) => void][] = [
+    ["another id", (q, send) => send(replyTo(q, { id: q.readUInt16BE(0) ^ 1, answers: [a("allowed.example", FORGED)] }))],
+    ["another question", (q, send) => send(replyTo(q, { question: Buffer.concat([wireName("other.example"), u16(1), u16(1)]), answers: [a("allowed.example", FORGED)] }))],
+    ["another type", (q, send) => send(replyTo(q, { question: Buffer.concat([wireName("allowed.example"), u16(28), u16(1)]) }))],
+    ["another class", (q, send) => send(replyTo(q, { question: Buffer.concat([wireName("allowed.example"), u16(1), u16(3)]) }))],
+    ["another case", (q, send) => send(replyTo(q, { question: Buffer.concat([wireName("Allowed.example"), u16(1), u16(1)]), answers: [a("allowed.example", FORGED)] }))],
+    ["another server", (q, send) => send(forged(q), "192.0.2.99")],
+    ["another port", (q, send) => send(forged(q), "192.0.2.53", 5353)],
+    ["another family", (q, send) => send(forged(q), "::ffff:0:c000:235")],
+    ["a query, not an answer", (q, send) => send(replyTo(q, { flags: 0x0100 }))],
+    ["no question", (q, send) => send(Buffer.concat([q.subarray(0, 2), u16(0x8180), Buffer.alloc(8)]))],
+    ["two questions", (q, send) => { const b = forged(q); b.writeUInt16BE(2, 4); send(b); }],
+    ["a header", (q, send) => send(forged(q).subarray(0, 12))],
+    ["an octet", (q, send) => send(forged(q).subarray(0, 1))],
+    ["nothing", (_q, send) => send(Buffer.alloc(0))],
+  ];
+  it.each(lies)("%s", async (_what, lie) => {
+    const world = make({ upstream: (q, send, server) => { lie(q, send, server); send(good(q)); } });
+    const seen = (await answer(world))!;
+    expect(addressesOf(seen)).toEqual([PUBLIC]);
+    expect(world.service.upstreamCounters.mismatched).toBe(1);
+    expect([...world.kernel.entries.keys()]).toEqual([PUBLIC]);
+  });
+
+  it("65,535 forged ids race the true answer and lose; the next query on that port goes over TCP", async () => {
+    const world = make({
+      upstream: (q, send) => {
+        const id = q.readUInt16BE(0);
+        for (let i = 1; i < 2_000; i++) send(replyTo(q, { id: (id + i) & 0xffff, answers: [a("allowed.example", FORGED)] }));
+        send(good(q));
+      },
+      tcp: (q, send) => send(good(q)),
+    });
+    expect(addressesOf((await answer(world))!)).toEqual([PUBLIC]);
+    expect(world.service.upstreamCounters.mismatched).toBe(1_999);
+    expect([...world.kernel.entries.keys()]).toEqual([PUBLIC]);
+  });
+
+  it("ids and ports differ from query to query", async () => {
+    const world = make({ upstream: (q, send) => send(replyTo(q)) });
+    for (let i = 0; i < 64; i++) await world.ask(`n${i}.wild.example`);
+    expect(new Set(world.asked.map((x) => x.raw.readUInt16BE(0))).size).toBeGreaterThan(60);
+    expect(world.sockets).toBeGreaterThan(1);
+    const before = world.sockets;
+    world.pass(11);
+    for (let i = 0; i < 32; i++) await world.ask(`m${i}.wild.example`);
+    expect(world.sockets).toBeGreaterThan(before);
+  });
+});
+
+describe("failure", () => {
+  it("silence of the only server ends in SERVFAIL within 5 s, asked again meanwhile", async () => {
+    const world = make({});
+    const seen = (await answer(world))!;
+    expect(seen.rcode).toBe(2);
+    expect(seen.edns!.ede[0]!.code).toBe(22);
+    expect(world.ms - 1_000_000).toBeLessThanOrEqual(5_000);
+    expect(world.asked.length).toBeGreaterThan(2);
+    expect(new Set(world.asked.map((x) => x.raw.readUInt16BE(0))).size).toBe(world.asked.length);
+    expect(world.sandbox.inFlight).toBe(0);
+    expect(world.service.upstream.inFlight).toBe(0);
+  });
+
+  it("silence of the first server: the second answers; after that the first is passed over, tried again later, and taken back", async () => {
+    let dead = true;
+    const world = make({ servers: ["192.0.2.1", "192.0.2.2"], upstream: (q, send, server) => { if (server !== "192.0.2.1" || !dead) send(replyTo(q, { authority: [soa("example", 0)] })); } });
+    expect((await answer(world))!.rcode).toBe(0);
+    await answer(world, 5_000, "n1.wild.example");
+    world.asked.length = 0;
+    const start = world.ms;
+    await answer(world, 5_000, "n2.wild.example");
+    expect(world.ms).toBe(start);
+    expect(world.asked.map((x) => x.server)).toEqual(["192.0.2.2"]);
+    world.pass(2);
+    world.asked.length = 0;
+    await answer(world, 5_000, "n3.wild.example");
+    expect(world.asked.map((x) => x.server)).toEqual(["192.0.2.2", "192.0.2.1"]);
+    dead = false;
+    world.pass(10);
+    await answer(world, 5_000, "n4.wild.example");
+    await settle();
+    world.asked.length = 0;
+    await answer(world, 5_000, "n5.wild.example");
+    expect(world.asked.map((x) => x.server)).toEqual(["192.0.2.1"]);
+  });
+
+  it.each([[2], [4], [5]])("rcode %i of the first goes on to the second at once", async (rcode) => {
+    const world = make({ servers: ["192.0.2.1", "192.0.2.2"], upstream: (q, send, server) => send(server === "192.0.2.1" ? replyTo(q, { rcode }) : good(q)) });
+    const seen = (await answer(world))!;
+    expect([seen.rcode, world.ms]).toEqual([0, 1_000_000]);
+  });
+
+  it("an error of all is SERVFAIL at once, and NXDOMAIN is final", async () => {
+    const all = make({ servers: ["192.0.2.1", "192.0.2.2"], upstream: (q, send) => send(replyTo(q, { rcode: 5, answers: [a("allowed.example", FORGED)] })) });
+    const seen = (await answer(all))!;
+    expect([seen.rcode, seen.records, all.ms, all.asked.length]).toEqual([2, [], 1_000_000, 2]);
+    const absent = make({ servers: ["192.0.2.1", "192.0.2.2"], upstream: (q, send) => send(replyTo(q, { rcode: 3 })) });
+    expect((await answer(absent))!.rcode).toBe(3);
+    expect(absent.asked).toHaveLength(1);
+  });
+
+  it("a server from before EDNS is asked without it", async () => {
+    const world = make({ upstream: (q, send) => send(q.readUInt16BE(10) > 0 ? replyTo(q, { rcode: 1 }) : good(q)) });
+    expect(addressesOf((await answer(world))!)).toEqual([PUBLIC]);
+    expect(world.asked.map((x) => x.raw.readUInt16BE(10))).toEqual([1, 0]);
+  });
+
+  it("no resolver at all: SERVFAIL at once", async () => {
+    const world = make({ servers: [] });
+    const seen = (await answer(world))!;
+    expect([seen.rcode, seen.edns!.ede[0]!.code]).toEqual([2, 23]);
+  });
+});
+
+describe("TCP", () => {
+  const cut = (q: Buffer): Buffer => replyTo(q, { flags: 0x8380, answers: [a("allowed.example", FORGED)] });
+
+  it("serves what was cut short; nothing of the short answer is used", async () => {
+    const world = make({ upstream: (q, send) => send(cut(q)), tcp: (q, send) => send(good(q)) });
+    expect(addressesOf((await answer(world))!)).toEqual([PUBLIC]);
+    expect(world.asked.map((x) => x.tcp)).toEqual([false, true]);
+    expect(world.asked[1]!.raw.subarray(2)).toEqual(world.asked[0]!.raw.subarray(2));
+    expect([...world.kernel.entries.keys()]).toEqual([PUBLIC]);
+  });
+
+  it.each<[string, (q: Buffer) => Buffer]>([
+    ["another id", (q) => replyTo(q, { id: q.readUInt16BE(0) ^ 1 })],
+    ["another question", (q) => replyTo(q, { question: Buffer.concat([wireName("x.example"), u16(1), u16(1)]) })],
+    ["too short a frame", (q) => q.subarray(0, 5)],
+  ])("%s over TCP is no answer: the next server is asked", async (_what, lie) => {
+    const world = make({ servers: ["192.0.2.1", "192.0.2.2"], upstream: (q, send, server) => send(server === "192.0.2.1" ? cut(q) : good(q)), tcp: (q, send) => send(lie(q)) });
+    expect(addressesOf((await answer(world))!)).toEqual([PUBLIC]);
+  });
+
+  it("silence over TCP ends too", async () => {
+    const world = make({ upstream: (q, send) => send(cut(q)), tcp: () => undefined });
+    expect((await answer(world))!.rcode).toBe(2);
+    expect(world.ms - 1_000_000).toBeLessThanOrEqual(5_000);
+  });
+});
+
+describe("A30: malformed replies", () => {
+  const rows: [string, (q: Buffer) => Buffer][] = [
+    ["a trailing octet", (q) => replyTo(q, { answers: [a("allowed.example", PUBLIC)], tail: Buffer.from([0]) })],
+    ["a record cut short", (q) => good(q).subarray(0, -2)],
+    ["a count too high", (q) => { const b = good(q); b.writeUInt16BE(9, 6); return b; }],
+    ["a count too low", (q) => { const b = replyTo(q, { answers: [a("allowed.example", PUBLIC), a("allowed.example", PUBLIC)] }); b.writeUInt16BE(1, 6); return b; }],
+    ["an A of 5 octets", (q) => replyTo(q, { answers: [{ name: "allowed.example", type: 1, data: Buffer.alloc(5) }] })],
+    ["an A of 3 octets", (q) => replyTo(q, { answers: [{ name: "allowed.example", type: 1, data: Buffer.alloc(3) }] })],
+    ["a AAAA of 4 octets", (q) => replyTo(q, { answers: [{ name: "allowed.example", type: 28, data: Buffer.alloc(4) }] })],
+    ["a CNAME whose name goes past its data", (q) => replyTo(q, { answers: [{ name: "allowed.example", type: 5, data: Buffer.from("\x09abc", "latin1") }] })],
+    ["a CNAME with data behind its name", (q) => replyTo(q, { answers: [{ name: "allowed.example", type: 5, data: Buffer.concat([wireName("x.test"), Buffer.from([1])]) }] })],
+    ["a pointer to itself", (q) => { const b = replyTo(q, { answers: [{ name: "allowed.example", type: 5, data: Buffer.from([0xc0, 0]) }] }); b.writeUInt16BE(0xc000 | (b.length - 2), b.length - 2); return b; }],
+    ["a pointer forward", (q) => { const b = replyTo(q, { answers: [{ name: "allowed.example", type: 5, data: Buffer.from([0xff, 0xff]) }] }); return b; }],
+    ["a pointer into the header", (q) => replyTo(q, { answers: [{ name: "allowed.example", type: 5, data: Buffer.from([0xc0, 4]) }] })],
+    ["a reserved label kind", (q) => replyTo(q, { answers: [{ name: "allowed.example", type: 5, data: Buffer.from([0x41, 0x61, 0]) }] })],
+    ["a TXT string past its data", (q) => replyTo(q, { answers: [{ name: "allowed.example", type: 16, data: Buffer.from([9, 1]) }] })],
+    ["two OPT", (q) => { const b = replyTo(q, { answers: [a("allowed.example", PUBLIC)], opt: true }); const two = Buffer.concat([b, b.subarray(-11)]); two.writeUInt16BE(2, 10); return two; }],
+    ["an opcode", (q) => replyTo(q, { flags: 0xa980, answers: [a("allowed.example", PUBLIC)] })],
+  ];
+  it.each(rows)("%s: SERVFAIL, no pin", async (_what, make_) => {
+    const world = make({ upstream: (q, send) => send(make_(q)) });
+    const seen = (await answer(world))!;
+    expect(seen.rcode).toBe(2);
+    expect(world.kernel.entries.size).toBe(0);
+    expect(world.service.upstreamCounters.malformed).toBe(1);
+  });
+
+  it("a malformed reply of one server lets the next one answer", async () => {
+    const world = make({ servers: ["192.0.2.1", "192.0.2.2"], upstream: (q, send, server) => send(server === "192.0.2.1" ? Buffer.concat([good(q), Buffer.from([7])]) : good(q)) });
+    expect(addressesOf((await answer(world))!)).toEqual([PUBLIC]);
+  });
+});
