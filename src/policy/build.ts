@@ -76,6 +76,7 @@ export function buildPolicy(input: PolicyInput): { policy: Policy; warnings: rea
     limits: { ...standardLimits, ...file?.limits },
   };
   const read = typeof input.file === "object" ? input.file.warnings : [];
-  findWarnings(policy, report);
+  const defaultsFile = input.defaultEgress !== undefined ? "--net-default-egress" : (file?.file ?? "command line");
+  findWarnings(policy, { defaults: { file: defaultsFile, line: null, rule: null } }, report);
   return { policy, warnings: [...read, ...report.warnings] };
 }

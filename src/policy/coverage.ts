@@ -49,6 +49,24 @@ export function coversAddress(rule: Rule, address: Address, group: Group): boole
 }
 
 /**
+ * Whether the rule makes every name resolvable, or refuses every name: an allow of `public`, `any` or a whole family, whatever
+ * the ports; a deny of `public` or `any` without ports and protocol.
+ */
+export function decidesEveryName({ action, direction, destination, ports, protos }: Rule): boolean {
+  if (direction === "ingress") return false;
+  const everything = destination.kind === "any" || (destination.kind === "group" && destination.group === "public");
+  if (action === "deny") return everything && ports === null && protos === null;
+  return everything || (destination.kind === "prefix" && destination.prefix.length === (destination.prefix.family === 4 ? 96 : 0));
+}
+
+/** Whether the rule says anything about looking names up. A deny with ports or protocol does not. */
+export function decidesNames(rule: Rule): boolean {
+  const byName = rule.destination.kind === "name" || rule.destination.kind === "doh";
+  if (!byName || rule.direction === "ingress") return decidesEveryName(rule);
+  return rule.action === "allow" || (rule.ports === null && rule.protos === null);
+}
+
+/**
  * Whether the policy says, by address or group and without ports and protocol, that this address may be reached: rebind
  * protection lets such an address pass in an answer. The first such rule that covers it decides.
  * @param table the address groups of the moment; without it, those without a host.

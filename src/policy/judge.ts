@@ -11,6 +11,7 @@ import { type GroupTable, groupOfPrefix, staticGroups } from "../addresses/group
 import { dohNames, metadataNames } from "../addresses/tables.gen.js";
 import { type BitMap, assignBits } from "./bits.js";
 import { BlockJudge } from "./blocklist.js";
+import { decidesEveryName } from "./coverage.js";
 import { endsIn, parsePattern } from "./names.js";
 import type { NamePattern, Policy, Rule } from "./types.js";
 
@@ -112,7 +113,7 @@ export class NameJudge {
     this.#bits = assignBits(policy);
     this.#block = new BlockJudge(policy.dns.block);
     this.#localSuffixes = options.localSuffixes ?? [];
-    this.#open = policy.rules.find((rule) => rule.direction === "egress" && decidesEveryName(rule)) ?? null;
+    this.#open = policy.rules.find(decidesEveryName) ?? null;
     for (const rule of policy.rules) {
       const { destination, index } = rule;
       const patterns = destination.kind === "name" ? [destination.pattern] : destination.kind === "doh" ? dohPatterns : [];
@@ -161,13 +162,6 @@ export class NameJudge {
     }
     return found.sort((a, b) => a.index - b.index);
   }
-}
-
-/** Allow of `public` or `any` (or of a whole family) whatever the ports; deny of them without ports and protocol. */
-function decidesEveryName({ action, destination, ports, protos }: Rule): boolean {
-  const everything = destination.kind === "any" || (destination.kind === "group" && destination.group === "public");
-  if (action === "deny") return everything && ports === null && protos === null;
-  return everything || (destination.kind === "prefix" && destination.prefix.length === (destination.prefix.family === 4 ? 96 : 0));
 }
 
 /** Whether a rule's pattern names the special name itself, rather than a wider space that happens to hold it. */

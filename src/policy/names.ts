@@ -31,6 +31,7 @@ export function parseName(text: string): Parsed<readonly string[]> {
   const quoted = JSON.stringify(text);
   const name = text.endsWith(".") ? text.slice(0, -1) : text;
   if (name === "") return refused(`${quoted} is not a name`, "write a domain name such as api.example.com");
+  if (/[\s\p{Cc}]/u.test(name)) return refused(`${quoted} has white space or control characters`, "write the name alone");
   if (name.includes("*")) return refused(`${quoted}: \`*\` stands only at the front, as a whole label`, "write *.example.com (below the name), or suffix:example.com (the name too)");
   if (/^[a-z][a-z0-9+.-]*:\/\//i.test(name) || name.includes("/")) return refused(`${quoted} is not a name`, "write the host's name alone, without scheme, path or port");
   if (/:\d*$/.test(name)) return refused(`${quoted} is not a name`, "write the port under `ports` (in a token: NAME:tcp:PORT)");

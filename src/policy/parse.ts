@@ -30,6 +30,8 @@ export interface PolicySource {
 
 /** Largest policy file, in octets; the block list has files of its own. */
 const FILE_OCTETS = 16 * 1024 * 1024;
+/** YAML errors told of one file: what follows the first few is mostly their consequence. */
+const YAML_ERRORS = 3;
 
 /** Reads and parses a file. Throws E_POLICY_FILE when it cannot be read, PolicyError (E_POLICY) with every error in it. */
 export function parsePolicyFile(path: string): PolicySource {
@@ -125,19 +127,15 @@ class Reader {
       this.#report.error({ file: this.#file, line: null, rule: null }, `the file cannot be parsed: ${(error as Error).message}`, "write a policy as in the documentation; it nests four levels deep at most");
       return null;
     }
-    for (const problem of [...document.errors, ...document.warnings]) {
+    for (const problem of [...document.errors, ...document.warnings].slice(0, YAML_ERRORS)) {
       const line = this.#lines.linePos(problem.pos[0]).line;
       const remedy = problem.code === "DUPLICATE_KEY" ? "remove one of the two"
         : problem.code === "MULTIPLE_DOCS" ? "keep one document in the file"
           : problem.code === "TAB_AS_INDENT" ? "indent with spaces" : "mend the YAML; names that begin with `*` need quotes";
       this.#report.error({ file: this.#file, line, rule: null }, `not valid YAML: ${problem.message.split("\n")[0] as string}`, remedy);
     }
-    if (document.errors.length > 0) return null;
-    if (document.contents === null || (isScalar(document.contents) && document.contents.value === null)) {
-      this.#report.warn({ file: this.#file, line: 1, rule: null }, "the policy is empty: nothing is allowed", "add rules, such as `rules: [{allow: public}]`");
-      return null;
-    }
-    return document.contents;
+    if (document.errors.length + document.warnings.length > 0) return null;
+    return isScalar(document.contents) && document.contents.value === null ? null : document.contents;
   }
 
   #place(node: Node): Place {
@@ -156,7 +154,7 @@ class Reader {
       this.#error(node, `${what} is a YAML alias`, node.source.startsWith(".") || node.source === "" ? `put quotes around it: "*${node.source}"` : "write the value itself; aliases are not read");
       return false;
     }
-    if ("tag" in node && typeof node.tag === "string" && node.range !== null && node.range !== undefined && this.#text[node.range[0]] === "!") {
+    if (node.tag !== undefined) {
       this.#error(node, `${what} has a YAML tag`, "remove the tag");
       return false;
     }
@@ -269,7 +267,7 @@ class Reader {
     const [first, second] = destinations;
     if (first === undefined) return this.#error(node, "the rule says neither allow nor deny", "write `allow: DESTINATION` or `deny: DESTINATION`");
     if (second !== undefined) return this.#error(second.node, "the rule says allow and deny", "make two rules; the first that matches wins");
-    const parsed = parseDestination(first.text, this.#place(first.node), this.#report);
+    const parsed = parseDestination(first.text, first.action, this.#place(first.node), this.#report);
     return parsed === null ? null : assembleRule({ action: first.action, direction, destination: parsed, protos, ports }, place, this.#report);
   }
 
@@ -315,7 +313,7 @@ class Reader {
       return;
     }
     const text = this.#text1(node, "a block list entry");
-    const pattern = text === null ? null : parseRulePattern(text, this.#place(node), this.#report);
+    const pattern = text === null ? null : parseRulePattern(text, "deny", this.#place(node), this.#report);
     if (pattern !== null) this.#block.add(pattern, this.#place(node));
   }
 
@@ -328,7 +326,7 @@ class Reader {
     }
     for (const { key, value } of node.items as Pair<Node, Node | null>[]) {
       const text = this.#text1(key, "a name of allow_private");
-      const pattern = text === null ? null : parseRulePattern(text, this.#place(key), this.#report);
+      const pattern = text === null ? null : parseRulePattern(text, "allow", this.#place(key), this.#report);
       const prefixes: Prefix[] = [];
       if (value === null) this.#error(key, "allow_private: the name has no prefixes", "write the prefixes its addresses may have");
       else {

@@ -30,8 +30,8 @@ export function parsePolicyPrefix(text: string): Parsed<Prefix> {
   return accepted(prefix);
 }
 
-/** A pattern that may stand in a rule; notes private public suffixes as a warning. */
-export function parseRulePattern(text: string, place: Place, report: Report): NamePattern | null {
+/** A pattern that may stand in a rule, for an action; notes private public suffixes of an allow as a warning. */
+export function parseRulePattern(text: string, action: Action, place: Place, report: Report): NamePattern | null {
   const pattern = parsePattern(text);
   if (!pattern.ok) {
     report.error(place, pattern.refusal.message, pattern.refusal.remedy);
@@ -40,17 +40,19 @@ export function parseRulePattern(text: string, place: Place, report: Report): Na
   const suffix = publicSuffix(pattern.value);
   const name = pattern.value.labels.join(".");
   if (suffix === "icann") {
-    report.error(place, `${JSON.stringify(text)} covers a public suffix: anybody can register names there`, `name the domains you mean, such as *.example.${name}`);
+    report.error(place, `${JSON.stringify(text)} covers a public suffix: anybody can register names there`, action === "allow"
+      ? `name the domains you mean, such as *.example.${name}`
+      : `name the domains you mean; to refuse all of ${name}, put the pattern into a file and name that under dns.block`);
     return null;
   }
-  if (suffix === "private") {
+  if (suffix === "private" && action === "allow") {
     report.warn(place, `${JSON.stringify(text)}: customers of ${name} can all create names there`, "name the ones you mean if you can");
   }
   return pattern.value;
 }
 
 /** What a rule is about. Null after an error was reported. */
-export function parseDestination(text: string, place: Place, report: Report): Destination | null {
+export function parseDestination(text: string, action: Action, place: Place, report: Report): Destination | null {
   if (text === "any") return { kind: "any" };
   if (text === "doh") return { kind: "doh" };
   const group = groups.find((known) => known === text);
@@ -73,7 +75,7 @@ export function parseDestination(text: string, place: Place, report: Report): De
       return null;
     }
   }
-  const pattern = parseRulePattern(text, place, report);
+  const pattern = parseRulePattern(text, action, place, report);
   return pattern === null ? null : { kind: "name", pattern };
 }
 
@@ -185,9 +187,10 @@ export function readRuleToken(token: string, number: number, report: Report): Un
   if (destinationText === "") return failed("the token names no destination", tokenForm);
   const words = rest === "" ? [] : rest.slice(1).split(":");
   if (words.length > 2) return failed("too many words after the destination", tokenForm);
-  const destination = parseDestination(destinationText, place, report);
+  const destination = parseDestination(destinationText, actionText, place, report);
   if (destination === null) return null;
   let protos: number[] | null = null;
+  if (words[0] === "") return failed("the protocol is empty", `write it, such as :tcp:${words[1] ?? "443"}, or leave the colon out`);
   if (words[0] !== undefined) {
     protos = [];
     for (const word of words[0].split(",")) {

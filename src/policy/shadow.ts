@@ -6,10 +6,10 @@
  */
 import { type Prefix, formatPrefix, mask, maskPrefix, prefixWithin } from "../addresses/address.js";
 import { type Group, groups, staticGroups } from "../addresses/groups.js";
-import { explicitGroups, onlyGroup } from "./coverage.js";
+import { decidesEveryName, decidesNames, explicitGroups, onlyGroup } from "./coverage.js";
 import type { Report } from "./diagnostics.js";
 import { formatPorts, formatProto } from "./rules.js";
-import { type Policy, type PortRange, Proto, type Rule, protosOf } from "./types.js";
+import { type Place, type Policy, type PortRange, Proto, type Rule, protosOf } from "./types.js";
 
 /** Egress ports that never reach the rules: DNS is answered by the agent, other name services are refused. */
 const ownPorts: Readonly<Record<number, readonly number[]>> = { [Proto.tcp]: [53, 853, 5355], [Proto.udp]: [53, 137, 853, 5353, 5355] };
@@ -46,10 +46,11 @@ function coveringKeys(rule: Rule): string[] {
     case "group":
       return [...widest, ...(explicitGroups.includes(destination.group) ? [] : ["allow any"]), `group ${destination.group}`];
     case "doh":
-      return [...widest, "allow any", "doh"];
+      return [...widest, "doh"];
     case "name": {
       const { kind, labels } = destination.pattern;
-      const keys = [...widest, "allow any"];
+      // Not an allow of any: a pinned address may be the host's own, which that leaves out.
+      const keys = [...widest];
       if (kind !== "suffix") keys.push(`${kind} ${labels.join(".")}`);
       for (let i = 0; i < labels.length; i++) {
         const base = labels.slice(i).join(".");
@@ -92,17 +93,32 @@ function countsWhere(earlier: Rule, later: Rule): boolean {
   return only === null || only === onlyGroup(later);
 }
 
-/** Adds the warnings to the report. */
-export function findWarnings(policy: Policy, report: Report): void {
+/** Covering rules named in a warning. */
+const NAMED = 3;
+
+/** How a warning in `from` names another rule: its number there, or where it stands. */
+function nameOf(place: Place, from: Place): string {
+  if (place.file === from.file) return `rule ${place.rule}`;
+  return place.line === null ? place.file : `rule ${place.rule} of ${place.file}`;
+}
+
+/**
+ * Adds the warnings to the report.
+ * @param places where the defaults were written.
+ */
+export function findWarnings(policy: Policy, places: { defaults: Place }, report: Report): void {
   const earlier = new Map<string, Rule[]>();
+  const open = policy.rules.find(decidesEveryName);
   for (const rule of policy.rules) {
     if (!warnUnreachable(rule, report)) {
-      const candidates = coveringKeys(rule).flatMap((key) => earlier.get(`${rule.direction} ${key}`) ?? []).filter((other) => countsWhere(other, rule));
+      const candidates = coveringKeys(rule).flatMap((key) => earlier.get(`${rule.direction} ${key}`) ?? []).filter((other) => countsWhere(other, rule)).sort((a, b) => a.index - b.index);
       const covering = shadowedBy(rule, candidates);
       if (covering !== null) {
-        const numbers = covering.map((other) => other.index + 1).sort((a, b) => a - b);
-        const shown = numbers.length > 4 ? `${numbers.slice(0, 4).join(", ")} …` : numbers.join(", ");
-        report.warn(rule.place, `the rule can never match: ${numbers.length === 1 ? `rule ${shown} covers` : `rules ${shown} cover`} all of it`, "remove it, or move it before them");
+        const shown = covering.sort((a, b) => a.index - b.index).slice(0, NAMED).map((other) => nameOf(other.place, rule.place));
+        const more = covering.length > NAMED ? ` and ${covering.length - NAMED} more` : "";
+        report.warn(rule.place, `the rule can never match: ${shown.join(", ")}${more} ${covering.length === 1 ? "covers" : "cover"} all of it`, `remove it, or move it before ${covering.length === 1 ? "that one" : "those"}`);
+      } else if (open !== undefined && open.index < rule.index && open.action !== rule.action && decidesNames(rule) && !decidesEveryName(rule)) {
+        report.warn(rule.place, `the rule comes too late for lookups: ${nameOf(open.place, rule.place)} before it ${open.action === "allow" ? "lets every name be resolved" : "refuses every name"}`, "move it before that one");
       }
     }
     const key = `${rule.direction} ${ownKey(rule)}`;
@@ -111,7 +127,7 @@ export function findWarnings(policy: Policy, report: Report): void {
     else list.push(rule);
     warnNarrow(rule, report);
   }
-  warnOpenDefault(policy, report);
+  warnDefaults(policy, places.defaults, report);
 }
 
 /** The earlier rules that leave nothing of this one, or null. */
@@ -128,10 +144,8 @@ function shadowedBy(rule: Rule, candidates: readonly Rule[]): Rule[] | null {
     }
     if (left.length > 0) return null;
   }
-  // A rule by name speaks of the lookup as well, unless it is a deny with ports or protocol: someone before it must have decided that.
-  const portless = (other: Rule): boolean => other.protos === null && other.ports === null;
-  const byName = rule.destination.kind === "name" || rule.destination.kind === "doh";
-  if (byName && (rule.action === "allow" || portless(rule)) && !candidates.some((other) => other.action === "allow" || portless(other))) return null;
+  // What the rule says about lookups must have been decided before it as well.
+  if (decidesNames(rule) && !candidates.some(decidesNames)) return null;
   return [...used];
 }
 
@@ -171,13 +185,18 @@ function warnNarrow(rule: Rule, report: Report): void {
   }
 }
 
-/** A default that allows opens what `allow: any` does not. */
-function warnOpenDefault(policy: Policy, report: Report): void {
-  if (policy.defaultEgress !== "allow") return;
+/** A default that allows opens what `allow: any` does not; one that denies with no allow is a sandbox without a network. */
+function warnDefaults(policy: Policy, place: Place, report: Report): void {
+  if (policy.defaultEgress !== "allow") {
+    if (!policy.noNet && !policy.rules.some((rule) => rule.direction === "egress" && rule.action === "allow")) {
+      report.warn(place, "nothing is allowed outward: no rule of direction egress allows and the default denies", "add rules, such as `allow: public`, or say --no-net if that is meant");
+    }
+    return;
+  }
   const open: readonly Group[] = groups.filter((group) => explicitGroups.includes(group) && !policy.rules.some((rule) =>
     rule.direction === "egress" && rule.action === "deny" && rule.protos === null && rule.ports === null
     && (rule.destination.kind === "any" || (rule.destination.kind === "group" && rule.destination.group === group))));
   if (open.length > 0) {
-    report.warn({ file: policy.rules[0]?.place.file ?? "policy", line: null, rule: null }, `default_egress: allow opens ${open.join(", ")} as well`, `put ${open.map((group) => `\`deny: ${group}\``).join(", ")} before it, or use the rule \`allow: any\` with default_egress: deny`);
+    report.warn(place, `default_egress: allow opens ${open.join(", ")} as well`, `put ${open.map((group) => `\`deny: ${group}\``).join(", ")} before it, or use the rule \`allow: any\` with default_egress: deny`);
   }
 }

@@ -115,3 +115,24 @@ export function covers(pattern: NamePattern, name: readonly string[]): boolean {
     case "suffix": return true;
   }
 }
+
+export interface ModelName { readonly allowed: boolean; readonly rule: number | null }
+
+/**
+ * May this name be resolved? Rules of direction egress in order: a rule by name that covers it decides (allow; deny without ports
+ * and protocol; another deny says nothing about the lookup); allow of public, any or a whole family opens every name; deny of public or any without
+ * ports and protocol refuses every name. Not for names that stand for the host or a metadata endpoint, and without the block list.
+ */
+export function referenceName(policy: Policy, name: readonly string[]): ModelName {
+  if (policy.noNet) return { allowed: false, rule: null };
+  for (const rule of policy.rules) {
+    if (rule.direction !== "egress") continue;
+    const { destination } = rule;
+    const whole = destination.kind === "prefix" && destination.prefix.length === (destination.prefix.family === 4 ? 96 : 0);
+    const everything = destination.kind === "any" || (destination.kind === "group" && destination.group === "public");
+    const named = destination.kind === "name" ? covers(destination.pattern, name) : destination.kind === "doh" && dohNames.some((text) => covers(asPattern(text), name));
+    if (rule.action === "allow" && (named || everything || whole)) return { allowed: true, rule: rule.index };
+    if (rule.action === "deny" && (named || everything) && rule.ports === null && rule.protos === null) return { allowed: false, rule: rule.index };
+  }
+  return { allowed: policy.defaultEgress === "allow", rule: null };
+}
