@@ -1,0 +1,243 @@
+/** The pin book: leases, bounds, grace, swaps; a plain model of it on random steps; and the value the kernel reads. */
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { addressesInUse, encodePin } from "../../src/dns/kernel-pins.js";
+import { defaultLimits, TokenBucket, type DnsLimits } from "../../src/dns/limits.js";
+import { GRACE, PinBook, leaseOf } from "../../src/dns/pins.js";
+import { nameOf } from "../../src/dns/wire.js";
+import { layouts } from "../../src/kernel/layout.gen.js";
+import { ip, KernelPins } from "./dns-world.js";
+
+const name = (text: string) => nameOf(text.split("."))!;
+const v4 = (text: string): Uint8Array => new Uint8Array(Buffer.concat([Buffer.alloc(10), Buffer.from([255, 255]), ip(text)]));
+const make = (limits: Partial<DnsLimits> = {}) => {
+  const kernel = new KernelPins();
+  return { kernel, book: new PinBook(kernel, { ...defaultLimits, ...limits }) };
+};
+const A = v4("93.0.0.1");
+const B = v4("93.0.0.2");
+const none = (): boolean => false;
+const used = (): boolean => true;
+
+describe("leases", () => {
+  it("one address under two names carries the later expiry per bit", () => {
+    const { kernel, book } = make();
+    book.pin(name("a.test"), [1, 2], [], [A], 200, 100);
+    book.pin(name("b.test"), [2, 3], [], [A], 300, 100);
+    expect(kernel.entries.get("93.0.0.1")).toEqual([{ bit: 1, expires: 200 }, { bit: 2, expires: 300 }, { bit: 3, expires: 300 }]);
+    book.pin(name("b.test"), [2, 3], [], [A], 250, 100);
+    expect(kernel.entries.get("93.0.0.1")).toContainEqual({ bit: 3, expires: 300 });
+  });
+
+  it("when one name's lease ends, its bits go and the other's stay; when the last ends, the address goes", () => {
+    const { kernel, book } = make();
+    book.pin(name("a.test"), [1], [], [A], 200, 100);
+    book.pin(name("b.test"), [2], [], [A], 300, 100);
+    book.sweep(250, none);
+    expect(kernel.entries.get("93.0.0.1")).toEqual([{ bit: 2, expires: 300 }]);
+    book.sweep(300, none);
+    expect(kernel.entries.size).toBe(0);
+    expect(book.counters).toMatchObject({ names: 0, addresses: 0, added: 2, expired: 2 });
+  });
+
+  it.each([[0, 60], [60, 60], [61, 61], [3_600, 3_600], [3_601, 3_600]])("TTL %i gives %i", (ttl, lease) => expect(leaseOf(ttl)).toBe(lease));
+});
+
+describe("grace", () => {
+  it("a pin in use outlives its lease, by GRACE at most, without a gap", () => {
+    const { kernel, book } = make();
+    book.pin(name("a.test"), [1], [], [A], 200, 100);
+    let last = 0;
+    for (let now = 100; now < 200 + GRACE + 100; now += 5) {
+      book.sweep(now, used);
+      const entry = kernel.entries.get("93.0.0.1");
+      if (entry !== undefined && entry[0]!.expires > now) last = now;
+      if (now < 200 + GRACE - 5) expect(entry![0]!.expires).toBeGreaterThan(now);
+    }
+    expect(last).toBeLessThan(200 + GRACE);
+    expect(kernel.entries.size).toBe(0);
+    expect(book.counters.names).toBe(0);
+  });
+
+  it("a pin out of use ends with its lease; one that has ended is not brought back", () => {
+    const { kernel, book } = make();
+    book.pin(name("a.test"), [1], [], [A], 200, 100);
+    book.sweep(190, none);
+    expect(kernel.entries.get("93.0.0.1")).toEqual([{ bit: 1, expires: 200 }]);
+    book.sweep(200, used);
+    expect(kernel.entries.size).toBe(0);
+  });
+
+  it("flows are looked at only when a pin is near its end", () => {
+    const { book } = make();
+    book.pin(name("a.test"), [1], [], [A], 1_000, 100);
+    let asked = 0;
+    book.sweep(500, () => { asked++; return true; });
+    expect(asked).toBe(0);
+  });
+});
+
+describe("bounds", () => {
+  it.each<[string, Partial<DnsLimits>, () => [string, Uint8Array[]][], string]>([
+    ["names", { names: 2 }, () => [["a.test", [A]], ["b.test", [A]], ["c.test", [A]]], "names"],
+    ["addresses", { addresses: 1 }, () => [["a.test", [A]], ["a.test", [B]]], "addresses"],
+    ["addresses per name", { addressesPerName: 2 }, () => [["a.test", [A, B]], ["a.test", [v4("93.0.0.3")]]], "addresses-per-name"],
+  ])("%s: refused, counted, nothing evicted, a renewal still passes", (_what, limits, steps, result) => {
+    const { kernel, book } = make(limits);
+    const all = steps();
+    for (const [n, addresses] of all.slice(0, -1)) expect(book.pin(name(n), [1], [], addresses, 200, 100)).toBe("ok");
+    const before = new Map(kernel.entries);
+    const [n, addresses] = all.at(-1)!;
+    expect(book.pin(name(n), [1], [], addresses, 200, 100)).toBe(result);
+    expect(kernel.entries).toEqual(before);
+    expect(book.pin(name(all[0]![0]), [1], [], all[0]![1], 300, 150)).toBe("ok");
+    // What has expired makes room without waiting for the sweeper.
+    expect(book.pin(name(n), [1], [], addresses, 2_000, 1_000)).toBe("ok");
+  });
+
+  it("nine bits for one address are refused, eight pass, however many names bring them", () => {
+    const { kernel, book } = make();
+    for (let bit = 0; bit < 8; bit++) expect(book.pin(name(`n${bit}.test`), [bit], [], [A], 200, 100)).toBe("ok");
+    expect(book.pin(name("n8.test"), [8], [], [A], 200, 100)).toBe("bits");
+    expect(book.pin(name("n9.test"), [7, 6], [], [A], 200, 100)).toBe("ok");
+    expect(kernel.entries.get("93.0.0.1")).toHaveLength(8);
+    expect(book.pin(name("m.test"), [1, 2, 3, 4, 5, 6, 7, 8, 9], [], [B], 200, 100)).toBe("bits");
+    expect(book.counters.refusedBits).toBe(2);
+  });
+
+  it("a half refused answer leaves nothing of itself", () => {
+    const { kernel, book } = make({ addresses: 2 });
+    book.pin(name("a.test"), [1], [], [A], 200, 100);
+    expect(book.pin(name("b.test"), [1], [], [B, v4("93.0.0.3")], 200, 100)).toBe("addresses");
+    expect([...kernel.entries.keys()]).toEqual(["93.0.0.1"]);
+    expect(book.counters).toMatchObject({ names: 1, addresses: 1 });
+  });
+
+  it("names without bits are forgotten oldest first and never touch the kernel", () => {
+    const { kernel, book } = make({ shownNames: 3 });
+    for (const n of ["a", "b", "c"]) book.pin(name(`${n}.test`), [], [], [A], 200, 100);
+    book.pin(name("a.test"), [], [], [A], 200, 100);
+    book.pin(name("d.test"), [], [], [A], 200, 100);
+    expect(book.namesOf(A).map((n) => n.wire[1])).toEqual(["c", "a", "d"]);
+    expect(kernel.writes).toBe(0);
+    book.sweep(200, none);
+    expect(book.list()).toEqual([]);
+  });
+
+  it("a write that fails leaves the book as it was", () => {
+    const { kernel, book } = make();
+    kernel.fail = () => true;
+    expect(book.pin(name("a.test"), [1], [], [A], 200, 100)).toBe("write");
+    expect(book.counters).toMatchObject({ names: 0, addresses: 0, writeErrors: 1 });
+    kernel.fail = null;
+    book.pin(name("a.test"), [1], [], [A], 200, 100);
+    kernel.fail = () => true;
+    expect(book.pin(name("a.test"), [1], [], [A], 300, 150)).toBe("write");
+    expect(book.list()[0]!.expires).toBe(200);
+  });
+});
+
+describe("swap", () => {
+  it("a failing write of the new map calls the swap off", () => {
+    const { kernel, book } = make();
+    book.pin(name("a.test"), [1], [], [A], 200, 100);
+    const next = new KernelPins();
+    next.fail = () => true;
+    expect(() => book.beginSwap(next, () => [5])).toThrow("map is full");
+    book.pin(name("b.test"), [1], [], [B], 200, 100);
+    expect(kernel.entries.size).toBe(2);
+    expect(next.entries.size).toBe(0);
+  });
+
+  it("an address over eight bits under the new policy is left out and counted", () => {
+    const { book } = make();
+    for (let i = 0; i < 9; i++) book.pin(name(`n${i}.test`), [1], [], [A], 200, 100);
+    const next = new KernelPins();
+    let bit = 0;
+    expect(book.beginSwap(next, () => [bit++])).toEqual({ written: 0, left: 1 });
+    expect(next.entries.size).toBe(0);
+  });
+});
+
+/** What the kernel must hold, worked out afresh from everything that was ever pinned. */
+describe("the book and a plain model agree", () => {
+  it("on random pins, sweeps and swaps", () => {
+    const names = ["a.test", "b.test", "c.test", "d.test"];
+    const addresses = [A, B, v4("93.0.0.3")];
+    const texts = ["93.0.0.1", "93.0.0.2", "93.0.0.3"];
+    const step = fc.oneof(
+      fc.record({ kind: fc.constant("pin" as const), name: fc.nat(3), which: fc.subarray([0, 1, 2], { minLength: 1 }), ttl: fc.integer({ min: 60, max: 400 }) }),
+      fc.record({ kind: fc.constant("pass" as const), seconds: fc.integer({ min: 1, max: 200 }) }),
+      fc.record({ kind: fc.constant("swap" as const), bits: fc.array(fc.subarray([1, 2, 3]), { minLength: 4, maxLength: 4 }), confirm: fc.boolean() }),
+    );
+    fc.assert(fc.property(fc.array(step, { maxLength: 40 }), (steps) => {
+      let kernel = new KernelPins();
+      const book = new PinBook(kernel, defaultLimits);
+      let bits = [[1], [1, 2], [3], [2]];
+      let leases = new Map<string, number>();
+      let now = 1_000;
+      for (const s of steps) {
+        if (s.kind === "pin") {
+          const expires = now + s.ttl;
+          expect(book.pin(name(names[s.name]!), bits[s.name]!, [], s.which.map((i) => addresses[i]!), expires, now)).toBe("ok");
+          for (const i of s.which) leases.set(`${s.name} ${i}`, Math.max(expires, leases.get(`${s.name} ${i}`) ?? 0));
+        } else if (s.kind === "pass") {
+          now += s.seconds;
+          book.sweep(now, none);
+          leases = new Map([...leases].filter(([, expires]) => expires > now));
+        } else {
+          const next = new KernelPins();
+          book.beginSwap(next, (n) => s.bits[names.findIndex((text) => name(text).wire === n.wire)]!);
+          if (s.confirm) {
+            book.confirmSwap();
+            kernel = next;
+            bits = s.bits;
+          } else book.abortSwap();
+        }
+        for (const [i, text] of texts.entries()) {
+          const want = new Map<number, number>();
+          for (const [key, expires] of leases) {
+            const [n, which] = key.split(" ").map(Number) as [number, number];
+            if (which === i) for (const bit of bits[n]!) want.set(bit, Math.max(expires, want.get(bit) ?? 0));
+          }
+          const held = new Map((kernel.entries.get(text) ?? []).filter((e) => e.expires > now).map((e) => [e.bit, e.expires]));
+          expect(held).toEqual(want);
+        }
+      }
+    }), { numRuns: 300 });
+  });
+});
+
+describe("the kernel's octets", () => {
+  it("struct pin by the generated layout", () => {
+    const out = encodePin(A, [{ bit: 511, expires: 0xfffffffe }, { bit: 1, expires: 60 }]);
+    expect(out).toHaveLength(layouts.pin.size);
+    const view = new DataView(out.buffer);
+    const { addr, expires, bit } = layouts.pin.fields;
+    expect(out.subarray(addr.offset, addr.offset + 16)).toEqual(A);
+    expect([0, 1, 2, 7].map((i) => view.getUint32(expires.offset + 4 * i, true))).toEqual([0xfffffffe, 60, 0, 0]);
+    expect([0, 1, 2].map((i) => view.getUint16(bit.offset + 2 * i, true))).toEqual([511, 1, 0]);
+    expect(() => encodePin(A, Array.from({ length: 9 }, (_, i) => ({ bit: i, expires: 1 })))).toThrow(RangeError);
+  });
+
+  it("addresses in use are those of flows with a recent packet", () => {
+    const keys = Buffer.alloc(2 * layouts.flow_key.size);
+    keys.set(A, layouts.flow_key.fields.remote.offset);
+    keys.set(B, layouts.flow_key.size + layouts.flow_key.fields.remote.offset);
+    const values = Buffer.alloc(2 * layouts.flow.size);
+    values.writeBigUInt64LE(100n, layouts.flow.fields.last_seen_ns.offset);
+    values.writeBigUInt64LE(10n, layouts.flow.size + layouts.flow.fields.last_seen_ns.offset);
+    expect([...addressesInUse({ entries: () => ({ keys, values, count: 2 }) }, 110n, 50n)]).toEqual([Buffer.from(A).toString("latin1")]);
+  });
+});
+
+describe("token bucket", () => {
+  it("gives the burst, then the rate, and does not save beyond the burst", () => {
+    const bucket = new TokenBucket(10, 3, 0);
+    expect([0, 0, 0, 0].map((t) => bucket.take(t))).toEqual([true, true, true, false]);
+    expect(bucket.take(99)).toBe(false);
+    expect(bucket.take(100)).toBe(true);
+    expect([10_000, 10_000, 10_000, 10_000].map((t) => bucket.take(t))).toEqual([true, true, true, false]);
+    expect(bucket.take(0)).toBe(false);
+  });
+});
