@@ -161,6 +161,8 @@ export function fsType(path: string): number;
 
 /** CLOCK_MONOTONIC_COARSE in ns: the clock of bpf_ktime_get_coarse_ns. */
 export function clockMonotonicCoarse(): bigint;
+/** Length of a kernel tick in ns: the resolution of that clock, clock_getres(2). jiffies64 counts these. */
+export function tickNanoseconds(): number;
 export function possibleCpus(): number;
 export function libbpfVersion(): string;
 

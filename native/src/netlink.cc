@@ -15,6 +15,9 @@
 #include "error.h"
 #include "poll.h"
 
+#ifndef NETLINK_GET_STRICT_CHK
+#define NETLINK_GET_STRICT_CHK 12
+#endif
 #ifndef NETLINK_EXT_ACK
 #define NETLINK_EXT_ACK 11
 #endif
@@ -68,6 +71,8 @@ bool ExchangeOnce(int protocol, const uint8_t* request, size_t requestLength, Ne
     return false;
   }
   int on = 1;
+  // The kernel filters dumps by what the request names; without it a dump grows with the host.
+  setsockopt(fd.get(), SOL_NETLINK, NETLINK_GET_STRICT_CHK, &on, sizeof on);
   setsockopt(fd.get(), SOL_NETLINK, NETLINK_EXT_ACK, &on, sizeof on);  // only the error's text depends on it
   struct timeval limit = {kTimeoutSeconds, 0};
   setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);

@@ -42,6 +42,12 @@ Napi::Value ClockMonotonicCoarse(const Napi::CallbackInfo& info) {
   return Napi::BigInt::New(info.Env(), static_cast<int64_t>(now.tv_sec) * 1000000000 + now.tv_nsec);
 }
 
+Napi::Value TickNanoseconds(const Napi::CallbackInfo& info) {
+  struct timespec tick;
+  clock_getres(CLOCK_MONOTONIC_COARSE, &tick);
+  return Napi::Number::New(info.Env(), static_cast<double>(tick.tv_nsec));
+}
+
 Napi::Value PossibleCpus(const Napi::CallbackInfo& info) {
   int count = libbpf_num_possible_cpus();
   if (count < 0) {
@@ -69,6 +75,7 @@ void InitSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("mountBpffs", Napi::Function::New<MountBpffs>(env, "mountBpffs"));
   exports.Set("fsType", Napi::Function::New<FsType>(env, "fsType"));
   exports.Set("clockMonotonicCoarse", Napi::Function::New<ClockMonotonicCoarse>(env, "clockMonotonicCoarse"));
+  exports.Set("tickNanoseconds", Napi::Function::New<TickNanoseconds>(env, "tickNanoseconds"));
   exports.Set("possibleCpus", Napi::Function::New<PossibleCpus>(env, "possibleCpus"));
   exports.Set("libbpfVersion", Napi::Function::New<LibbpfVersion>(env, "libbpfVersion"));
   exports.Set("effectiveCapabilities", Napi::Function::New<EffectiveCapabilities>(env, "effectiveCapabilities"));

@@ -32,7 +32,7 @@ const VECTORS_PER_PAGE = 8;
 const page = { header: 0, groups: 1, direction: { egress: 2, ingress: 5 }, prefixGroups: 8, firstFree: 9 } as const;
 const flag = { defaultAllowEgress: 1, defaultAllowIngress: 2, hasPrefixes4: 4, hasPrefixes6: 8, hasPins: 16 } as const;
 /** Offsets in struct policy_header. */
-const header = { uid: 0, flags: 8, classPage: 12, pages: 16, classes: 20, allow: 24, ingress: 88, domain: 152, spanning: 216 } as const;
+const header = { uid: 0, flags: 8, classPage: 12, pages: 16, classes: 20, allow: 24, ingress: 88, domain: 152 } as const;
 
 /** Rule bits, little-endian within a vector: bit i is word i / 64, bit i % 64. */
 class Vector {
@@ -118,7 +118,6 @@ export function compilePolicy(policy: Policy, options: { uid: bigint }): Compile
   put(header.allow, vectorOf((bit) => bit.action === "allow"));
   put(header.ingress, vectorOf((bit) => bit.direction === "ingress"));
   put(header.domain, vectorOf((bit) => bit.domain));
-  put(header.spanning, vectorOf((bit) => bit.onlyGroup === "public"));
   groupVectors.forEach((vector, group) => put(page.groups * PAGE + group * 8 * WORDS, vector));
   prefixGroupVectors.forEach((vector, group) => put(page.prefixGroups * PAGE + group * 8 * WORDS, vector));
   for (const [number, table] of cells) new Uint16Array(pages.buffer, number * PAGE, CELLS).set(table);

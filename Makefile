@@ -1,0 +1,73 @@
+# Every task by name; `make help` lists them. All of it runs on a bare Debian 12 with Node 20 or later; what is missing is
+# installed with apt and npm, as root.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+VITEST := npx vitest run --reporter=default
+
+.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## a real microVM on a real tap, without and with the enforcer (root)
+	@scripts/need-root.sh "make demo"
+	@scripts/install-packages.sh build demo
+	@$(MAKE) --no-print-directory build
+	@node demo/run.mjs
+
+test: ## all tests: unit, addon, kernel programs, namespaces with a real tap, microVM (root)
+	@scripts/need-root.sh "make test"
+	@scripts/install-packages.sh build demo test
+	@$(MAKE) --no-print-directory build
+	@node scripts/run-tests.mjs
+
+build: node_modules/.package-lock.json native/build/Release/enforcer_native.node dist/cli/main.js bin/enforcer ## bin/enforcer, which runs from the tree
+
+deps: ## packages that build, demo and tests need (root)
+	@scripts/need-root.sh "make deps"
+	@scripts/install-packages.sh build demo test bench
+
+node_modules/.package-lock.json: package.json package-lock.json
+	npm ci --no-audit --no-fund
+	@touch $@
+
+bpf/build/enforcer.bpf.o: $(wildcard bpf/*.h bpf/*.c) bpf/Makefile
+	@$(MAKE) --no-print-directory -C bpf
+
+src/kernel/layout.gen.ts: bpf/build/enforcer.bpf.o scripts/gen-layout.mjs
+	node scripts/gen-layout.mjs
+
+src/addresses/tables.gen.ts: $(wildcard data/*.tsv) scripts/gen-tables.mjs
+	node scripts/gen-tables.mjs
+
+native/build/Release/enforcer_native.node: $(wildcard native/src/*) native/binding.gyp node_modules/.package-lock.json
+	npx node-gyp rebuild -C native --loglevel=warn
+	@touch $@
+
+dist/cli/main.js: $(shell find src -name '*.ts' -not -name '*.gen.ts') src/kernel/layout.gen.ts src/addresses/tables.gen.ts tsconfig.json node_modules/.package-lock.json
+	npx tsc -p tsconfig.json
+	@touch $@
+
+bin/enforcer: scripts/enforcer.in
+	@mkdir -p bin
+	install -m 755 $< $@
+
+test-unit: build ## pure code
+	$(VITEST) test/unit
+test-native: build ## the addon (root)
+	$(VITEST) test/native
+test-prog: build ## kernel programs by test run (root)
+	$(VITEST) test/prog
+test-netns: build ## namespaces with a real tap (root)
+	$(VITEST) test/netns
+test-vm: build ## one microVM (root)
+	$(VITEST) test/vm
+
+bench: build ## every benchmark; results in bench/results/latest.json (root)
+	@scripts/need-root.sh "make bench"
+	@node bench/run.mjs
+bench-prog: build ## one benchmark alone: the kernel programs (root)
+	@node bench/run.mjs prog
+
+clean: ## removes what build made
+	rm -rf dist bin native/build bpf/build test/tools/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts

@@ -1,0 +1,150 @@
+/**
+ * What the enforcer counts, as Prometheus metrics over HTTP.
+ *
+ * Holds always: labels are bounded (sandbox, direction, verdict, reason, outcome, map), never a name or an address; numbers
+ * are read from the kernel and the resolver when somebody asks, and counters there only grow. Read-only: GET /metrics.
+ */
+import { createServer, type Server } from "node:http";
+import { Counter, Gauge, Registry, type Metric } from "prom-client";
+import type { Stats } from "../dns/protocol.js";
+import { EnforcerError } from "../errors.js";
+import type { Enforcer, Sandbox } from "./enforcer.js";
+
+/** Default: 127.0.0.1:9469. */
+export interface Listen { readonly host: string; readonly port: number }
+
+export function enforcerRegistry(enforcer: Enforcer): Registry {
+  const registry = new Registry();
+  const registers = [registry];
+  const sandboxes = (): Iterable<Sandbox> => enforcer.sandboxes.values();
+  // One reading of the resolver serves all metrics of one scrape.
+  let reading: Promise<Stats> | null = null;
+  const stats = (): Promise<Stats> => (reading ??= enforcer.resolverStats().finally(() => setImmediate(() => (reading = null))));
+  const nameOf = (slot: number, generation: number): string | null => {
+    for (const sandbox of sandboxes()) if (sandbox.slot === slot && sandbox.generation === generation) return sandbox.name;
+    return null;
+  };
+
+  const counter = <L extends string>(name: string, help: string, labelNames: readonly L[], read: (add: (labels: Record<L, string>, value: number) => void) => void | Promise<void>): void => {
+    new Counter({
+      name, help, labelNames: [...labelNames], registers,
+      async collect() {
+        this.reset();
+        await read((labels, value) => this.inc(labels as never, value));
+      },
+    });
+  };
+  const gauge = <L extends string>(name: string, help: string, labelNames: readonly L[], read: (set: (labels: Record<L, string>, value: number) => void) => void | Promise<void>): void => {
+    new Gauge({
+      name, help, labelNames: [...labelNames], registers,
+      async collect() {
+        this.reset();
+        await read((labels, value) => this.set(labels as never, value));
+      },
+    });
+  };
+  const packetLabels = ["sandbox", "direction", "verdict", "reason"] as const;
+
+  counter("enforcer_packets_total", "Frames judged at the tap; direction is the guest's (egress: guest to world).", packetLabels, (add) => {
+    for (const sandbox of sandboxes()) for (const { direction, verdict, reason, packets } of enforcer.counters(sandbox)) add({ sandbox: sandbox.name, direction, verdict, reason }, Number(packets));
+  });
+  counter("enforcer_bytes_total", "Octets of those frames.", packetLabels, (add) => {
+    for (const sandbox of sandboxes()) for (const { direction, verdict, reason, bytes } of enforcer.counters(sandbox)) add({ sandbox: sandbox.name, direction, verdict, reason }, Number(bytes));
+  });
+  counter("enforcer_orphan_packets_total", "Frames dropped that belonged to no sandbox.", ["direction", "reason"], (add) => {
+    for (const { direction, reason, packets } of enforcer.orphans()) add({ direction, reason }, Number(packets));
+  });
+  counter("enforcer_events_lost_total", "Denials that were not reported, over the sandbox's rate or with the ring full; they are counted in enforcer_packets_total all the same.", ["sandbox", "source"], async (add) => {
+    for (const sandbox of sandboxes()) add({ sandbox: sandbox.name, source: "kernel" }, Number(enforcer.eventsLost(sandbox)));
+    for (const { slot, generation, eventsLost } of (await stats()).sandboxes) {
+      const sandbox = nameOf(slot, generation);
+      if (sandbox !== null) add({ sandbox, source: "resolver" }, eventsLost);
+    }
+  });
+  gauge("enforcer_map_entries", "Entries in a table that can be full.", ["sandbox", "map"], (set) => {
+    for (const sandbox of sandboxes()) for (const { map, entries } of enforcer.fill(sandbox)) set({ sandbox: sandbox.name, map }, entries);
+  });
+  gauge("enforcer_map_limit", "Entries that the table can hold.", ["sandbox", "map"], (set) => {
+    for (const sandbox of sandboxes()) for (const { map, limit } of enforcer.fill(sandbox)) set({ sandbox: sandbox.name, map }, limit);
+  });
+  gauge("enforcer_sandboxes", "Sandboxes in force.", [], (set) => set({}, enforcer.sandboxes.size));
+  gauge("enforcer_sandbox_kernel_bytes", "Kernel memory of the sandbox's own tables.", ["sandbox"], (set) => {
+    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, sandbox.tables.memory());
+  });
+
+  type Row = Stats["sandboxes"][number];
+  const eachDns = async (visit: (sandbox: string, row: Row) => void): Promise<void> => {
+    for (const row of (await stats()).sandboxes) {
+      const sandbox = nameOf(row.slot, row.generation);
+      if (sandbox !== null) visit(sandbox, row);
+    }
+  };
+  counter("enforcer_dns_queries_total", "Queries of guests by outcome.", ["sandbox", "outcome"], (add) => eachDns((sandbox, { queries }) => {
+    for (const [outcome, value] of Object.entries(queries)) if (value > 0) add({ sandbox, outcome }, value);
+  }));
+  counter("enforcer_dns_cache_hits_total", "Queries answered from the cache.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.cacheHits)));
+  counter("enforcer_dns_cache_misses_total", "Queries that an upstream was asked for.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.cacheMisses)));
+  counter("enforcer_dns_truncated_total", "UDP answers sent with TC=1.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.truncated)));
+  counter("enforcer_dns_rebind_refused_total", "Answers refused because of an address that the sandbox may not have.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.queries.rebind)));
+  gauge("enforcer_dns_in_flight", "Queries waiting for an upstream.", ["sandbox"], (set) => eachDns((sandbox, row) => set({ sandbox }, row.inFlight)));
+  gauge("enforcer_dns_tcp_connections", "DNS connections of the guest.", ["sandbox"], (set) => eachDns((sandbox, row) => set({ sandbox }, row.connections)));
+  gauge("enforcer_pins", "Pins now: names and addresses with a lease.", ["sandbox", "kind"], (set) => eachDns((sandbox, { pins }) => {
+    set({ sandbox, kind: "name" }, pins.names);
+    set({ sandbox, kind: "address" }, pins.addresses);
+  }));
+  gauge("enforcer_pins_limit", "Pins that the sandbox may have.", ["sandbox", "kind"], (set) => eachDns((sandbox, { limits }) => {
+    set({ sandbox, kind: "name" }, limits.names);
+    set({ sandbox, kind: "address" }, limits.addresses);
+  }));
+  counter("enforcer_pins_added_total", "Pins written.", ["sandbox"], (add) => eachDns((sandbox, { pins }) => add({ sandbox }, pins.added)));
+  counter("enforcer_pins_renewed_total", "Pins whose lease was made longer.", ["sandbox"], (add) => eachDns((sandbox, { pins }) => add({ sandbox }, pins.renewed)));
+  counter("enforcer_pins_expired_total", "Pins whose lease ran out.", ["sandbox"], (add) => eachDns((sandbox, { pins }) => add({ sandbox }, pins.expired)));
+  counter("enforcer_pins_refused_total", "Answers refused because a bound on pins was reached.", ["sandbox", "bound"], (add) => eachDns((sandbox, { pins }) => {
+    add({ sandbox, bound: "names" }, pins.refusedNames);
+    add({ sandbox, bound: "addresses" }, pins.refusedAddresses);
+    add({ sandbox, bound: "addresses-per-name" }, pins.refusedAddressesPerName);
+    add({ sandbox, bound: "rules-per-address" }, pins.refusedBits);
+  }));
+  gauge("enforcer_dns_cache_entries", "Answers in the cache that all sandboxes share.", [], async (set) => set({}, (await stats()).cache.entries));
+  gauge("enforcer_dns_cache_bytes", "Octets of those answers.", [], async (set) => set({}, (await stats()).cache.octets));
+  counter("enforcer_dns_upstream_queries_total", "Queries to upstreams by result.", ["result"], async (add) => {
+    const { upstream } = await stats();
+    for (const result of ["sent", "answered", "timeouts", "mismatched", "malformed", "tcp", "errors", "failed"] as const) add({ result }, upstream[result]);
+  });
+  registry.registerMetric(latencyHistogram(stats) as unknown as Metric<string>);
+  return registry;
+}
+
+/** The worker keeps the buckets; prom-client's Histogram can only observe. */
+function latencyHistogram(stats: () => Promise<Stats>): object {
+  const name = "enforcer_dns_upstream_latency_seconds";
+  return {
+    name,
+    async get() {
+      const { latency } = (await stats()).upstream;
+      let sum = 0;
+      const values = latency.counts.map((count, i) => ({ metricName: `${name}_bucket`, value: (sum += count), labels: { le: latency.buckets[i] ?? "+Inf" } as Record<string, string | number> }));
+      return { name, help: "Time until an upstream answered.", type: "histogram", aggregator: "sum", values: [...values, { metricName: `${name}_sum`, value: latency.sum, labels: {} }, { metricName: `${name}_count`, value: sum, labels: {} }] };
+    },
+    reset() { /* the worker's counters only grow */ },
+  };
+}
+
+/** @throws EnforcerError E_METRICS_LISTEN. */
+export async function serveMetrics(registry: Registry, { host, port }: Listen): Promise<Server> {
+  const server = createServer((request, response) => {
+    if (request.url !== "/metrics" || (request.method !== "GET" && request.method !== "HEAD")) {
+      response.writeHead(request.url === "/metrics" ? 405 : 404, { "content-type": "text/plain" }).end("metrics are at /metrics\n");
+      return;
+    }
+    registry.metrics().then(
+      (text) => response.writeHead(200, { "content-type": registry.contentType }).end(text),
+      (error: unknown) => response.writeHead(503, { "content-type": "text/plain" }).end(`${error instanceof Error ? error.message : String(error)}\n`),
+    );
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", (cause: NodeJS.ErrnoException) => reject(new EnforcerError("E_METRICS_LISTEN", `metrics cannot be served on ${host}:${port}: ${cause.message}`, { cause })));
+    server.listen({ host, port }, resolve);
+  });
+  return server;
+}

@@ -1,0 +1,89 @@
+/**
+ * What the CLI prints while it enforces: one line per denial, for a person or as JSON.
+ *
+ * Holds always: one event is one line; nothing of a packet's payload is shown; names are escaped as in zone files.
+ */
+import { formatAddress } from "../addresses/address.js";
+import type { DeniedQuery } from "../dns/protocol.js";
+import type { PacketEvent } from "../kernel/events.js";
+
+const PROTOCOLS: Readonly<Record<number, string>> = { 1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp" };
+const TYPES: Readonly<Record<number, string>> = { 1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 255: "ANY", 257: "CAA" };
+const ETHERTYPES: Readonly<Record<number, string>> = { 0x0800: "ipv4", 0x0806: "arp", 0x86dd: "ipv6", 0x8100: "vlan", 0x88a8: "vlan" };
+
+export interface Denial {
+  readonly event: "denied";
+  readonly time: string;
+  readonly sandbox: string;
+  readonly direction: "egress" | "ingress";
+  readonly protocol: string;
+  readonly source: string | null;
+  readonly source_port: number | null;
+  readonly destination: string | null;
+  readonly port: number | null;
+  readonly name: string | null;
+  readonly reason: string;
+  /** Text of the rule that matched; null: the default, or no rule was asked. */
+  readonly rule: string | null;
+  readonly length: number;
+}
+
+export interface RefusedQuery {
+  readonly event: "dns-denied";
+  readonly time: string;
+  readonly sandbox: string;
+  readonly name: string;
+  readonly type: string;
+  readonly outcome: string;
+  readonly reason: string;
+  readonly address: string | null;
+}
+
+/** @param names that the sandbox was told for the far address. @param monotonicNow CLOCK_MONOTONIC, ns, read now. */
+export function describePacket(sandbox: string, event: PacketEvent, names: readonly string[], rule: string | null, monotonicNow: bigint): Denial {
+  const ip = event.etherType === 0x0800 || event.etherType === 0x86dd;
+  const ports = event.proto === 6 || event.proto === 17;
+  const hasAddresses = ip || event.etherType === 0x0806;
+  return {
+    event: "denied",
+    time: new Date(Date.now() - Number((monotonicNow - event.timeNs) / 1_000_000n)).toISOString(),
+    sandbox,
+    direction: event.direction,
+    protocol: ip && event.proto !== 0 ? (PROTOCOLS[event.proto] ?? `protocol-${event.proto}`) : (ETHERTYPES[event.etherType] ?? (event.etherType === 0 ? "frame" : `ethertype-0x${event.etherType.toString(16).padStart(4, "0")}`)),
+    source: hasAddresses ? formatAddress(event.source) : null,
+    source_port: ports ? event.sourcePort : null,
+    destination: hasAddresses ? formatAddress(event.destination) : null,
+    port: ports ? event.destinationPort : null,
+    name: names[0] ?? null,
+    reason: event.reason,
+    rule,
+    length: event.length,
+  };
+}
+
+export function describeQuery(sandbox: string, query: DeniedQuery): RefusedQuery {
+  return {
+    event: "dns-denied",
+    time: new Date(query.timeMs).toISOString(),
+    sandbox,
+    name: query.name === "" ? "." : query.name,
+    type: TYPES[query.type] ?? `TYPE${query.type}`,
+    outcome: query.outcome,
+    reason: query.outcome,
+    address: query.address === null ? null : formatAddress(query.address),
+  };
+}
+
+export function packetLine(denial: Denial): string {
+  const end = (address: string | null, port: number | null): string => (address === null ? "-" : port === null ? address : address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`);
+  const name = denial.name === null ? "" : ` (${denial.name})`;
+  const rule = denial.rule === null ? "" : `, ${denial.rule}`;
+  return `${clock(denial.time)} ${denial.sandbox} denied ${denial.direction} ${denial.protocol} ${end(denial.source, denial.source_port)} → ${end(denial.destination, denial.port)}${name}: ${denial.reason}${rule}`;
+}
+
+export function queryLine({ time, sandbox, name, type, outcome, address }: RefusedQuery): string {
+  return `${clock(time)} ${sandbox} refused dns ${name} ${type}: ${outcome}${address === null ? "" : ` (${address})`}`;
+}
+
+/** Time of day, UTC, to the millisecond. */
+function clock(time: string): string { return time.slice(11, 23); }

@@ -1,0 +1,110 @@
+/**
+ * What holds for the whole host in the kernel: the settings record, the address groups, and which device is which sandbox's.
+ *
+ * Holds always: groups are changed entry by entry, never emptied on the way; the epoch changes after them, so that no
+ * packet path cache outlives them. One writer: the agent's main thread.
+ */
+import { tickNanoseconds } from "../../native/index.js";
+import { encodeGroups, type GroupTable } from "../addresses/groups.js";
+import { EnforcerError } from "../errors.js";
+import type { ResolverLink } from "../net/resolver-link.js";
+import type { Instance } from "./instance.js";
+import { layouts } from "./layout.gen.js";
+import { slotKey } from "./sandbox-tables.js";
+
+const field = layouts.globals.fields;
+const tapField = layouts.tap.fields;
+const ONLY = slotKey(0);
+
+export class Globals {
+  readonly #instance: Instance;
+  readonly #record = Buffer.alloc(layouts.globals.size);
+
+  /** Takes over what the map holds, and says how long a tick is and how large `taps` is. */
+  constructor(instance: Instance) {
+    this.#instance = instance;
+    instance.map("globals").lookupInto(ONLY, this.#record);
+    this.#record.writeUInt32LE(ticksASecond(), field.hz.offset);
+    this.#record.writeUInt32LE(instance.map("taps").info.maxEntries - 1, field.tap_mask.offset);
+    this.#write();
+  }
+
+  /** From now on port 53 goes to this device; null: nowhere, and is dropped. */
+  setResolver(link: ResolverLink | null): void {
+    const record = this.#record;
+    record.writeUInt32LE(link?.nearIfindex ?? 0, field.resolver_ifindex.offset);
+    if (link !== null) {
+      record.set(link.addr4.subarray(12), field.resolver_addr4.offset);
+      record.set(link.addr6, field.resolver_addr6.offset);
+      record.set(link.farMac, field.resolver_mac.offset);
+      record.set(link.nearMac, field.near_mac.offset);
+      record.set(link.net4.bytes.subarray(12), field.sandbox_net4.offset);
+      record.set(link.net6.bytes, field.sandbox_net6.offset);
+    }
+    this.#write();
+  }
+
+  /** Makes the kernel's groups those of the table. @returns entries changed. @throws EnforcerError E_LIMIT when they do not fit; then what was in force stays in force or became stricter. */
+  setGroups(table: GroupTable): number {
+    let changed = 0;
+    const encoded = encodeGroups(table);
+    for (const name of ["groups4", "groups6"] as const) {
+      const { keys, values, count } = encoded[name];
+      const map = this.#instance.map(name);
+      const { keySize, maxEntries } = map.info;
+      const valueSize = layouts.group_entry.size;
+      if (count > maxEntries) throw new EnforcerError("E_LIMIT", `${count} prefixes in the address groups; ${maxEntries} can be held`, { remedy: "summarise the host's routes or the configured groups" });
+      const wanted = new Map<string, number>();
+      for (let i = 0; i < count; i++) wanted.set(Buffer.from(keys.buffer, keys.byteOffset + i * keySize, keySize).toString("latin1"), i);
+      const there = map.entries();
+      const known = new Map<string, string>();
+      for (let i = 0; i < there.count; i++) known.set(there.keys.toString("latin1", i * keySize, (i + 1) * keySize), there.values.toString("latin1", i * valueSize, (i + 1) * valueSize));
+      for (const [key, i] of wanted) {
+        const value = values.subarray(i * valueSize, (i + 1) * valueSize);
+        if (known.get(key) === Buffer.from(value).toString("latin1")) continue;
+        map.update(Buffer.from(key, "latin1"), value);
+        changed++;
+      }
+      for (const key of known.keys()) {
+        if (wanted.has(key)) continue;
+        map.delete(Buffer.from(key, "latin1"));
+        changed++;
+      }
+    }
+    if (changed > 0) {
+      this.#record.writeBigUInt64LE(this.#record.readBigUInt64LE(field.groups_epoch.offset) + 1n, field.groups_epoch.offset);
+      this.#write();
+    }
+    return changed;
+  }
+
+  /** Says that a device carries the sandbox in a slot. Its own place in `taps` if that is free, else the hash beside it. */
+  setTap(ifindex: number, slot: number, generation: number): void {
+    const value = Buffer.alloc(layouts.tap.size);
+    value.writeUInt32LE(ifindex, tapField.ifindex.offset);
+    value.writeUInt32LE(slot, tapField.slot.offset);
+    value.writeUInt32LE(generation, tapField.generation.offset);
+    const place = this.#place(ifindex);
+    const holder = this.#instance.map("taps").lookup(place)?.readUInt32LE(tapField.ifindex.offset) ?? 0;
+    if (holder === 0 || holder === ifindex) this.#instance.map("taps").update(place, value);
+    else this.#instance.map("taps_more").update(slotKey(ifindex), value);
+  }
+
+  /** From now on the device passes nothing through our programs. */
+  clearTap(ifindex: number): void {
+    const place = this.#place(ifindex);
+    if (this.#instance.map("taps").lookup(place)?.readUInt32LE(tapField.ifindex.offset) === ifindex) this.#instance.map("taps").update(place, Buffer.alloc(layouts.tap.size));
+    this.#instance.map("taps_more").delete(slotKey(ifindex));
+  }
+
+  #place(ifindex: number): Buffer { return slotKey(ifindex & (this.#instance.map("taps").info.maxEntries - 1)); }
+
+  #write(): void { this.#instance.map("globals").update(ONLY, this.#record); }
+}
+
+/** HZ of this kernel. */
+function ticksASecond(): number {
+  const hz = Math.round(1e9 / tickNanoseconds());
+  if (hz < 24 || hz > 10_000) throw new EnforcerError("E_KERNEL", `a kernel tick of ${hz} Hz is not credible`);
+  return hz;
+}
