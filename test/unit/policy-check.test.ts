@@ -44,7 +44,7 @@ block list  1 of 1,000,000 names, answered NXDOMAIN
 private     *.corp.example: 10.0.0.0/8
 limits      flows 2048, pins 1024, names 1024, addresses_per_name 64, queries_in_flight 128, queries_per_second 500, events_per_second 100
 
-policy.yaml:6: warning: rule 4: 0.0.0.0/0 covers only the public addresses in it; allow private, metadata or other groups by rules of their own, if they are meant
+policy.yaml:7: warning: rule 4: 0.0.0.0/0 covers only the public addresses in it; allow private, metadata or other groups by rules of their own, if they are meant
 `);
   });
   it("without rules, without a network", () => {

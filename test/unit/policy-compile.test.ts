@@ -86,7 +86,9 @@ describe("the compiled tables", () => {
     expect(view.getBigUint64(24, true)).toBe(0b11101n);
     expect(view.getBigUint64(88, true)).toBe(0b01000n);
     expect(view.getBigUint64(152, true)).toBe(0b00100n);
-    expect(view.getBigUint64(216, true)).toBe(0b10000n);
+    expect(view.getBigUint64(216, true)).toBe(0n);
+    // page 8: what counts by prefix; 0.0.0.0/0 in group public alone
+    expect([0, 1, 2, 3, 4, 5, 6, 7].map((group) => view.getBigUint64(8 * 512 + group * 64, true))).toEqual([15n, 15n, 15n, 15n, 15n, 15n, 15n, 31n]);
     // class 0 is the empty vector
     expect([...compiled.pages.subarray(view.getUint32(12, true) * 512, view.getUint32(12, true) * 512 + 64)].every((octet) => octet === 0)).toBe(true);
   });
