@@ -23,7 +23,10 @@ export function encodePin(address: Uint8Array, entries: readonly PinEntry[], out
   return out;
 }
 
-/** One sandbox's number in the map `pin_epochs`. This thread alone writes it. */
+/**
+ * One sandbox's number in the map `pin_epochs`. This thread alone writes it, but during a policy swap through two of these:
+ * the number is read each time.
+ */
 export class PinEpoch {
   private readonly key = new Uint8Array(4);
   private readonly value = Buffer.alloc(8);
@@ -51,6 +54,9 @@ export class MapPinWriter implements AddressWriter {
 
   write(address: Uint8Array, entries: readonly PinEntry[]): void {
     this.map.update(address, encodePin(address, entries, this.value));
+  }
+
+  granted(): void {
     this.epoch?.advance();
   }
 

@@ -28,9 +28,11 @@ export function leaseOf(ttl: number): number {
 
 export interface PinEntry { readonly bit: number; readonly expires: number }
 
-/** One inner map of `pins`. Both throw when the kernel refuses. */
+/** One inner map of `pins`. All throw when the kernel refuses. */
 export interface AddressWriter {
   write(address: Uint8Array, entries: readonly PinEntry[]): void;
+  /** After writes that grant what was not granted before: denials that the kernel remembers are void. */
+  granted?(): void;
   remove(address: Uint8Array): void;
 }
 
@@ -83,6 +85,8 @@ export class PinBook {
   /** names without bits: shown in events and lists only, oldest use first. */
   private readonly shown = new Map<string, { name: Name; addresses: Map<string, { bytes: Uint8Array; expires: number }> }>();
   private next: AddressWriter | null = null;
+  /** something was granted and the kernel has not been told yet that its denials are void. */
+  private grantOwed = false;
   readonly counters: PinCounters = {
     names: 0, addresses: 0, shownNames: 0, added: 0, renewed: 0, expired: 0, refusedNames: 0, refusedAddresses: 0,
     refusedAddressesPerName: 0, refusedBits: 0, writeErrors: 0, graceExtensions: 0,
@@ -126,6 +130,8 @@ export class PinBook {
       address.names.add(pinned);
       try {
         this.flush(address);
+        // This second counts as over: the kernel may have said no in it.
+        if (before === undefined || before <= now + 1) this.grantOwed = true;
         if (before === undefined) this.counters.added++;
         else this.counters.renewed++;
       } catch {
@@ -134,6 +140,16 @@ export class PinBook {
         if (before === undefined) this.unlink(pinned, address);
         else pinned.leases.set(address, before);
         break;
+      }
+    }
+    if (this.grantOwed) {
+      try {
+        this.writer.granted?.();
+        this.next?.granted?.();
+        this.grantOwed = false;
+      } catch {
+        this.counters.writeErrors++;
+        result = "write";
       }
     }
     if (pinned.leases.size === 0) this.names.delete(name.wire);

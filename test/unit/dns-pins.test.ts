@@ -1,7 +1,7 @@
 /** The pin book: leases, bounds, grace, swaps; a plain model of it on random steps; and the value the kernel reads. */
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { addressesInUse, encodePin } from "../../src/dns/kernel-pins.js";
+import { MapPinWriter, PinEpoch, addressesInUse, encodePin } from "../../src/dns/kernel-pins.js";
 import { defaultLimits, TokenBucket, type DnsLimits } from "../../src/dns/limits.js";
 import { GRACE, PinBook, leaseOf } from "../../src/dns/pins.js";
 import { nameOf } from "../../src/dns/wire.js";
@@ -220,14 +220,43 @@ describe("the kernel's octets", () => {
     expect(() => encodePin(A, Array.from({ length: 9 }, (_, i) => ({ bit: i, expires: 1 })))).toThrow(RangeError);
   });
 
-  it("addresses in use are those of flows with a recent packet", () => {
+  it("addresses in use are those of the flow table", () => {
     const keys = Buffer.alloc(2 * layouts.flow_key.size);
     keys.set(A, layouts.flow_key.fields.remote.offset);
     keys.set(B, layouts.flow_key.size + layouts.flow_key.fields.remote.offset);
-    const values = Buffer.alloc(2 * layouts.flow.size);
-    values.writeBigUInt64LE(100n, layouts.flow.fields.last_seen_ns.offset);
-    values.writeBigUInt64LE(10n, layouts.flow.size + layouts.flow.fields.last_seen_ns.offset);
-    expect([...addressesInUse({ entries: () => ({ keys, values, count: 2 }) }, 110n, 50n)]).toEqual([Buffer.from(A).toString("latin1")]);
+    const entries = { keys, values: Buffer.alloc(0), count: 2 };
+    expect([...addressesInUse({ entries: () => entries })]).toEqual([A, B].map((x) => Buffer.from(x).toString("latin1")));
+  });
+
+  it("the epoch moves once for each answer that grants something, after its pins, and not for a renewal", () => {
+    const steps: string[] = [];
+    const map = { update: () => { steps.push("pin"); }, delete: () => true, close: () => undefined };
+    let number = 41;
+    const epoch = {
+      lookupInto: (_key: Uint8Array, out: Uint8Array) => { out[0] = number; return true; },
+      update: (key: Uint8Array, value: Uint8Array) => { number = value[0]!; steps.push(`epoch ${key[0]} ${number}`); }, close: () => undefined,
+    };
+    const book = new PinBook(new MapPinWriter(map, new PinEpoch(epoch, 7)), defaultLimits);
+    book.pin(name("a.test"), [1], [], [A, B], 200, 100);
+    expect(steps).toEqual(["pin", "pin", "epoch 7 42"]);
+    book.pin(name("a.test"), [1], [], [A, B], 300, 150);
+    expect(steps.slice(3)).toEqual(["pin", "pin"]);
+    // Not swept yet, but over: the kernel has said no meanwhile.
+    book.pin(name("a.test"), [1], [], [A], 500, 400);
+    expect(steps.slice(5)).toEqual(["pin", "epoch 7 43"]);
+    book.pin(name("b.test"), [2], [], [A], 400, 400);
+    expect(steps.slice(7)).toEqual(["pin", "epoch 7 44"]);
+  });
+
+  it("an epoch that cannot be moved keeps the answer back, and is owed to the next one", () => {
+    let moved = 0;
+    let fail = true;
+    const epoch = { lookupInto: () => true, update: () => { if (fail) throw new Error("no"); moved++; }, close: () => undefined };
+    const book = new PinBook(new MapPinWriter({ update: () => undefined, delete: () => true, close: () => undefined }, new PinEpoch(epoch, 7)), defaultLimits);
+    expect(book.pin(name("a.test"), [1], [], [A], 200, 100)).toBe("write");
+    fail = false;
+    expect(book.pin(name("a.test"), [1], [], [A], 200, 100)).toBe("ok");
+    expect(moved).toBe(1);
   });
 });
 
