@@ -3,12 +3,11 @@
  * `make demo`: a real microVM on a real tap tries to get out, first without the enforcer and then with it.
  *
  * All of it happens in network namespaces of its own, which are gone at the end. The exit status is 0 only if every
- * attempt came out as expected, and got through without the enforcer. `--no-install` skips installing and building.
+ * attempt came out as expected, and got through without the enforcer. The make target has installed and built before.
  */
 import { attempts, NAT64_METADATA, POLICIES, ZONE } from "./attempts.mjs";
-import { install } from "./install.mjs";
-import { Vm } from "../test/lib/vm.mjs";
-import { World } from "../test/lib/world.mjs";
+import { buildVm, Vm } from "../test/lib/vm.mjs";
+import { buildTools, World } from "../test/lib/world.mjs";
 
 const METRICS = "127.0.0.1:9469";
 const PROBE_MS = 1500;
@@ -104,9 +103,11 @@ async function main() {
     console.error("The demo makes network namespaces, taps and BPF programs, which only root may do. Please run: sudo make demo");
     return 1;
   }
-  if (!process.argv.includes("--no-install")) install();
+  console.log("==> Building the tools of the demo, and the guest: Debian's kernel, unpacked here and not installed, and a small initramfs");
+  await buildTools();
+  for (const line of await buildVm()) console.log(`    ${line}`);
 
-  console.log("\n==> Making the namespaces: host, internet, LAN, a sibling sandbox");
+  console.log("==> Making the namespaces: host, internet, LAN, a sibling sandbox");
   const world = await World.create({ guest: "vm", sibling: true, zone: ZONE, internet: [NAT64_METADATA] });
   try {
     console.log("==> Booting the guest on tap0");

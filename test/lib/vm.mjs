@@ -7,13 +7,16 @@
  */
 import { existsSync } from "node:fs";
 import path from "node:path";
-import { must, Service } from "./processes.mjs";
+import { must, run, Service } from "./processes.mjs";
 import { ADDRESS, MAC, ROOT } from "./world.mjs";
 
 const BUILD = path.join(ROOT, "test/vm/build");
 
-/** Fetches the kernel and makes the initramfs, where they are missing. @returns what it had to do, one line each */
+/** Fetches the kernel and makes the initramfs, where they are missing. @returns {Promise<string[]>} what it had to do, one line each */
 export async function buildVm() {
+  // A machine whose package lists are empty does not know the kernel's package.
+  if (!existsSync(path.join(BUILD, "vmlinuz")) && (await run(["apt-cache", "show", "linux-image-cloud-amd64"])).status !== 0)
+    await must(["apt-get", "-q", "update"], { timeoutMs: 300_000 });
   const output = await must([path.join(ROOT, "test/vm/build.sh")], { timeoutMs: 300_000 });
   return output.split("\n").filter((line) => line !== "");
 }
