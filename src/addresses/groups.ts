@@ -12,6 +12,7 @@ import {
   type Address, type Prefix, addressPrefix, comparePrefixes, encodeTrieKeys, formatPrefix, fromV4, hasHostBits, isV4, maskPrefix,
   parsePrefix, prefixBits, prefixContains, prefixWithin,
 } from "./address.js";
+import { Embed } from "../kernel/layout.gen.js";
 import { metadataPrefixes, specialPurpose } from "./tables.gen.js";
 
 /** Groups in the order of enum group (bpf/abi.h): strictest first, the index is the kernel's number. */
@@ -24,7 +25,6 @@ export function groupNumber(group: Group): number {
 }
 
 /** Where an IPv6 prefix carries an IPv4 address: enum embed (bpf/abi.h). */
-export const Embed = { none: 0, at96: 1, sixToFour: 2, teredo: 3, at32: 4, at40: 5, at48: 6, at56: 7, at64: 8 } as const;
 export type Embed = (typeof Embed)[keyof typeof Embed];
 
 /** One prefix of the table. `parent` is the index of the next wider entry that covers it, -1 for the widest. */
@@ -63,17 +63,17 @@ interface State { strictest: number; reserved: boolean; connected: boolean; embe
 const PUBLIC = groupNumber("public");
 
 const embedding: readonly (readonly [string, Embed])[] = [
-  ["::/96", Embed.at96], // IPv4-compatible, RFC 4291 section 2.5.5.1
-  ["::ffff:0:0/96", Embed.at96], // IPv4-mapped, RFC 4291 section 2.5.5.2
-  ["::ffff:0:0:0/96", Embed.at96], // IPv4-translated, RFC 2765
-  ["64:ff9b::/96", Embed.at96], // RFC 6052
-  ["64:ff9b:1::/48", Embed.at96], // RFC 8215; the length in use is the network's own choice, mostly /96
-  ["2002::/16", Embed.sixToFour], // RFC 3056
-  ["2001::/32", Embed.teredo], // RFC 4380
+  ["::/96", Embed.EMBED_96], // IPv4-compatible, RFC 4291 section 2.5.5.1
+  ["::ffff:0:0/96", Embed.EMBED_96], // IPv4-mapped, RFC 4291 section 2.5.5.2
+  ["::ffff:0:0:0/96", Embed.EMBED_96], // IPv4-translated, RFC 2765
+  ["64:ff9b::/96", Embed.EMBED_96], // RFC 6052
+  ["64:ff9b:1::/48", Embed.EMBED_96], // RFC 8215; the length in use is the network's own choice, mostly /96
+  ["2002::/16", Embed.EMBED_6TO4], // RFC 3056
+  ["2001::/32", Embed.EMBED_TEREDO], // RFC 4380
 ];
 
 const nat64Embedding = new Map<number, Embed>([
-  [32, Embed.at32], [40, Embed.at40], [48, Embed.at48], [56, Embed.at56], [64, Embed.at64], [96, Embed.at96],
+  [32, Embed.EMBED_32], [40, Embed.EMBED_40], [48, Embed.EMBED_48], [56, Embed.EMBED_56], [64, Embed.EMBED_64], [96, Embed.EMBED_96],
 ]);
 
 function known(text: string): Prefix {
@@ -160,7 +160,7 @@ function build(sources: readonly Source[], family: 4 | 6): GroupEntry[] {
   for (let i = 0; i < sorted.length;) {
     const { prefix } = sorted[i] as Source;
     while (parent >= 0 && !prefixWithin(prefix, (entries[parent] as GroupEntry).prefix)) parent = (entries[parent] as GroupEntry).parent;
-    const state: State = parent < 0 ? { strictest: PUBLIC, reserved: false, connected: false, embed: Embed.none } : { ...(states[parent] as State) };
+    const state: State = parent < 0 ? { strictest: PUBLIC, reserved: false, connected: false, embed: Embed.EMBED_NONE } : { ...(states[parent] as State) };
     for (; i < sorted.length && comparePrefixes((sorted[i] as Source).prefix, prefix) === 0; i++) (sorted[i] as Source).apply(state);
     entries.push({ prefix, group: settle(state), embed: state.embed, parent });
     states.push(state);
@@ -204,15 +204,15 @@ function v4At(address: Address, ...at: readonly [number, number, number, number]
 /** IPv4 addresses that an IPv6 address embeds under this kind. */
 function embedded(address: Address, embed: Embed): Address[] {
   switch (embed) {
-    case Embed.none: return [];
-    case Embed.at96: return [v4At(address, 12, 13, 14, 15)];
-    case Embed.sixToFour: return [v4At(address, 2, 3, 4, 5)];
-    case Embed.teredo: return [v4At(address, 4, 5, 6, 7), v4At(address.map((octet) => octet ^ 255), 12, 13, 14, 15)];
-    case Embed.at32: return [v4At(address, 4, 5, 6, 7)];
-    case Embed.at40: return [v4At(address, 5, 6, 7, 9)];
-    case Embed.at48: return [v4At(address, 6, 7, 9, 10)];
-    case Embed.at56: return [v4At(address, 7, 9, 10, 11)];
-    case Embed.at64: return [v4At(address, 9, 10, 11, 12)];
+    case Embed.EMBED_NONE: return [];
+    case Embed.EMBED_96: return [v4At(address, 12, 13, 14, 15)];
+    case Embed.EMBED_6TO4: return [v4At(address, 2, 3, 4, 5)];
+    case Embed.EMBED_TEREDO: return [v4At(address, 4, 5, 6, 7), v4At(address.map((octet) => octet ^ 255), 12, 13, 14, 15)];
+    case Embed.EMBED_32: return [v4At(address, 4, 5, 6, 7)];
+    case Embed.EMBED_40: return [v4At(address, 5, 6, 7, 9)];
+    case Embed.EMBED_48: return [v4At(address, 6, 7, 9, 10)];
+    case Embed.EMBED_56: return [v4At(address, 7, 9, 10, 11)];
+    case Embed.EMBED_64: return [v4At(address, 9, 10, 11, 12)];
   }
 }
 

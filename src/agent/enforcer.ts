@@ -34,7 +34,7 @@ import { RunDirectory } from "./run-directory.js";
 /** How often expired flows are freed, ms. The kernel counts their time itself; this only gives back the memory. */
 const SWEEP = 5_000;
 /** Offset of mark in struct __sk_buff (linux/bpf.h). */
-const SKB_MARK = 8, SKB_SIZE = 64;
+const SKB_MARK = 8, SKB_SIZE = 192;
 
 export interface EnforcerOptions {
   readonly runDirectory: string;

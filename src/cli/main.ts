@@ -48,8 +48,9 @@ function upstream(text: string): { address: Address; port: number } {
   return parsed.value;
 }
 
-function listen(text: string): Listen | null {
-  if (text === "off") return null;
+/** "off" stays a word: commander takes null for "no value". */
+function listen(text: string): Listen | "off" {
+  if (text === "off") return "off";
   const match = /^(?:\[([0-9a-f:.]+)\]|([0-9.]+)):(\d{1,5})$/i.exec(text);
   const host = match?.[1] ?? match?.[2], port = Number(match?.[3]);
   if (host === undefined || parseAddress(host) === null || port > 65535) throw new InvalidArgumentError(`ADDR:PORT or "off" is wanted, such as ${DEFAULT_METRICS} or [::1]:9469`);
@@ -69,7 +70,7 @@ const policyOptions = (command: Command): Command => command
   .option("--no-dns-rebind-protection", "let names have addresses outside the public ones");
 
 interface PolicyFlags { policy?: string; rule?: string[]; netDefaultEgress?: "allow" | "deny"; netDefaultIngress?: "allow" | "deny"; net: boolean; dnsRebindProtection: boolean }
-interface AttachFlags extends PolicyFlags { gateway?: Address[]; guestIp?: Prefix[]; guestMac?: Uint8Array; upstream?: { address: Address; port: number }[]; metrics: Listen | null; json?: boolean; runDir: string; bpffs: string }
+interface AttachFlags extends PolicyFlags { gateway?: Address[]; guestIp?: Prefix[]; guestMac?: Uint8Array; upstream?: { address: Address; port: number }[]; metrics: Listen | "off"; json?: boolean; runDir: string; bpffs: string }
 
 function program(): Command {
   const root = new Command("enforcer")
@@ -94,7 +95,7 @@ function program(): Command {
       const options: AttachArguments = {
         tap, policy: flags.policy ?? null, rules: flags.rule ?? [], defaultEgress: flags.netDefaultEgress ?? null, defaultIngress: flags.netDefaultIngress ?? null,
         noNet: !flags.net, noRebindProtection: !flags.dnsRebindProtection, gateways: flags.gateway ?? [], guest: flags.guestIp ?? [], mac: flags.guestMac ?? null,
-        upstreams: flags.upstream ?? [], metrics: flags.metrics, json: flags.json === true, runDirectory: flags.runDir, bpffs: flags.bpffs,
+        upstreams: flags.upstream ?? [], metrics: flags.metrics === "off" ? null : flags.metrics, json: flags.json === true, runDirectory: flags.runDir, bpffs: flags.bpffs,
       };
       await attach(options);
     });

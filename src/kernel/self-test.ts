@@ -24,7 +24,7 @@ const GUEST6 = address("fd00::2"), GATEWAY6 = address("fd00::1");
 /** Local experimental EtherType (IEEE 802). */
 const EXPERIMENTAL = 0x88b5;
 /** Offset of ifindex in struct __sk_buff (linux/bpf.h). */
-const SKB_IFINDEX = 40, SKB_SIZE = 64;
+const SKB_IFINDEX = 40, SKB_SIZE = 192;
 
 const NEXT = -1, DROP = 2, REDIRECT = 7;
 

@@ -9,12 +9,13 @@
 import { EnforcerError } from "../errors.js";
 import { formatPrefix } from "../addresses/address.js";
 import type { Group } from "../addresses/groups.js";
+import { AbiLimit } from "../kernel/layout.gen.js";
 import { onlyGroup } from "./coverage.js";
 import { formatDestination, formatPorts, formatProto } from "./rules.js";
 import { type Action, type Direction, type Place, type Policy, type PortRange, type Rule, protosOf } from "./types.js";
 
-/** MAX_RULES of bpf/abi.h. */
-export const RULE_BITS = 512;
+/** Bits of a rule vector. */
+export const RULE_BITS = AbiLimit.MAX_RULES;
 
 export interface BitInfo {
   readonly bit: number;

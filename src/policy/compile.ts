@@ -1,6 +1,6 @@
 /**
- * From a policy to the tables that the kernel reads: pages, prefix tries, and what each bit means. Layout: bpf/abi.h at
- * struct policy_header.
+ * From a policy to the tables that the kernel reads: pages, prefix tries, and what each bit means. What the pages hold is
+ * described in bpf/abi.h at enum policy_layout; numbers and offsets come from there.
  *
  * Holds always: pure, no effects; the same policy and uid give the same octets; vectors that are equal are stored once; what
  * does not fit is an error and never a smaller policy.
@@ -8,7 +8,8 @@
 import { EnforcerError } from "../errors.js";
 import { type Prefix, comparePrefixes, encodeTrieKeys, maskPrefix, prefixWithin } from "../addresses/address.js";
 import { groups } from "../addresses/groups.js";
-import { type BitInfo, RULE_BITS, assignBits } from "./bits.js";
+import { AbiLimit, PolicyFlag, PolicyLayout, layouts } from "../kernel/layout.gen.js";
+import { type BitInfo, assignBits } from "./bits.js";
 import { coversGroup, prefixesOf } from "./coverage.js";
 import { type Policy, Proto, type Rule } from "./types.js";
 
@@ -24,15 +25,13 @@ export interface CompiledPolicy {
   readonly bits: readonly BitInfo[];
 }
 
-const PAGE = 512;
-const WORDS = RULE_BITS / 64;
-const CELLS = 256;
-const LEAF = 0x8000;
-const VECTORS_PER_PAGE = 8;
-const page = { header: 0, groups: 1, direction: { egress: 2, ingress: 5 }, prefixGroups: 8, firstFree: 9 } as const;
-const flag = { defaultAllowEgress: 1, defaultAllowIngress: 2, hasPrefixes4: 4, hasPrefixes6: 8, hasPins: 16 } as const;
-/** Offsets in struct policy_header. */
-const header = { uid: 0, flags: 8, classPage: 12, pages: 16, classes: 20, allow: 24, ingress: 88, domain: 152 } as const;
+const PAGE = AbiLimit.POLICY_PAGE;
+const WORDS = AbiLimit.RULE_WORDS;
+const VECTOR = 8 * WORDS;
+const CELLS = PAGE / 2;
+const LEAF = PolicyLayout.POLICY_LEAF;
+const VECTORS_PER_PAGE = PAGE / VECTOR;
+const header = layouts.policy_header.fields;
 
 /** Rule bits, little-endian within a vector: bit i is word i / 64, bit i % 64. */
 class Vector {
@@ -94,7 +93,7 @@ export function compilePolicy(policy: Policy, options: { uid: bigint }): Compile
   const leaves = new Map<string, number>();
   for (const direction of ["egress", "ingress"] as const) {
     const ofDirection = bits.filter((bit) => bit.direction === direction);
-    const base = page.direction[direction];
+    const base = direction === "egress" ? PolicyLayout.POLICY_PAGE_EGRESS : PolicyLayout.POLICY_PAGE_INGRESS;
     cells.set(base, portDirectory(ofDirection, Proto.tcp, classes, leaves, cells));
     cells.set(base + 1, portDirectory(ofDirection, Proto.udp, classes, leaves, cells));
     cells.set(base + 2, protocolTable(ofDirection, classes));
@@ -102,26 +101,28 @@ export function compilePolicy(policy: Policy, options: { uid: bigint }): Compile
   const prefixes4 = prefixTable(policy, bitOf, 4, classes);
   const prefixes6 = prefixTable(policy, bitOf, 6, classes);
 
-  const classPage = page.firstFree + leaves.size;
+  const classPage = PolicyLayout.POLICY_PAGE_FIRST_FREE + leaves.size;
   const pageCount = classPage + Math.ceil(classes.vectors.length / VECTORS_PER_PAGE);
   const pages = new Uint8Array(pageCount * PAGE);
   const words = new BigUint64Array(pages.buffer);
   const put = (offset: number, vector: Vector): void => words.set(vector.words, offset / 8);
 
-  const view = new Uint32Array(pages.buffer, 0, PAGE / 4);
-  words[header.uid] = options.uid;
-  view[header.flags / 4] = (policy.defaultEgress === "allow" ? flag.defaultAllowEgress : 0) | (policy.defaultIngress === "allow" ? flag.defaultAllowIngress : 0)
-    | (prefixes4.count > 0 ? flag.hasPrefixes4 : 0) | (prefixes6.count > 0 ? flag.hasPrefixes6 : 0) | (bits.some((bit) => bit.domain) ? flag.hasPins : 0);
-  view[header.classPage / 4] = classPage;
-  view[header.pages / 4] = pageCount;
-  view[header.classes / 4] = classes.vectors.length;
-  put(header.allow, vectorOf((bit) => bit.action === "allow"));
-  put(header.ingress, vectorOf((bit) => bit.direction === "ingress"));
-  put(header.domain, vectorOf((bit) => bit.domain));
-  groupVectors.forEach((vector, group) => put(page.groups * PAGE + group * 8 * WORDS, vector));
-  prefixGroupVectors.forEach((vector, group) => put(page.prefixGroups * PAGE + group * 8 * WORDS, vector));
+  const numbers = new Uint32Array(pages.buffer, 0, PAGE / 4);
+  words[header.uid.offset / 8] = options.uid;
+  numbers[header.flags.offset / 4] = (policy.defaultEgress === "allow" ? PolicyFlag.POLICY_DEFAULT_ALLOW_EGRESS : 0)
+    | (policy.defaultIngress === "allow" ? PolicyFlag.POLICY_DEFAULT_ALLOW_INGRESS : 0)
+    | (prefixes4.count > 0 ? PolicyFlag.POLICY_HAS_PREFIXES4 : 0) | (prefixes6.count > 0 ? PolicyFlag.POLICY_HAS_PREFIXES6 : 0)
+    | (bits.some((bit) => bit.domain) ? PolicyFlag.POLICY_HAS_PINS : 0);
+  numbers[header.class_page.offset / 4] = classPage;
+  numbers[header.pages.offset / 4] = pageCount;
+  numbers[header.classes.offset / 4] = classes.vectors.length;
+  put(header.allow.offset, vectorOf((bit) => bit.action === "allow"));
+  put(header.ingress.offset, vectorOf((bit) => bit.direction === "ingress"));
+  put(header.domain.offset, vectorOf((bit) => bit.domain));
+  groupVectors.forEach((vector, group) => put(PolicyLayout.POLICY_PAGE_GROUPS * PAGE + group * VECTOR, vector));
+  prefixGroupVectors.forEach((vector, group) => put(PolicyLayout.POLICY_PAGE_PREFIX_GROUPS * PAGE + group * VECTOR, vector));
   for (const [number, table] of cells) new Uint16Array(pages.buffer, number * PAGE, CELLS).set(table);
-  classes.vectors.forEach((vector, number) => put(classPage * PAGE + number * 8 * WORDS, vector));
+  classes.vectors.forEach((vector, number) => put(classPage * PAGE + number * VECTOR, vector));
   return { uid: options.uid, pages, prefixes4, prefixes6, bits };
 }
 
@@ -165,7 +166,7 @@ function leafPage(first: number, changes: ReadonlyMap<number, number>, leaves: M
   const key = leaf.join(" ");
   let number = leaves.get(key);
   if (number === undefined) {
-    number = page.firstFree + leaves.size;
+    number = PolicyLayout.POLICY_PAGE_FIRST_FREE + leaves.size;
     leaves.set(key, number);
     cells.set(number, leaf);
   }
