@@ -7,6 +7,7 @@ import {
   addressPrefix, formatAddress, formatPrefix, hasHostBits, isV4, mask, maskPrefix, parseAddress, parsePrefix, prefixContains, prefixWithin,
 } from "../../src/addresses/address.js";
 import { type GroupInput, classify, encodeGroups, groupNumber, groupOfPrefix, groupTable, groups, staticGroups } from "../../src/addresses/groups.js";
+import { Group as KernelGroup } from "../../src/kernel/layout.gen.js";
 import { dohPrefixes, metadataNames } from "../../src/addresses/tables.gen.js";
 
 const address = (text: string): Uint8Array => {
@@ -189,6 +190,11 @@ describe("the host", () => {
 });
 
 describe("the kernel's form", () => {
+  it("numbers the groups as the kernel does", () => {
+    const names = Object.keys(KernelGroup).slice(0, -1).map((name) => name.replace("GROUP_", "").replace("_", "-").toLowerCase());
+    expect(names).toEqual([...groups]);
+    expect(Object.values(KernelGroup)).toEqual([...groups.map(groupNumber), groups.length]);
+  });
   it("is the longest-prefix match over strictest-so-far entries", () => {
     const sources = fc.array(fc.tuple(fc.constantFrom(...groups.filter((g) => g !== "public")), fc.constantFrom("10.1.0.0", "10.1.2.3", "2a00:1::", "2a00:1:2::", "8.8.0.0", "2002:808::"), fc.integer({ min: 0, max: 128 })), { maxLength: 12 });
     fc.assert(fc.property(sources, fc.constantFrom("10.1.2.3", "10.1.2.4", "8.8.8.8", "2a00:1:2::3", "2a00:1::1", "2002:a01:203::1"), (list, text) => {
