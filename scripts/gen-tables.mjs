@@ -55,7 +55,7 @@ function table(name, columns) {
     const cells = text.split("\t");
     // Trailing empty cells may be left out; more cells than columns may not be.
     if (cells.length > columns.length) return void fail(name, i + 1, `${cells.length} cells, but ${columns.length} columns`);
-    rows.push({ line: i + 1, name, ...Object.fromEntries(columns.map((column, j) => [column, cells[j]?.trim() ?? ""])) });
+    rows.push({ line: i + 1, file: name, ...Object.fromEntries(columns.map((column, j) => [column, cells[j]?.trim() ?? ""])) });
   });
   return { name, source, rows };
 }
@@ -82,9 +82,9 @@ const metadata = table("metadata_endpoints.tsv", ["provider", "address", "port",
 const doh = table("doh.tsv", ["operator", "names", "addresses"]);
 
 const specialPurpose = special.rows.map((row) => {
-  if (!row.cidr.includes("/") || !isPrefix(row.cidr)) fail(row.name, row.line, `not a prefix: ${row.cidr}`);
-  if (row.family !== (row.cidr.includes(":") ? "6" : "4")) fail(row.name, row.line, `family ${row.family} is not that of ${row.cidr}`);
-  if (!verdicts.some((verdict) => verdict.test(row.suggested_verdict))) fail(row.name, row.line, `unknown verdict: ${row.suggested_verdict}`);
+  if (!row.cidr.includes("/") || !isPrefix(row.cidr)) fail(row.file, row.line, `not a prefix: ${row.cidr}`);
+  if (row.family !== (row.cidr.includes(":") ? "6" : "4")) fail(row.file, row.line, `family ${row.family} is not that of ${row.cidr}`);
+  if (!verdicts.some((verdict) => verdict.test(row.suggested_verdict))) fail(row.file, row.line, `unknown verdict: ${row.suggested_verdict}`);
   return { prefix: row.cidr, group: groupOfSpecial.get(row.cidr) ?? "reserved", name: row.name };
 });
 for (const cidr of groupOfSpecial.keys()) {
@@ -95,13 +95,13 @@ const metadataPrefixes = [];
 const metadataNames = new Set();
 for (const row of metadata.rows) {
   for (const address of proseAddresses.get(row.address) ?? list(row.address)) {
-    if (!isPrefix(address)) fail(row.name, row.line, `neither an address nor a known exception: ${address}`);
+    if (!isPrefix(address)) fail(row.file, row.line, `neither an address nor a known exception: ${address}`);
     else if (!/^127\./.test(address)) metadataPrefixes.push({ prefix: address, name: row.provider });
   }
   for (const cell of list(row.names)) {
     for (const name of proseNames.get(cell) ?? [cell]) {
       if (isName(name)) metadataNames.add(name);
-      else fail(row.name, row.line, `neither a name nor a known exception: ${name}`);
+      else fail(row.file, row.line, `neither a name nor a known exception: ${name}`);
     }
   }
 }
@@ -111,11 +111,11 @@ const dohNames = new Set();
 for (const row of doh.rows) {
   for (const address of list(row.addresses)) {
     if (isPrefix(address)) dohPrefixes.add(address);
-    else fail(row.name, row.line, `not an address: ${address}`);
+    else fail(row.file, row.line, `not an address: ${address}`);
   }
   for (const name of list(row.names)) {
     if (isName(name) && name.lastIndexOf("*") <= 0 && name.includes(".")) dohNames.add(name);
-    else fail(row.name, row.line, `not a name: ${name}`);
+    else fail(row.file, row.line, `not a name: ${name}`);
   }
 }
 
