@@ -68,11 +68,13 @@ export function decidesNames(rule: Rule): boolean {
 
 /**
  * Whether the policy says, by address or group and without ports and protocol, that this address may be reached: rebind
- * protection lets such an address pass in an answer. The first such rule that covers it decides.
+ * protection lets such an address pass in an answer. The first such rule that covers it decides. An allow of `any` does not count:
+ * whoever writes it speaks of where the guest may go, not of what strangers may put into answers.
  * @param table the address groups of the moment; without it, those without a host.
  */
 export function addressAllowedByRule(policy: Policy, address: Address, table: GroupTable = staticGroups): boolean {
   const group = classify(table, address);
-  const decisive = policy.rules.find((rule) => rule.direction === "egress" && rule.ports === null && rule.protos === null && coversAddress(rule, address, group));
+  const decisive = policy.rules.find((rule) => rule.direction === "egress" && rule.ports === null && rule.protos === null
+    && !(rule.action === "allow" && rule.destination.kind === "any") && coversAddress(rule, address, group));
   return decisive?.action === "allow";
 }
