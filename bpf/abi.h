@@ -82,7 +82,7 @@ enum reason {
 	REASON_ARP_SPOOF,         /* ARP sender is not the sandbox's own */
 	REASON_ARP_TARGET,        /* ARP for an address the guest has no business with */
 	REASON_ND_SPOOF,          /* neighbour discovery that does not agree with the sandbox's identity */
-	REASON_ROUTER_MESSAGE,    /* router advertisement or redirect from a guest */
+	REASON_ROUTER_MESSAGE,    /* router solicitation, advertisement or redirect from a guest */
 	REASON_DHCP_SERVER,       /* DHCP server answer from a guest */
 	REASON_NOT_FOR_GUEST,     /* inbound, destination is not the guest's */
 	/* denied: form */

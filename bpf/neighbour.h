@@ -3,7 +3,7 @@
  * ARP (RFC 826) and neighbour discovery (RFC 4861) at the tap.
  *
  * Holds always: a guest can teach the host only its own addresses with its own MAC, and asks only for its gateway, itself
- * (address conflict detection) and addresses that a rule lets it reach. It sends no router advertisement and no redirect.
+ * (address conflict detection) and addresses that a rule lets it reach. It sends no router message.
  */
 #ifndef ENFORCER_NEIGHBOUR_H
 #define ENFORCER_NEIGHBOUR_H
@@ -92,14 +92,13 @@ inline_stage __u32 nd_egress(struct pkt *p)
 	__u8 type = bpf_ntohs(p->source_port) >> 8;
 	int unspecified = !(p->source[0] | p->source[1]);
 
-	if (type == ICMP6_ROUTER_ADVERT || type == ICMP6_REDIRECT)
+	/* a solicitation too: routers advertise unasked, and what asks for one teaches it the asker's address */
+	if (type == ICMP6_ROUTER_ADVERT || type == ICMP6_REDIRECT || type == ICMP6_ROUTER_SOLICIT)
 		return deny(p, REASON_ROUTER_MESSAGE);
 	if (p->hop_limit != 255 || bpf_ntohs(p->source_port) & 0xff || p->fragment || p->l4 != ETH_HEADER + sizeof(struct ipv6hdr))
 		return deny(p, REASON_ND_SPOOF);
 	if (!unspecified && check_source(p) != VERDICT_ALLOW)
 		return deny(p, REASON_ND_SPOOF);
-	if (type == ICMP6_ROUTER_SOLICIT)
-		return nd_options_fit(p, p->l4 + 8, !unspecified) ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ND_SPOOF);
 
 	__u8 *message = pkt_at(p, p->l4, 24);
 	if (!message)

@@ -34,8 +34,11 @@ function prefixKey(prefix: Prefix): string {
   return `prefix ${prefix.family} ${formatPrefix(prefix)}`;
 }
 
-/** Keys under which an earlier rule that covers everything this one names would stand. */
-function coveringKeys(rule: Rule): string[] {
+/**
+ * Keys under which an earlier rule that covers everything this one names would stand.
+ * @param lengths prefix lengths that earlier rules have: only those are looked for.
+ */
+function coveringKeys(rule: Rule, lengths: ReadonlySet<number>): string[] {
   const { destination } = rule;
   const widest = ["deny any"];
   // An allow of any of direction ingress covers every address; of direction egress all but three groups.
@@ -66,8 +69,8 @@ function coveringKeys(rule: Rule): string[] {
       const only = onlyGroup(rule);
       // What counts in one group only is covered by a rule for that group.
       if (only !== null) keys.push(`group ${only}`, ...(explicitGroups.includes(only) ? [] : ["allow any"]));
-      for (let length = prefix.family === 4 ? 96 : 0; length <= prefix.length; length++) {
-        keys.push(prefixKey({ bytes: mask(prefix.bytes, length), length, family: prefix.family }));
+      for (const length of lengths) {
+        if (length <= prefix.length) keys.push(prefixKey({ bytes: mask(prefix.bytes, length), length, family: prefix.family }));
       }
       return keys;
     }
@@ -108,10 +111,11 @@ function nameOf(place: Place, from: Place): string {
  */
 export function findWarnings(policy: Policy, places: { defaults: Place }, report: Report): void {
   const earlier = new Map<string, Rule[]>();
+  const lengths = new Set<number>();
   const open = policy.rules.find(decidesEveryName);
   for (const rule of policy.rules) {
     if (!warnUnreachable(rule, report)) {
-      const candidates = coveringKeys(rule).flatMap((key) => earlier.get(`${rule.direction} ${key}`) ?? []).filter((other) => countsWhere(other, rule)).sort((a, b) => a.index - b.index);
+      const candidates = coveringKeys(rule, lengths).flatMap((key) => earlier.get(`${rule.direction} ${key}`) ?? []).filter((other) => countsWhere(other, rule)).sort((a, b) => a.index - b.index);
       const covering = shadowedBy(rule, candidates);
       if (covering !== null) {
         const shown = covering.sort((a, b) => a.index - b.index).slice(0, NAMED).map((other) => nameOf(other.place, rule.place));
@@ -125,6 +129,7 @@ export function findWarnings(policy: Policy, places: { defaults: Place }, report
     const list = earlier.get(key);
     if (list === undefined) earlier.set(key, [rule]);
     else list.push(rule);
+    if (rule.destination.kind === "prefix") lengths.add(rule.destination.prefix.length);
     warnNarrow(rule, report);
   }
   warnDefaults(policy, places.defaults, report);
