@@ -14,6 +14,8 @@ export interface Edns {
   readonly version: number;
   /** DNSSEC OK. */
   readonly dnssec: boolean;
+  /** it carries options; none is answered, but cookies and padding make every message differ. */
+  readonly options: boolean;
 }
 
 export interface Question {
@@ -74,7 +76,7 @@ export function parseQuery(b: Uint8Array, offset: number, length: number): Query
       o += 4 + ((b[o + 2]! << 8) | b[o + 3]!);
       if (o > at) return fault(Rcode.FORMERR, "opt", question, null);
     }
-    edns = { size: (b[p + 2]! << 8) | b[p + 3]!, version: b[p + 5]!, dnssec: (b[p + 6]! & 0x80) !== 0 };
+    edns = { size: (b[p + 2]! << 8) | b[p + 3]!, version: b[p + 5]!, dnssec: (b[p + 6]! & 0x80) !== 0, options: dataLength > 0 };
   }
   if (at !== end) return fault(Rcode.FORMERR, "trailing", question, edns);
   if (edns !== null && edns.version !== 0) return fault(Rcode.BADVERS, "edns-version", question, edns);

@@ -130,6 +130,11 @@ const FAST_MAX = 8 << 20;
 const FAST_RESPONSE = 1_232;
 const NO_CAP = 0x7fffffff;
 
+/** Whether the same octets may well come again: over UDP, without cookies and the like. */
+function repeatable(client: Client, edns: Edns | null): boolean {
+  return !client.stream && edns?.options !== true;
+}
+
 export class Resolver {
   private readonly out = Buffer.allocUnsafe(65_535 + 512);
   private fastLimit = FAST_MAX;
@@ -354,7 +359,7 @@ export class Resolver {
     );
     if (truncated) sandbox.counters.truncated++;
     sandbox.counters.queries[outcomeIndex[outcome]]!++;
-    if (!client.stream && size <= FAST_RESPONSE && now < entry.expires) {
+    if (repeatable(client, edns) && size <= FAST_RESPONSE && now < entry.expires) {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
         response: Buffer.from(this.out.subarray(0, size)), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
@@ -374,7 +379,7 @@ export class Resolver {
       this.out, b, offset, question.end, answer.rcode, answer, 0, NO_CAP, edns, ede[outcome] ?? null, sizeLimit(edns, client.stream),
     );
     sandbox.counters.queries[outcomeIndex[outcome]]!++;
-    if (!client.stream) {
+    if (repeatable(client, edns)) {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
         response: Buffer.from(this.out.subarray(0, size)), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,

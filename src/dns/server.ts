@@ -53,7 +53,7 @@ class UdpClient implements Client {
   }
 }
 
-export class UdpListener {
+class UdpListener {
   socket: DatagramSocket | null = null;
   private flushing = false;
   readonly client = new UdpClient(this);
@@ -71,7 +71,15 @@ export class UdpListener {
   }
 }
 
-interface Held { readonly sandbox: Sandbox; own: readonly UpstreamServer[] | null; inUse: (() => (address: Uint8Array) => boolean) | null; dispose: (() => void)[]; swap: { own: readonly UpstreamServer[] | null; dispose: () => void; disposeOld: () => void } | null }
+interface Held {
+  readonly sandbox: Sandbox;
+  /** its own resolvers; null: the host's. */
+  own: readonly UpstreamServer[] | null;
+  readonly inUse: (() => (address: Uint8Array) => boolean) | null;
+  disposeWriter: () => void;
+  readonly dispose: () => void;
+  swap: { readonly own: readonly UpstreamServer[] | null; readonly disposeWriter: () => void } | null;
+}
 
 export interface NewSandbox {
   readonly slot: number;
@@ -169,7 +177,7 @@ export class DnsService {
       options.slot, options.generation, this.owners++, options.policy, options.limits, pins,
       this.set(options.upstreams ?? this.hostServers), this.io.nowMs(),
     );
-    this.bySlot[options.slot] = { sandbox, own: options.upstreams, inUse: options.inUse, dispose: [options.disposeWriter, options.dispose], swap: null };
+    this.bySlot[options.slot] = { sandbox, own: options.upstreams, inUse: options.inUse, disposeWriter: options.disposeWriter, dispose: options.dispose, swap: null };
     this.resolver.share(this.count());
     return sandbox;
   }
@@ -190,8 +198,9 @@ export class DnsService {
     this.bySlot[slot] = undefined;
     held.sandbox.closed = true;
     held.sandbox.fast.clear();
-    held.swap?.dispose();
-    for (const dispose of held.dispose) dispose();
+    held.swap?.disposeWriter();
+    held.disposeWriter();
+    held.dispose();
     this.dropUnused();
     this.resolver.share(this.count());
   }
@@ -205,7 +214,7 @@ export class DnsService {
     const result = held.sandbox.pins.beginSwap(writer, (name) => this.resolver.bitsUnder(policy, name));
     held.sandbox.nextPolicy = policy;
     held.sandbox.epoch++;
-    held.swap = { own: upstreams, dispose: disposeWriter, disposeOld: held.dispose[0]! };
+    held.swap = { own: upstreams, disposeWriter };
     return result;
   }
 
@@ -218,8 +227,8 @@ export class DnsService {
     held.sandbox.setLimits(limits, this.io.nowMs());
     held.sandbox.epoch++;
     held.own = held.swap.own;
-    held.swap.disposeOld();
-    held.dispose[0] = held.swap.dispose;
+    held.disposeWriter();
+    held.disposeWriter = held.swap.disposeWriter;
     held.swap = null;
     this.point(held);
     this.dropUnused();
@@ -231,7 +240,7 @@ export class DnsService {
     held.sandbox.pins.abortSwap();
     held.sandbox.nextPolicy = null;
     held.sandbox.epoch++;
-    held.swap.dispose();
+    held.swap.disposeWriter();
     held.swap = null;
   }
 

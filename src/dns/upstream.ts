@@ -121,7 +121,11 @@ export class SocketPool {
   private readonly dirty = new Set<PooledSocket>();
   private flushing = false;
 
-  constructor(private readonly io: UpstreamIo, private readonly counters: UpstreamCounters) {}
+  /** @param onReply gets what matched a waiting attempt; cut: the datagram was longer than its cell. */
+  constructor(
+    private readonly io: UpstreamIo, private readonly counters: UpstreamCounters,
+    private readonly onReply: (attempt: Attempt, data: Buffer, offset: number, length: number, cut: boolean) => void,
+  ) {}
 
   /** @throws what creating a socket throws. */
   take(family: 4 | 6): PooledSocket {
@@ -207,15 +211,12 @@ export class SocketPool {
       pooled.forgeries++;
       return;
     }
-    if (!attempt.ask.finished) return this.onReply(attempt, data, offset, held, cut, false);
+    if (!attempt.ask.finished) return this.onReply(attempt, data, offset, held, cut);
     // A trial's answer, after another server's: all that it tells is that the server is back.
     attempt.server.timeouts = 0;
     attempt.server.downUntil = 0;
     this.release(attempt);
   }
-
-  /** Set by the client that made the attempt's ask; one per process suffices, for attempts carry all they need. */
-  onReply: (attempt: Attempt, data: Buffer, offset: number, length: number, cut: boolean, stream: boolean) => void = () => {};
 
   private retire(pooled: PooledSocket): void {
     pooled.retired = true;
@@ -239,8 +240,7 @@ export class UpstreamClient {
   private closed = false;
 
   constructor(private readonly io: UpstreamIo, private readonly counters: UpstreamCounters) {
-    this.pool = new SocketPool(io, counters);
-    this.pool.onReply = (attempt, data, offset, length, cut) => this.reply(attempt, data, offset, length, cut, false);
+    this.pool = new SocketPool(io, counters, (attempt, data, offset, length, cut) => this.reply(attempt, data, offset, length, cut, false));
   }
 
   get inFlight(): number { return this.asks.size; }
