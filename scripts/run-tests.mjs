@@ -1,0 +1,37 @@
+// Runs every test layer in order, cheap ones first, and ends with one line: N passed, N failed, N skipped.
+// A skipped test is a failure here: whatever this machine should be able to run has to run.
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+const layers = ["unit", "native", "prog", "netns", "vm"];
+const directory = mkdtempSync(join(tmpdir(), "enforcer-test-"));
+const sum = { passed: 0, failed: 0, skipped: 0 };
+let broken = false;
+
+for (const layer of layers) {
+  const report = join(directory, `${layer}.json`);
+  console.log(`\n== test/${layer}`);
+  const { status } = spawnSync("npx", ["vitest", "run", "--reporter=default", "--reporter=json", `--outputFile.json=${report}`, `test/${layer}`], { stdio: "inherit" });
+  let result = null;
+  try {
+    result = JSON.parse(readFileSync(report, "utf8"));
+  } catch {
+    console.log(`test/${layer} gave no report`);
+  }
+  if (result === null || result.numTotalTests === 0) broken = true;
+  else {
+    sum.passed += result.numPassedTests;
+    sum.failed += result.numFailedTests;
+    sum.skipped += result.numPendingTests + (result.numTodoTests ?? 0);
+    // A file that could not be loaded or set up fails without a failed test.
+    const files = result.testResults.filter((file) => file.status === "failed" && file.assertionResults.every((test) => test.status !== "failed")).length;
+    sum.failed += files;
+  }
+  if (status !== 0) broken = true;
+}
+rmSync(directory, { recursive: true, force: true });
+if (sum.skipped > 0) console.log("\nskipped tests count as a failure: each must run on this machine or be taken out");
+console.log(`${sum.passed} passed, ${sum.failed} failed, ${sum.skipped} skipped`);
+process.exitCode = broken || sum.failed > 0 || sum.skipped > 0 ? 1 : 0;
