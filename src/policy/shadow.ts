@@ -89,9 +89,8 @@ function ownKey(rule: Rule): string {
   }
 }
 
-/** Whether an earlier prefix rule, where it covers a later one's prefix, counts wherever the later one counts. */
+/** Whether an earlier rule's prefixes, where they cover a later one's, count wherever the later one counts. */
 function countsWhere(earlier: Rule, later: Rule): boolean {
-  if (earlier.destination.kind !== "prefix" || later.destination.kind !== "prefix") return true;
   const only = onlyGroup(earlier);
   return only === null || only === onlyGroup(later);
 }

@@ -7,6 +7,8 @@ import { buildPolicy } from "../../src/policy/build.js";
 import { parsePolicyText } from "../../src/policy/parse.js";
 import { type PacketFacts, referenceName, referenceVerdict } from "../lib/model.js";
 
+/** Milliseconds: a busy machine must not fail a property. */
+const SLOW = 120_000;
 const NEVER = "the rule can never match: ";
 const build = (text: string) => buildPolicy({ file: parsePolicyText(text, "p.yaml") });
 const warnings = (rules: string): string[] => build(`rules: [${rules}]`).warnings.map(({ rule, message }) => `${rule ?? "-"}: ${message}`);
@@ -33,7 +35,8 @@ describe("shadowed", () => {
     ["{deny: a.example, proto: [tcp, udp, icmp, icmpv6]}, {deny: a.example}", []],
     ["{deny: a.example}, {deny: a.example, ports: [80]}", ["2: rule 1 covers all of it"]],
     ["{allow: any, direction: ingress}, {allow: host, direction: ingress}, {allow: 10.0.0.1, direction: ingress}, {allow: public}", ["2: rule 1 covers all of it", "3: rule 1 covers all of it"]],
-    ["{allow: doh}, {deny: doh}", ["2: rule 1 covers all of it"]],
+    ["{allow: doh}, {deny: doh}", []],
+    ["{deny: doh}, {allow: doh}", ["2: rule 1 covers all of it"]],
     ["{allow: public, proto: 47}, {deny: public}, {deny: public, proto: 47}", ["3: rule 1 covers all of it"]],
     ["{allow: public}, {deny: public, proto: 47}", []],
   ])("%s", (rules, expected) => {
@@ -65,8 +68,8 @@ describe("shadowed", () => {
         for (const table of tables) expect(idle, rules.join(", ")).not.toContain(referenceVerdict(policy, table, { ...facts, pins }).rule);
         for (const { name } of facts.pins) expect(idle, rules.join(", ")).not.toContain(referenceName(policy, name).rule);
       }
-    }), { numRuns: 1000 });
-  });
+    }), { numRuns: 400 });
+  }, SLOW);
 });
 
 describe("others", () => {
