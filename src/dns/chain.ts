@@ -107,18 +107,11 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
     }
   }
 
-  const byOwner = new Map<string, Record[]>();
-  for (const record of reply.answers) {
-    const list = byOwner.get(record.owner.wire);
-    if (list === undefined) byOwner.set(record.owner.wire, [record]);
-    else list.push(record);
-  }
   const told = new Set<Record>();
   let owner = name;
   if (reply.rcode === Rcode.NOERROR) {
-    const visited = new Set<string>([name.wire]);
     for (let links = 0; ; links++) {
-      const here = byOwner.get(owner.wire) ?? [];
+      const here = reply.answers.filter((r) => r.owner.wire === owner.wire);
       const cname = type === Type.CNAME ? undefined : here.find((r) => r.type === Type.CNAME);
       const wanted = cname === undefined ? type : Type.CNAME;
       for (const record of here) {
@@ -134,10 +127,10 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
       }
       if (cname === undefined) break;
       if (links + 1 > MAX_LINKS) return "chain-length";
-      owner = cname.target!;
-      targets.push(owner);
-      if (visited.has(owner.wire)) return "chain-loop";
-      visited.add(owner.wire);
+      const next = cname.target!;
+      if (next.wire === name.wire || targets.some((target) => target.wire === next.wire)) return "chain-loop";
+      owner = next;
+      targets.push(next);
     }
   }
   const changedTypes = new Set<number>();

@@ -15,7 +15,7 @@ export const MAX_RECORDS = 4096;
 /** Octets of an upstream query, id 0 in the first two. @param edns false asks without OPT, for servers that refuse it. */
 export function encodeQuery(name: Name, type: number, dnssec: boolean, edns = true): Buffer {
   const question = name.wire.length + 4;
-  const out = Buffer.alloc(HEADER + question + (edns ? 11 : 0));
+  const out = Buffer.allocUnsafe(HEADER + question + (edns ? 11 : 0)).fill(0);
   out.writeUInt16BE(Flag.RD, 2);
   out.writeUInt16BE(1, 4);
   out.write(name.wire, HEADER, "latin1");

@@ -73,10 +73,11 @@ interface PinnedAddress {
 
 export interface PinListing { readonly name: Name; readonly address: Uint8Array; readonly expires: number; readonly bits: readonly number[] }
 
-function keyOf(address: Uint8Array): string {
-  let key = "";
-  for (let i = 0; i < 16; i++) key += String.fromCharCode(address[i]!);
-  return key;
+/** The 16 octets as one string. */
+function keyOf(a: Uint8Array): string {
+  return String.fromCharCode(
+    a[0]!, a[1]!, a[2]!, a[3]!, a[4]!, a[5]!, a[6]!, a[7]!, a[8]!, a[9]!, a[10]!, a[11]!, a[12]!, a[13]!, a[14]!, a[15]!,
+  );
 }
 
 export class PinBook {
@@ -168,25 +169,29 @@ export class PinBook {
   private fits(name: Name, bits: readonly number[], nextBits: readonly number[], addresses: readonly Uint8Array[]): PinResult {
     const pinned = this.names.get(name.wire);
     if (pinned === undefined && this.names.size >= this.limits.names) return "names";
+    if (bits.length > PIN_BITS || nextBits.length > PIN_BITS) return "bits";
     let fresh = 0;
     let freshForName = 0;
-    const seen = new Set<string>();
+    const seen = addresses.length > 1 ? new Set<string>() : null;
     for (const bytes of addresses) {
       const key = keyOf(bytes);
-      if (seen.has(key)) continue;
-      seen.add(key);
+      if (seen !== null) {
+        if (seen.has(key)) continue;
+        seen.add(key);
+      }
       const address = this.addresses.get(key);
       if (address === undefined) fresh++;
       if (address === undefined || pinned === undefined || !pinned.leases.has(address)) freshForName++;
-      if (address !== undefined) {
-        for (const next of [false, true]) {
-          const all = new Set<number>(next ? nextBits : bits);
-          for (const other of address.names) if (other !== pinned) for (const bit of next ? other.nextBits : other.bits) all.add(bit);
-          if (all.size > PIN_BITS) return "bits";
-        }
+      if (address === undefined || (address.names.size === 1 && pinned !== undefined && address.names.has(pinned))) continue;
+      const now = new Set(bits);
+      const next = new Set(nextBits);
+      for (const other of address.names) {
+        if (other === pinned) continue;
+        for (const bit of other.bits) now.add(bit);
+        for (const bit of other.nextBits) next.add(bit);
       }
+      if (now.size > PIN_BITS || next.size > PIN_BITS) return "bits";
     }
-    if (bits.length > PIN_BITS || nextBits.length > PIN_BITS) return "bits";
     if (this.addresses.size + fresh > this.limits.addresses) return "addresses";
     if ((pinned?.leases.size ?? 0) + freshForName > this.limits.addressesPerName) return "addresses-per-name";
     return "ok";
@@ -383,6 +388,12 @@ export class PinBook {
 
   /** What the kernel should hold for the address: the latest expiry per bit. */
   private entriesOf(address: PinnedAddress, next: boolean): PinEntry[] {
+    if (address.names.size === 1) {
+      for (const pinned of address.names) {
+        const expires = Math.max(pinned.leases.get(address) ?? 0, address.graceUntil);
+        return (next ? pinned.nextBits : pinned.bits).map((bit) => ({ bit, expires }));
+      }
+    }
     const latest = new Map<number, number>();
     for (const pinned of address.names) {
       const expires = Math.max(pinned.leases.get(address) ?? 0, address.graceUntil);

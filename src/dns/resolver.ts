@@ -362,12 +362,19 @@ export class Resolver {
     if (repeatable(client, edns) && size <= FAST_RESPONSE && now < entry.expires) {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
-        response: Buffer.from(this.out.subarray(0, size)), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
+        response: this.kept(size), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
         expires: entry.expires, source: { wire, told, born: entry.born, at: question.end }, bits, nextBits, truncated,
         patched: now, leaseEnd,
       }, this.fastLimit);
     }
     client.send(this.out, size);
+  }
+
+  /** A copy of what was built, in memory of its own: a slice of the shared pool would hold all of the pool's block. */
+  private kept(size: number): Buffer {
+    const response = Buffer.allocUnsafeSlow(size);
+    this.out.copy(response, 0, 0, size);
+    return response;
   }
 
   /** Sends an answer that the agent made itself, and keeps it for the same octets. */
@@ -382,7 +389,7 @@ export class Resolver {
     if (repeatable(client, edns)) {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
-        response: Buffer.from(this.out.subarray(0, size)), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
+        response: this.kept(size), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
         expires: Number.MAX_SAFE_INTEGER, source: null, bits: [], nextBits: [], truncated, patched: 0, leaseEnd: 0,
       }, this.fastLimit);
     }

@@ -58,13 +58,13 @@ class UdpListener {
   private flushing = false;
   readonly client = new UdpClient(this);
 
-  /** Sends outside a batch; one flush for all of this turn. */
+  /** Sends outside a batch; one flush for all of this turn of the loop, after every socket that was ready. */
   later(message: Buffer, length: number, peer: Buffer): void {
     if (this.socket === null) return;
     this.socket.send(message, 0, length, peer, 0);
     if (this.flushing) return;
     this.flushing = true;
-    queueMicrotask(() => {
+    setImmediate(() => {
       this.flushing = false;
       this.socket?.flush();
     });

@@ -112,6 +112,7 @@ interface PooledSocket {
   uses: number;
   forgeries: number;
   retired: boolean;
+  closed: boolean;
 }
 
 /** Sockets on random ports, shared by all sets of upstreams; an attempt takes one at random. */
@@ -158,13 +159,13 @@ export class SocketPool {
     query.writeUInt16BE(attempt.id, 0);
     pooled.socket.send(query, 0, query.length, attempt.server.peer, 0);
     this.counters.sent++;
-    // One flush for all queries of this turn of the loop.
+    // One flush for all queries of this turn of the loop: setImmediate runs after every socket that was ready.
     this.dirty.add(pooled);
     if (this.flushing) return;
     this.flushing = true;
-    queueMicrotask(() => {
+    setImmediate(() => {
       this.flushing = false;
-      for (const each of this.dirty) if (!each.retired || each.waiting.size > 0) each.socket.flush();
+      for (const each of this.dirty) if (!each.closed) each.socket.flush();
       this.dirty.clear();
     });
   }
@@ -178,7 +179,10 @@ export class SocketPool {
 
   close(): void {
     for (const list of [this.sockets[4], this.sockets[6]]) for (const pooled of list) if (pooled !== undefined) this.retired.add(pooled);
-    for (const pooled of this.retired) pooled.socket.close();
+    for (const pooled of this.retired) {
+      pooled.closed = true;
+      pooled.socket.close();
+    }
     this.retired.clear();
     this.sockets[4] = [];
     this.sockets[6] = [];
@@ -187,7 +191,7 @@ export class SocketPool {
   private open(family: 4 | 6, now: number): PooledSocket {
     const waiting = new Map<number, Attempt>();
     const pooled: PooledSocket = {
-      waiting, made: now, uses: 0, forgeries: 0, retired: false,
+      waiting, made: now, uses: 0, forgeries: 0, retired: false, closed: false,
       socket: this.io.createSocket(family, (count, data, lengths, peers) => {
         for (let i = 0; i < count; i++) {
           try {
@@ -227,7 +231,11 @@ export class SocketPool {
   private shut(pooled: PooledSocket): void {
     this.retired.delete(pooled);
     // Not inside the socket's own callback.
-    setImmediate(() => pooled.socket.close());
+    setImmediate(() => {
+      if (pooled.closed) return;
+      pooled.closed = true;
+      pooled.socket.close();
+    });
   }
 }
 

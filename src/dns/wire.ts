@@ -258,8 +258,10 @@ function copy(b: Uint8Array, start: number, stop: number): Uint8Array {
 export class Writer {
   readonly buffer: Buffer;
   length = 0;
-  /** position of each name suffix already written. */
-  private readonly seen = new Map<string, number>();
+  /** position of each name suffix already written; made when first needed, for most answers repeat the question's name only. */
+  private seen: Map<string, number> | null = null;
+  private question = "";
+  private questionAt = 0;
 
   /** @param limit octets; a write beyond it throws RangeError (a bug of the caller: sizes are judged before). */
   constructor(limit: number) {
@@ -291,20 +293,24 @@ export class Writer {
   /** Writes the name, compressed where a suffix was written before, and remembers its suffixes. */
   name(name: Name): void {
     const wire = name.wire;
-    let at = 0;
-    for (;;) {
+    if (wire === this.question && wire.length > 1) {
+      this.u16(0xc000 | this.questionAt);
+      return;
+    }
+    const seen = (this.seen ??= this.suffixes(this.question, this.questionAt));
+    for (let at = 0; ;) {
       const length = wire.charCodeAt(at);
       if (length === 0) {
         this.u8(0);
         return;
       }
       const suffix = wire.slice(at);
-      const position = this.seen.get(suffix);
+      const position = seen.get(suffix);
       if (position !== undefined) {
         this.u16(0xc000 | position);
         return;
       }
-      if (this.length < 0x4000) this.seen.set(suffix, this.length);
+      if (this.length < 0x4000) seen.set(suffix, this.length);
       this.need(1 + length);
       this.buffer.write(wire.slice(at, at + 1 + length), this.length, 1 + length, "latin1");
       this.length += 1 + length;
@@ -312,13 +318,16 @@ export class Writer {
     }
   }
 
-  /** Remembers a name that somebody else will write at `position`, such as the question's. */
+  /** Says that somebody else writes this name at `position` (the question's); before the first name is written. */
   remember(name: Name, position: number): void {
-    const wire = name.wire;
-    for (let at = 0; wire.charCodeAt(at) !== 0; at += 1 + wire.charCodeAt(at)) {
-      const suffix = wire.slice(at);
-      if (!this.seen.has(suffix) && position + at < 0x4000) this.seen.set(suffix, position + at);
-    }
+    this.question = name.wire;
+    this.questionAt = position;
+  }
+
+  private suffixes(wire: string, position: number): Map<string, number> {
+    const seen = new Map<string, number>();
+    for (let at = 0; at < wire.length && wire.charCodeAt(at) !== 0; at += 1 + wire.charCodeAt(at)) seen.set(wire.slice(at), position + at);
+    return seen;
   }
 
   private need(count: number): void {
