@@ -10,7 +10,7 @@ import { buildVm, Vm } from "../test/lib/vm.mjs";
 import { buildTools, World } from "../test/lib/world.mjs";
 
 const METRICS = "127.0.0.1:9469";
-const PROBE_MS = 1500;
+const PROBE_MS = 1000;
 const colour = process.stdout.isTTY === true;
 /** @param {number} code @param {string} text */
 const paint = (code, text) => (colour ? `\x1b[${code}m${text}\x1b[0m` : text);
@@ -73,8 +73,10 @@ async function judge(world, vm, enforcer, attempt, control, controlAsked) {
   } else {
     const after = await passed(world);
     const reasons = [...after].filter(([name, count]) => count > (before.get(name) ?? 0)).map(([name]) => name);
+    // The reason of the first packet says why it may; those of later packets and of the lookup before it only follow.
+    const first = reasons.filter((name) => !["established", "neighbour", ...(attempt.notAsked === undefined ? ["dns-redirect"] : [])].includes(name));
     verdict = seen.ok ? "allow" : "none seen";
-    reason = reasons.join(", ");
+    reason = first.join(", ");
     if (!seen.ok) wrong.push("did not get through");
   }
   if (attempt.notAsked !== undefined) {
@@ -87,9 +89,14 @@ async function judge(world, vm, enforcer, attempt, control, controlAsked) {
   return { attempt, control, seen, verdict, reason, wrong };
 }
 
+/** What was seen, without what the row says already: the address that answered, and the words of an extended DNS error. @param {string} saw */
+function brief(saw) {
+  return saw.replace(/^lookup: /, "").replace(/(HTTP \d+: \S+) \S+$/, "$1").replace(/(EDE \d+):.*\)/, "$1)");
+}
+
 /** @param {readonly (readonly string[])[]} lines */
 function table(lines) {
-  const limit = [48, 34, 44, 9, 34, 60];
+  const limit = [50, 40, 40, 9, 34, 60];
   const cut = lines.map((line) => line.map((cell, column) => {
     const most = limit[column] ?? 60;
     return cell.length > most ? `${cell.slice(0, most - 3)}...` : cell;
@@ -147,7 +154,7 @@ async function main() {
 
     const lines = table([
       ["attempt", "without the enforcer", "with it, the guest saw", "verdict", "reason", "as expected"],
-      ...rows.map((row) => [row.attempt.what, row.control.saw, row.seen.saw, row.verdict, row.reason, row.wrong.length === 0 ? "yes" : `NO: ${row.wrong.join("; ")}`]),
+      ...rows.map((row) => [row.attempt.what, brief(row.control.saw), brief(row.seen.saw), row.verdict, row.reason, row.wrong.length === 0 ? "yes" : `NO: ${row.wrong.join("; ")}`]),
     ]);
     console.log("");
     lines.forEach((line, index) => console.log(index === 0 ? paint(1, line) : paint((rows[index - 1]?.wrong.length ?? 0) === 0 ? 32 : 31, line)));
