@@ -52,7 +52,8 @@ export class Instance {
     if (pins !== null) makeDirectory(pins);
     const found = pins === null ? [] : PINNED.filter((name) => existsSync(join(pins, name)));
     // A former start that died half-way left some of the maps: nothing can be in force on them.
-    const adopted = found.length === PINNED.length;
+    const former = pins !== null && found.length === PINNED.length ? formerSizes(pins) : null;
+    const adopted = former !== null;
     if (!adopted && pins !== null) for (const name of found) unlinkSync(join(pins, name));
 
     const maxEntries: Record<string, number> = {};
@@ -62,7 +63,7 @@ export class Instance {
     let object: BpfObject;
     try {
       object = BpfObject.load(OBJECT, adopted && pins !== null
-        ? { pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: NOT_LOADED }
+        ? { maxEntries: former, pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: NOT_LOADED }
         : { maxEntries, disabledPrograms: NOT_LOADED });
     } catch (cause) {
       throw new EnforcerError("E_LOAD", `the kernel refused the programs: ${describe(cause)}`, { cause });
@@ -125,6 +126,18 @@ export function removePins(directory: string): void {
     else unlinkSync(path);
   }
   rmdirSync(directory);
+}
+
+/** Entries of the pinned maps by name: what a former process chose stays. */
+function formerSizes(pins: string): Record<string, number> {
+  return Object.fromEntries(PINNED.map((name) => {
+    const map = BpfMap.fromPin(join(pins, name));
+    try {
+      return [name, map.info.maxEntries];
+    } finally {
+      map.close();
+    }
+  }));
 }
 
 function mapDirectory(directory: string): string { return join(directory, `maps-v${AbiLimit.ABI_VERSION}`); }
