@@ -110,7 +110,8 @@ describe("A35: names of the host, its network and metadata endpoints", () => {
   it.each([
     ["metadata.google.internal", "metadata.google.internal", true], ["suffix:google.internal", "metadata.google.internal", false], ["'*.internal'", "metadata.google.internal", false],
     ["'*.foo.ts.net'", "db.foo.ts.net", true], ["'*.ts.net'", "db.foo.ts.net", true], ["localhost", "localhost", true], ["suffix:localhost", "localhost", false], ["printer.", "printer", true],
-    ["'*.corp.local'", "db.corp.local", true], ["suffix:local", "db.corp.local", true], ["suffix:10.in-addr.arpa", "1.0.0.10.in-addr.arpa", true], ["1.0.0.10.in-addr.arpa", "1.0.0.10.in-addr.arpa", true],
+    ["'*.corp.local'", "db.corp.local", true], ["suffix:local", "db.corp.local", true], ["suffix:10.in-addr.arpa", "1.0.0.10.in-addr.arpa", true], ["suffix:192.in-addr.arpa", "1.1.168.192.in-addr.arpa", false],
+    ["suffix:ibm.com", "x.private.cloud.ibm.com", false], ["suffix:private.cloud.ibm.com", "x.private.cloud.ibm.com", true], ["suffix:googleapis.com", "restricted.googleapis.com", false], ["1.0.0.10.in-addr.arpa", "1.0.0.10.in-addr.arpa", true],
   ] as const)("allow %s: %s → %s, also behind an open rule", (destination, name, allowed) => {
     expect(judge(`rules: [{allow: ${destination}}]`, name).allowed).toBe(allowed);
     expect(judge(`rules: [{allow: public}, {allow: ${destination}}]`, name).allowed).toBe(allowed);
