@@ -22,6 +22,13 @@ export interface CacheEntry {
   readonly size: number;
 }
 
+/** An entry in its owner's queue. A Set would do, but taking the oldest out of one again and again walks over all that is gone. */
+interface Kept extends CacheEntry {
+  older: Kept | null;
+  newer: Kept | null;
+  held: boolean;
+}
+
 export interface CacheLimits {
   /** octets in all. */
   readonly total: number;
@@ -42,13 +49,14 @@ function sizeOf(key: string, told: Told, wire: WireAnswer): number {
     + 128 * (told.addresses.length + told.others.length + told.targets.length);
 }
 
-interface Share { octets: number; readonly entries: Set<CacheEntry> }
+/** What one owner's queries brought, oldest first. */
+interface Share { octets: number; oldest: Kept | null; newest: Kept | null }
 
 export class AnswerCache {
-  private readonly entries = new Map<string, CacheEntry>();
+  private readonly entries = new Map<string, Kept>();
   private readonly shares = new Map<number, Share>();
   private total = 0;
-  private walk: Iterator<CacheEntry> | null = null;
+  private walk: Iterator<Kept> | null = null;
   evicted = 0;
 
   constructor(private readonly limits: CacheLimits = defaultCacheLimits) {}
@@ -69,18 +77,24 @@ export class AnswerCache {
 
   /** Makes an entry and keeps it if its TTL and size allow; what is returned may be used once in any case. */
   put(key: string, told: Told, wire: WireAnswer, owner: number, now: number): CacheEntry {
-    const entry: CacheEntry = { key, told, wire, born: now, expires: now + told.ttl, owner, size: sizeOf(key, told, wire) };
+    const entry: Kept = {
+      older: null, newer: null, held: false, key, told, wire, born: now, expires: now + told.ttl, owner, size: sizeOf(key, told, wire),
+    };
     const old = this.entries.get(key);
     if (old !== undefined) this.drop(old);
     if (told.ttl <= 0 || entry.size > this.limits.perOwner) return entry;
     let share = this.shares.get(owner);
-    if (share === undefined) this.shares.set(owner, (share = { octets: 0, entries: new Set() }));
+    if (share === undefined) this.shares.set(owner, (share = { octets: 0, oldest: null, newest: null }));
     while (share.octets + entry.size > this.limits.perOwner) this.evict(share);
     while (this.total + entry.size > this.limits.total) this.evict(this.largest());
     // An eviction may have emptied the share and taken it off the list.
     this.shares.set(owner, share);
     this.entries.set(key, entry);
-    share.entries.add(entry);
+    entry.held = true;
+    entry.older = share.newest;
+    if (share.newest === null) share.oldest = entry;
+    else share.newest.newer = entry;
+    share.newest = entry;
     share.octets += entry.size;
     this.total += entry.size;
     return entry;
@@ -113,20 +127,24 @@ export class AnswerCache {
   }
 
   private evict(share: Share): void {
-    for (const entry of share.entries) {
-      this.drop(entry);
-      this.evicted++;
-      return;
-    }
+    if (share.oldest === null) return;
+    this.drop(share.oldest);
+    this.evicted++;
   }
 
-  private drop(entry: CacheEntry): void {
-    if (this.entries.get(entry.key) === entry) this.entries.delete(entry.key);
-    const share = this.shares.get(entry.owner);
-    if (share !== undefined && share.entries.delete(entry)) {
-      share.octets -= entry.size;
-      this.total -= entry.size;
-      if (share.entries.size === 0) this.shares.delete(entry.owner);
-    }
+  private drop(entry: Kept): void {
+    if (!entry.held) return;
+    entry.held = false;
+    this.entries.delete(entry.key);
+    const share = this.shares.get(entry.owner)!;
+    if (entry.older === null) share.oldest = entry.newer;
+    else entry.older.newer = entry.newer;
+    if (entry.newer === null) share.newest = entry.older;
+    else entry.newer.older = entry.older;
+    entry.older = null;
+    entry.newer = null;
+    share.octets -= entry.size;
+    this.total -= entry.size;
+    if (share.oldest === null) this.shares.delete(entry.owner);
   }
 }

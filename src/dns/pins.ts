@@ -59,14 +59,20 @@ interface PinnedName {
   /** rule bits under the policy in force, and under the one that is being swapped in. */
   bits: readonly number[];
   nextBits: readonly number[];
-  /** end of the lease by address; grace not counted. */
-  readonly leases: Map<PinnedAddress, number>;
+  /** one per address; few, so that a list is both smaller and quicker than a map. */
+  readonly leases: Lease[];
+}
+
+interface Lease {
+  readonly address: PinnedAddress;
+  /** end, grace not counted. */
+  expires: number;
 }
 
 interface PinnedAddress {
   readonly key: string;
   readonly bytes: Uint8Array;
-  readonly names: Set<PinnedName>;
+  readonly names: PinnedName[];
   /** seconds of grace on top of the leases, because it was in use; 0 when none. */
   graceUntil: number;
 }
@@ -80,6 +86,24 @@ function keyOf(a: Uint8Array): string {
   );
 }
 
+function leaseFor(pinned: PinnedName, address: PinnedAddress): Lease | undefined {
+  for (const lease of pinned.leases) if (lease.address === address) return lease;
+  return undefined;
+}
+
+function endOf(pinned: PinnedName, address: PinnedAddress): number {
+  return leaseFor(pinned, address)?.expires ?? 0;
+}
+
+/** Takes name and address apart; false when they were not together. */
+function part(pinned: PinnedName, address: PinnedAddress): boolean {
+  const at = pinned.leases.findIndex((lease) => lease.address === address);
+  if (at >= 0) pinned.leases.splice(at, 1);
+  const place = address.names.indexOf(pinned);
+  if (place >= 0) address.names.splice(place, 1);
+  return at >= 0;
+}
+
 export class PinBook {
   private readonly names = new Map<string, PinnedName>();
   private readonly addresses = new Map<string, PinnedAddress>();
@@ -88,6 +112,8 @@ export class PinBook {
   private next: AddressWriter | null = null;
   /** something was granted and the kernel has not been told yet that its denials are void. */
   private grantOwed = false;
+  /** second of the last sweep. */
+  private swept = -1;
   readonly counters: PinCounters = {
     names: 0, addresses: 0, shownNames: 0, added: 0, renewed: 0, expired: 0, refusedNames: 0, refusedAddresses: 0,
     refusedAddressesPerName: 0, refusedBits: 0, writeErrors: 0, graceExtensions: 0,
@@ -117,18 +143,22 @@ export class PinBook {
     }
     this.shown.delete(name.wire);
     let pinned = this.names.get(name.wire);
-    if (pinned === undefined) this.names.set(name.wire, (pinned = { name, bits, nextBits, leases: new Map() }));
+    if (pinned === undefined) this.names.set(name.wire, (pinned = { name, bits, nextBits, leases: [] }));
     pinned.bits = bits;
     pinned.nextBits = nextBits;
     let result: PinResult = "ok";
     for (const bytes of addresses) {
       const key = keyOf(bytes);
       let address = this.addresses.get(key);
-      if (address === undefined) this.addresses.set(key, (address = { key, bytes: bytes.slice(), names: new Set(), graceUntil: 0 }));
-      const before = pinned.leases.get(address);
+      if (address === undefined) this.addresses.set(key, (address = { key, bytes: bytes.slice(), names: [], graceUntil: 0 }));
+      const lease = leaseFor(pinned, address);
+      const before = lease?.expires;
       if (before !== undefined && before >= expires) continue;
-      pinned.leases.set(address, expires);
-      address.names.add(pinned);
+      if (lease !== undefined) lease.expires = expires;
+      else {
+        pinned.leases.push({ address, expires });
+        address.names.push(pinned);
+      }
       try {
         this.flush(address);
         // This second counts as over: the kernel may have said no in it.
@@ -138,8 +168,8 @@ export class PinBook {
       } catch {
         this.counters.writeErrors++;
         result = "write";
-        if (before === undefined) this.unlink(pinned, address);
-        else pinned.leases.set(address, before);
+        if (lease === undefined || before === undefined) this.release(pinned, address);
+        else lease.expires = before;
         break;
       }
     }
@@ -153,7 +183,7 @@ export class PinBook {
         result = "write";
       }
     }
-    if (pinned.leases.size === 0) this.names.delete(name.wire);
+    if (pinned.leases.length === 0) this.names.delete(name.wire);
     this.gauge();
     return result;
   }
@@ -161,7 +191,8 @@ export class PinBook {
   /** Whether the pin fits into every bound; expired pins are swept first when it does not. */
   private room(name: Name, bits: readonly number[], nextBits: readonly number[], addresses: readonly Uint8Array[], now: number): PinResult {
     const first = this.fits(name, bits, nextBits, addresses);
-    if (first === "ok") return first;
+    // Once a second is often enough: a guest at its bound must not make every query cost a sweep.
+    if (first === "ok" || this.swept === now) return first;
     this.sweep(now, () => false);
     return this.fits(name, bits, nextBits, addresses);
   }
@@ -181,8 +212,8 @@ export class PinBook {
       }
       const address = this.addresses.get(key);
       if (address === undefined) fresh++;
-      if (address === undefined || pinned === undefined || !pinned.leases.has(address)) freshForName++;
-      if (address === undefined || (address.names.size === 1 && pinned !== undefined && address.names.has(pinned))) continue;
+      if (address === undefined || pinned === undefined || leaseFor(pinned, address) === undefined) freshForName++;
+      if (address === undefined || (address.names.length === 1 && address.names[0] === pinned)) continue;
       const now = new Set(bits);
       const next = new Set(nextBits);
       for (const other of address.names) {
@@ -193,7 +224,7 @@ export class PinBook {
       if (now.size > PIN_BITS || next.size > PIN_BITS) return "bits";
     }
     if (this.addresses.size + fresh > this.limits.addresses) return "addresses";
-    if ((pinned?.leases.size ?? 0) + freshForName > this.limits.addressesPerName) return "addresses-per-name";
+    if ((pinned?.leases.length ?? 0) + freshForName > this.limits.addressesPerName) return "addresses-per-name";
     return "ok";
   }
 
@@ -209,8 +240,8 @@ export class PinBook {
   list(): PinListing[] {
     const listing: PinListing[] = [];
     for (const pinned of this.names.values()) {
-      for (const [address, lease] of pinned.leases) {
-        listing.push({ name: pinned.name, address: address.bytes, expires: Math.max(lease, address.graceUntil), bits: pinned.bits });
+      for (const { address, expires } of pinned.leases) {
+        listing.push({ name: pinned.name, address: address.bytes, expires: Math.max(expires, address.graceUntil), bits: pinned.bits });
       }
     }
     for (const each of this.shown.values()) {
@@ -224,9 +255,10 @@ export class PinBook {
    * @param inUse whether a flow of the sandbox uses the address now; asked only for pins near their end.
    */
   sweep(now: number, inUse: (address: Uint8Array) => boolean): void {
+    this.swept = now;
     for (const address of this.addresses.values()) {
       let end = 0;
-      for (const pinned of address.names) end = Math.max(end, pinned.leases.get(address) ?? 0);
+      for (const pinned of address.names) end = Math.max(end, endOf(pinned, address));
       const effective = Math.max(end, address.graceUntil);
       if (effective > now + NEAR_END) {
         // Single names may have ended below the address's end.
@@ -253,10 +285,9 @@ export class PinBook {
     if (address.graceUntil > now) return;
     let changed = false;
     for (const pinned of [...address.names]) {
-      if ((pinned.leases.get(address) ?? 0) > now) continue;
-      pinned.leases.delete(address);
-      address.names.delete(pinned);
-      if (pinned.leases.size === 0) this.names.delete(pinned.name.wire);
+      if (endOf(pinned, address) > now) continue;
+      part(pinned, address);
+      if (pinned.leases.length === 0) this.names.delete(pinned.name.wire);
       this.counters.expired++;
       changed = true;
     }
@@ -265,10 +296,14 @@ export class PinBook {
 
   /** Takes one name off an address; the last one takes the address off the kernel. */
   private unlink(pinned: PinnedName, address: PinnedAddress): void {
-    if (pinned.leases.delete(address)) this.counters.expired++;
-    address.names.delete(pinned);
-    if (pinned.leases.size === 0) this.names.delete(pinned.name.wire);
-    if (address.names.size > 0) {
+    this.counters.expired++;
+    this.release(pinned, address);
+  }
+
+  private release(pinned: PinnedName, address: PinnedAddress): void {
+    part(pinned, address);
+    if (pinned.leases.length === 0) this.names.delete(pinned.name.wire);
+    if (address.names.length > 0) {
       this.tryFlush(address);
       return;
     }
@@ -302,12 +337,16 @@ export class PinBook {
           left++;
           continue;
         }
-        if (promoted === undefined) this.names.set(each.name.wire, (promoted = { name: each.name, bits: [], nextBits: bits, leases: new Map() }));
+        if (promoted === undefined) this.names.set(each.name.wire, (promoted = { name: each.name, bits: [], nextBits: bits, leases: [] }));
         const key = keyOf(bytes);
         let address = this.addresses.get(key);
-        if (address === undefined) this.addresses.set(key, (address = { key, bytes, names: new Set(), graceUntil: 0 }));
-        promoted.leases.set(address, Math.max(expires, promoted.leases.get(address) ?? 0));
-        address.names.add(promoted);
+        if (address === undefined) this.addresses.set(key, (address = { key, bytes, names: [], graceUntil: 0 }));
+        const lease = leaseFor(promoted, address);
+        if (lease !== undefined) lease.expires = Math.max(lease.expires, expires);
+        else {
+          promoted.leases.push({ address, expires });
+          address.names.push(promoted);
+        }
       }
     }
     try {
@@ -354,12 +393,12 @@ export class PinBook {
         continue;
       }
       this.names.delete(pinned.name.wire);
-      for (const [address] of pinned.leases) {
-        address.names.delete(pinned);
+      for (const { address, expires } of [...pinned.leases]) {
+        part(pinned, address);
         // The map in force never had this name's bits on it, so there is nothing to take out of the kernel.
-        if (address.names.size === 0) this.addresses.delete(address.key);
+        if (address.names.length === 0) this.addresses.delete(address.key);
+        this.show(pinned.name, [address.bytes], expires);
       }
-      for (const [address, expires] of pinned.leases) this.show(pinned.name, [address.bytes], expires);
     }
     this.gauge();
   }
@@ -388,15 +427,14 @@ export class PinBook {
 
   /** What the kernel should hold for the address: the latest expiry per bit. */
   private entriesOf(address: PinnedAddress, next: boolean): PinEntry[] {
-    if (address.names.size === 1) {
-      for (const pinned of address.names) {
-        const expires = Math.max(pinned.leases.get(address) ?? 0, address.graceUntil);
-        return (next ? pinned.nextBits : pinned.bits).map((bit) => ({ bit, expires }));
-      }
+    const only = address.names.length === 1 ? address.names[0] : undefined;
+    if (only !== undefined) {
+      const expires = Math.max(endOf(only, address), address.graceUntil);
+      return (next ? only.nextBits : only.bits).map((bit) => ({ bit, expires }));
     }
     const latest = new Map<number, number>();
     for (const pinned of address.names) {
-      const expires = Math.max(pinned.leases.get(address) ?? 0, address.graceUntil);
+      const expires = Math.max(endOf(pinned, address), address.graceUntil);
       for (const bit of next ? pinned.nextBits : pinned.bits) if (expires > (latest.get(bit) ?? 0)) latest.set(bit, expires);
     }
     return [...latest].map(([bit, expires]) => ({ bit, expires }));
