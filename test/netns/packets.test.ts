@@ -345,7 +345,7 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
   test("A13 IPv6 forms that carry an IPv4 address or lie outside global unicast", async () => {
     const forms = ["::ffff:10.0.0.1", "::8.8.8.8", "::ffff:0:a9fe:a9fe", "64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe", "2002:a9fe:a9fe::1", "fec0::1", "4000::1", "5f00::1",
       "::ffff:8.8.8.8", "64:ff9b::10.0.0.1", "2002:a00:1::1", "2001:0:a9fe:a9fe::1", "2001:0:808:808:0:0:f5ff:fffe", "2606:2800::5efe:10.0.0.1", "2606:2800::200:5efe:169.254.169.254", "100::1", "3fff::1", "2001:db8::1"];
-    await stage.show({ stimuli: forms.map((form) => stage.syn("", ipText(ip(form)), form.startsWith("::ffff:10") || form.startsWith("::ffff:8") || form === "::8.8.8.8" ? null : "uplink")) });
+    await stage.show({ stimuli: forms.map((form) => stage.syn("", ipText(ip(form)), "uplink")) });
   });
 
   test("A14 metadata and credential endpoints of the clouds", async () => {
@@ -493,6 +493,55 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
       ],
     });
     if (!controlsOnly) expect(await hostState(stage.held)).toBe(before);
+  });
+  test("name services other than DNS, and answers of a DHCP server", async () => {
+    const to = (destination: string, protocol: "tcp" | "udp", port: number, reasons: Stimulus["escapes"] = "uplink", sourcePort?: number): Stimulus => ({
+      name: `${protocol}/${port} to ${destination}`, escapes: reasons,
+      build: (mark) => (protocol === "tcp" ? tcpFrame : udpFrame)(stage.to(destination), { sourcePort: sourcePort ?? mark.port, destinationPort: port, payload: mark.bytes }),
+    });
+    await stage.show({
+      stimuli: [SINK.v4, SINK.v6].flatMap((destination) => [to(destination, "tcp", 853), to(destination, "udp", 853), to(destination, "udp", 5353), to(destination, "udp", 5355), to(destination, "udp", 137)]),
+      reasons: ["name-service"],
+    });
+    await stage.show({ stimuli: [to(SINK.v4, "udp", 68, "uplink", 67), to(SINK.v6, "udp", 546, "uplink", 547)], reasons: ["dhcp-server"] });
+  });
+
+  test("headers that lie, and TCP flags that no stack sends", async () => {
+    const lying = (name: string, make: (mark: Mark) => Bytes, escapes: Stimulus["escapes"] = null): Stimulus => ({ name, escapes, build: make });
+    const plain = (mark: Mark, destination: string, change: Parameters<typeof udpFrame>[2]): Bytes =>
+      udpFrame(stage.to(destination), { sourcePort: mark.port, destinationPort: 443, payload: mark.bytes }, change);
+    const flags = (destination: string, value: number): Stimulus => ({
+      name: `TCP flags ${value} to ${destination}`, escapes: "uplink",
+      build: (mark) => tcpFrame(stage.to(destination), { sourcePort: mark.port, destinationPort: 443, flags: value, payload: mark.bytes }),
+    });
+    await stage.show({
+      stimuli: [
+        lying("IPv4 total length beyond the frame", (mark) => plain(mark, SINK.v4, { ipv4: { totalLength: 400 } })),
+        lying("IPv4 total length below the header", (mark) => plain(mark, SINK.v4, { ipv4: { totalLength: 19 } })),
+        lying("IPv4 header of 4 words", (mark) => plain(mark, SINK.v4, { ipv4: { ihl: 4 } })),
+        lying("IPv4 version 6", (mark) => plain(mark, SINK.v4, { ipv4: { version: 6 } })),
+        lying("IPv4 behind the EtherType of IPv6", (mark) => plain(mark, SINK.v4, { type: ETHERTYPE.ipv6 })),
+        lying("IPv6 payload length beyond the frame", (mark) => plain(mark, SINK.v6, { ipv6: { payloadLength: 400 } })),
+        lying("IPv6 payload length 0", (mark) => plain(mark, SINK.v6, { ipv6: { payloadLength: 0 } })),
+        lying("IPv6 version 4", (mark) => plain(mark, SINK.v6, { ipv6: { version: 4 } })),
+        lying("UDP length beyond the packet", (mark) => udpFrame(stage.to(SINK.v4), { sourcePort: mark.port, destinationPort: 443, payload: mark.bytes, length: 400 }), "uplink"),
+        lying("UDP length below its header", (mark) => udpFrame(stage.to(SINK.v6), { sourcePort: mark.port, destinationPort: 443, payload: mark.bytes, length: 7 }), "uplink"),
+        lying("TCP data offset beyond the packet", (mark) => tcpFrame(stage.to(SINK.v4), { sourcePort: mark.port, destinationPort: 443, payload: mark.bytes, dataOffset: 15 }), "uplink"),
+        lying("TCP data offset below its header", (mark) => tcpFrame(stage.to(SINK.v6), { sourcePort: mark.port, destinationPort: 443, payload: mark.bytes, dataOffset: 4 }), "uplink"),
+        ...[SINK.v4, SINK.v6].flatMap((destination) => [0, TCP.syn | TCP.fin, TCP.syn | TCP.rst].map((value) => flags(destination, value))),
+      ],
+      reasons: ["length", "truncated", "tcp-flags", "ip-options", "ethertype", "extension-header", "protocol"],
+    });
+    // Frames that are cut short anywhere never do harm, whatever is left of them.
+    if (controlsOnly) return;
+    const mark = nextMark();
+    const whole = [SINK.v4, SINK.v6].flatMap((destination) => [
+      tcpFrame(stage.to(destination), { sourcePort: mark.port, destinationPort: 443, payload: mark.bytes }), echoFrame(stage.to(destination), { payload: mark.bytes }),
+    ]);
+    const cut = whole.flatMap((frame) => Array.from({ length: frame.length - 15 }, (_, length) => frame.slice(0, 14 + length)));
+    const { captured } = await stage.inject(stage.held, [...cut, ...whole.map((frame) => frame.slice(0, 14))]);
+    expect(captured.uplink.length + captured.lan.length + captured.sibling.length).toBe(0);
+    await stage.alive();
   });
 });
 

@@ -2,7 +2,7 @@
  * The other side of the attack rows: what must keep working for a guest on a real tap, routed and bridged, and that
  * nothing is left when the enforcer ends.
  */
-import { readdirSync } from "node:fs";
+import { readdirSync, writeFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ADDRESS, type Enforcer, MAC, until, World } from "../lib/world.mjs";
 import { controlsOnly } from "./stage.js"; // and its bounds for tests and hooks
@@ -105,6 +105,20 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
         if (enforcer !== null) expect((await from.probe(["http", address, "8081", "guest", "/"], 400)).ok).toBe(false);
       }
     }
+    await server.stop();
+  });
+
+  test("a guest without an address gets one by DHCP", async () => {
+    const device = bridged ? "br0" : "tap0";
+    const server = world.own(world.host.start(["dnsmasq", "--keep-in-foreground", "--port=0", "--conf-file=/dev/null", "--no-ping", "--log-dhcp", `--interface=${device}`, "--bind-dynamic",
+      `--dhcp-range=${ADDRESS.guest4},${ADDRESS.guest4},255.255.255.252`, `--dhcp-leasefile=${world.dir}/leases`, `--pid-file=${world.dir}/dnsmasq.pid`, "--log-facility=-", "--user=root"]));
+    await world.guest.must(["ip", "-4", "addr", "flush", "dev", "eth0"]);
+    const script = `${world.dir}/udhcpc.sh`;
+    writeFileSync(script, `#!/bin/sh\n[ "$1" = bound ] || exit 0\nip addr add $ip/${bridged ? 24 : 30} dev eth0\nip route replace default via $router\n`, { mode: 0o755 });
+    const client = await world.guest.run(["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "5", "-T", "1", "-s", script], { timeoutMs: 20_000 });
+    expect(client.status, client.stderr + server.report()).toBe(0);
+    expect(await world.guest.must(["ip", "-4", "addr", "show", "dev", "eth0"])).toContain(ADDRESS.guest4);
+    expect((await world.guest.probe(["ping", ADDRESS.site4], 3000)).saw).toBe("echo reply");
     await server.stop();
   });
 
