@@ -3,8 +3,11 @@
  *
  * Holds always: every integer from JavaScript is range-checked (RangeError); every failed system call throws a
  * NativeError with code, syscall and, where known, path, ifindex and the verifier's last useful line; close() is
- * idempotent; using a closed object throws. All calls are synchronous. The module may be loaded in any number of worker
- * threads; descriptors are per process, so a map's fd number may be handed to a worker and opened there with fromFd.
+ * idempotent; using a closed object throws EBADF. What is attached to the event loop (RingBuffer, NetlinkMonitor,
+ * UdpBatch, Tap.onFrames) keeps the loop alive and itself from being collected until it is closed; what its callback
+ * throws becomes an uncaught exception. Everything else is released with its last reference. All calls are synchronous.
+ * The module may be loaded in any number of worker threads; descriptors are per process, so a map's fd number may be
+ * handed to a worker and opened there with fromFd.
  */
 
 export interface NativeError extends Error {
@@ -29,7 +32,10 @@ export interface MapInfo {
 
 export interface StructLayout {
   size: number;
-  /** name → {offset, size} in octets, nested structs with dotted names ("header.uid"), arrays as one field. */
+  /**
+   * name → {offset, size} in octets, nested structs with dotted names ("header.uid"), members of anonymous structs and
+   * unions under their own names, arrays as one field.
+   */
   fields: Record<string, { offset: number; size: number }>;
 }
 
@@ -37,8 +43,10 @@ export class BpfObject {
   /**
    * Opens and loads an object file.
    * @param options.maxEntries overrides by map name (before load); for a map-in-map this sizes the outer map.
-   * @param options.pinnedMaps map name → bpffs path: the map is taken from that pin instead of being created.
-   * @param options.disabledPrograms names not to load.
+   * @param options.pinnedMaps map name → bpffs path: the map is taken from that pin instead of being created. EINVAL when
+   *   the pinned map has another type, other sizes (after maxEntries) or other flags.
+   * @param options.disabledPrograms names not to load; they are not in programs either.
+   * @throws NativeError with verifier set when a program is refused; ENOENT for a name the object has not.
    */
   static load(path: string, options?: {
     maxEntries?: Record<string, number>; pinnedMaps?: Record<string, string>; disabledPrograms?: string[];
@@ -62,7 +70,7 @@ export class BpfMap {
   static fromFd(fd: number): BpfMap;
   readonly fd: number;
   readonly info: MapInfo;
-  /** memlock of /proc/self/fdinfo: octets of kernel memory as the kernel counts them. */
+  /** memlock of /proc/self/fdinfo: octets of kernel memory as the kernel counts them (before Linux 6.4 an estimate from the sizes). */
   memory(): number;
   lookup(key: Uint8Array): Buffer | null;
   /** Like lookup into a buffer of the right size; false when there is no such key. */
@@ -106,10 +114,10 @@ export class BpfLink {
   static fromId(id: number): BpfLink;
   readonly fd: number;
   readonly info: { id: number; programId: number; ifindex: number; hook: TcHook };
-  /** Replaces the program atomically. */
+  /** Replaces the program atomically. EEXIST when that program stands on the hook already, ENOLINK when the link is detached. */
   update(program: BpfProgram): void;
   pin(path: string): void;
-  /** Detaches at once, whoever else holds the link. */
+  /** Detaches at once, whoever else holds the link; info.ifindex is 0 from then on, as it is when the device has gone. */
   detach(): void;
   close(): void;
 }
@@ -128,14 +136,19 @@ export function queryClsact(ifindex: number, hook: TcHook, options?: { handle?: 
 export function removeClsact(ifindex: number): boolean;
 
 export class RingBuffer {
-  /** One callback per wake-up with all records that were waiting, each copied; at most 4096 a call. Runs on the loop of the thread that made it. */
+  /** One callback per wake-up with the records that were waiting, each copied; at most 4096 a call. Runs on the loop of the thread that made it. */
   constructor(map: BpfMap, onRecords: (records: Buffer[]) => void);
   /** Takes what waits now, synchronously. */
   drain(): void;
   close(): void;
 }
 
-/** Sends one rtnetlink request (or dump) and returns all answer messages' bytes (struct nlmsghdr each, without NLMSG_DONE). Throws NativeError with the kernel's errno and extack text. */
+/**
+ * Sends one netlink request (or dump) from the calling thread's namespace and returns all answer messages' bytes (struct
+ * nlmsghdr each, without NLMSG_DONE and acknowledgements). NLM_F_REQUEST and NLM_F_ACK are set by it. Throws NativeError
+ * with the kernel's errno and extack text; EINTR when a dump was interrupted by changes eight times running, ETIMEDOUT
+ * after five seconds of silence.
+ */
 export function netlinkRequest(message: Uint8Array, protocol?: number): Buffer[];
 
 export class NetlinkMonitor {
@@ -171,19 +184,25 @@ export function effectiveCapabilities(): bigint;
 
 /**
  * UDP in batches: recvmmsg(2) on readiness, one JavaScript call per batch, sendmmsg(2) for the answers. Bound in the
- * calling thread's namespace at construction.
+ * calling thread's namespace at construction. An IPv6 socket takes IPv6 only.
  */
 export class UdpBatch {
   /**
-   * @param options.address numeric address; options.port 0 for any; options.device SO_BINDTODEVICE; receiveBuffer SO_RCVBUFFORCE octets.
-   * @param onBatch data holds all datagrams back to back in fixed cells of `cell` octets (65536/… set by option cellSize, default 2048, a longer datagram is
-   *   marked truncated: lengths[i] > cellSize); peers[i] is at 20*i: family(u16 LE: 4|6), port (u16 LE), address 16 octets (IPv4-mapped for IPv4).
-   *   The buffers are reused after the callback returns.
+   * @param options.address numeric address, without zone; options.port 0 for any; options.device SO_BINDTODEVICE.
+   * @param options.receiveBuffer octets, SO_RCVBUFFORCE. options.cellSize 64 to 65536, default 2048. options.batch
+   *   datagrams a call at most, 1 to 1024, default 64.
+   * @param onBatch data holds the datagrams in cells of cellSize octets, back to back; a longer one is cut off, and
+   *   lengths[i] > cellSize says so. peers[i] is at 20*i: family (u16 LE: 4 or 6), port (u16 LE), address (16 octets,
+   *   IPv4-mapped for IPv4). The buffers are used again after the callback returns.
    */
   constructor(options: { address: string; port: number; device?: string; reusePort?: boolean; receiveBuffer?: number; cellSize?: number; batch?: number },
     onBatch: (count: number, data: Buffer, lengths: Uint32Array, peers: Buffer) => void);
   readonly address: { address: string; port: number; family: 4 | 6 };
-  /** Queues a datagram to the peer (same 20-octet form); flushed with sendmmsg at the end of the callback, or by flush(). Never blocks; a full socket drops and counts. */
+  /**
+   * Queues a copy of a datagram (length 0 to 65507) to the peer (same 20-octet form); flushed with sendmmsg at the end of
+   * the callback, by flush(), by close(), or when 256 datagrams or 256 KiB wait. Never blocks; what a full socket or the
+   * network refuses is dropped and counted.
+   */
   send(data: Uint8Array, offset: number, length: number, peers: Buffer, peerIndex: number): void;
   flush(): void;
   readonly dropped: number;
@@ -191,8 +210,9 @@ export class UdpBatch {
 }
 
 /**
- * Opens /dev/net/tun (IFF_TAP|IFF_NO_PI, with vnet header if asked) in the calling thread's namespace. For tests, benchmarks and the self-test.
- * With vnetHeader every read and written frame begins with the 10-octet struct virtio_net_hdr.
+ * Opens /dev/net/tun (IFF_TAP|IFF_NO_PI, with vnet header if asked) in the calling thread's namespace. For tests,
+ * benchmarks and the self-test. With vnetHeader every read and written frame begins with the 10-octet struct
+ * virtio_net_hdr.
  */
 export class Tap {
   constructor(name: string, options?: { vnetHeader?: boolean; multiQueue?: boolean; persist?: boolean; offloads?: number });

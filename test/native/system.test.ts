@@ -74,6 +74,8 @@ describe("facts", () => {
     const fine = process.hrtime.bigint();
     expect(native.clockMonotonicCoarse()).toBeLessThanOrEqual(process.hrtime.bigint());
     expect(fine - first).toBeGreaterThanOrEqual(0n);
+    expect(1e9 / native.tickNanoseconds()).toBeGreaterThan(99); // CONFIG_HZ is 100 to 1000
+    expect(1e9 / native.tickNanoseconds()).toBeLessThan(1025);
     expect(native.possibleCpus()).toBeGreaterThanOrEqual(1);
     expect(native.libbpfVersion()).toMatch(/^v\d+\.\d+/);
     const line = execFileSync("grep", ["CapEff", "/proc/self/status"], { encoding: "utf8" });
