@@ -92,6 +92,7 @@ enum reason {
 	REASON_LENGTH,            /* length fields disagree */
 	REASON_IP_OPTIONS,
 	REASON_EXTENSION_HEADER,  /* routing header, unknown or repeated or too many extension headers */
+	REASON_MAPPED_ADDRESS,    /* IPv4-mapped address in an IPv6 header: it has no business on a wire (RFC 4291, RFC 4942) */
 	REASON_FRAGMENT,          /* first fragment without whole L4 header, overlap, or no first fragment seen */
 	REASON_CHECKSUM_OFFLOAD,  /* partial checksum that does not lie on the judged L4 checksum field */
 	REASON_TCP_FLAGS,         /* flag combinations no stack sends: no flags, SYN+FIN, SYN+RST */

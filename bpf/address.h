@@ -114,7 +114,6 @@ inline_stage struct addr_cache *address_rules(struct question *q, void *policy, 
 
 	entry->policy = 0;
 	barrier();
-	__u32 mapped = addr[0] == 0 && (__u32)addr[1] == MAPPED_PREFIX;
 	__u32 group = q->v6 ? group_of6(addr) : group_of4(v4_of(addr));
 	union policy_page *groups = policy_page(policy, POLICY_PAGE_GROUPS);
 	union policy_page *scopes = policy_page(policy, POLICY_PAGE_PREFIX_GROUPS);
@@ -135,7 +134,7 @@ inline_stage struct addr_cache *address_rules(struct question *q, void *policy, 
 		} else {
 			void *tries = bpf_map_lookup_elem(&prefixes4, &index);
 			struct lpm4 key = { .prefixlen = 32, .addr = v4_of(addr) };
-			if (!tries || !mapped)
+			if (!tries || !is_mapped(addr))
 				return 0;
 			prefix = bpf_map_lookup_elem(tries, &key);
 		}

@@ -100,10 +100,7 @@ inline_stage __u32 egress(struct pkt *p)
 	if (p->destination_port == DNS_PORT && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && unicast(p) &&
 	    p->sandbox->flags & SANDBOX_REDIRECT_DNS)
 		return redirect_to_resolver(p);
-	__u32 verdict = flow_verdict(p);
-	if (verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST)
-		return fragment_first(p);
-	return verdict;
+	return TO_FLOW;
 }
 
 inline_stage __u32 ingress(struct pkt *p)
@@ -130,10 +127,16 @@ inline_stage __u32 ingress(struct pkt *p)
 
 		return error ? icmp_error_ingress(p) : deny(p, REASON_ICMP_TYPE);
 	}
-	__u32 verdict = flow_verdict(p);
-	if (verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST)
-		return fragment_first(p);
-	return verdict;
+	return TO_FLOW;
+}
+
+/* What form and identity left open, flow table and policy decide. */
+inline_stage __u32 decide(struct pkt *p, __u32 verdict)
+{
+	if (verdict != TO_FLOW)
+		return verdict;
+	verdict = flow_verdict(p);
+	return verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST ? fragment_first(p) : verdict;
 }
 
 inline_stage __u32 begin(struct pkt *p, struct __sk_buff *skb, __u32 direction)
@@ -158,8 +161,8 @@ int from_guest(struct __sk_buff *skb)
 
 	if (begin(&p, skb, DIR_EGRESS) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
-	int verdict = fast(&p);
-	return finish(&p, verdict == UNDECIDED ? egress(&p) : (__u32)verdict);
+	__u32 verdict = fast(&p);
+	return finish(&p, decide(&p, verdict == UNDECIDED ? egress(&p) : verdict));
 }
 
 SEC("tc")
@@ -169,8 +172,8 @@ int to_guest(struct __sk_buff *skb)
 
 	if (begin(&p, skb, DIR_INGRESS) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
-	int verdict = fast(&p);
-	return finish(&p, verdict == UNDECIDED ? ingress(&p) : (__u32)verdict);
+	__u32 verdict = fast(&p);
+	return finish(&p, decide(&p, verdict == UNDECIDED ? ingress(&p) : verdict));
 }
 
 SEC("tc")
@@ -193,7 +196,7 @@ int from_guest_long(struct __sk_buff *skb)
 
 	if (begin(&p, skb, DIR_EGRESS) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
-	return finish(&p, egress(&p));
+	return finish(&p, decide(&p, egress(&p)));
 }
 
 /*

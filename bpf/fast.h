@@ -4,13 +4,12 @@
  * what was denied a moment ago.
  *
  * Holds always: it says allow only where the long way would say REASON_ESTABLISHED, and deny only what denial.h remembers
- * from the long way; at the first thing out of the ordinary it says UNDECIDED, and the long way begins from nothing. It
- * writes no table but the counters.
+ * from the long way. A plain packet of the sandbox's own for which neither holds goes on to flow table and policy, where
+ * the long way would have sent it too; at the first thing out of the ordinary the answer is UNDECIDED, and the long way
+ * begins from nothing. It writes no table.
  */
 #ifndef ENFORCER_FAST_H
 #define ENFORCER_FAST_H
-
-#define UNDECIDED (-1)
 
 /* Ports whose packets have their own place on the long way: DNS, DHCP, DHCPv6. */
 inline_stage int has_own_way(__be16 source, __be16 destination)
@@ -50,7 +49,7 @@ inline_stage int fast_guest(struct pkt *p, const __u64 *addr)
 	return l && l->addr4 && l->addr4 == v4_of(addr);
 }
 
-inline_stage int fast(struct pkt *p)
+inline_stage __u32 fast(struct pkt *p)
 {
 	struct __sk_buff *skb = p->skb;
 	int out = p->direction == DIR_EGRESS;
@@ -88,6 +87,8 @@ inline_stage int fast(struct pkt *p)
 		p->proto = ip->nexthdr;
 		__builtin_memcpy(p->source, &ip->saddr, 16);
 		__builtin_memcpy(p->destination, &ip->daddr, 16);
+		if (is_mapped(p->source) || is_mapped(p->destination))
+			return UNDECIDED;
 		p->l4 = ETH_HEADER + sizeof(*ip);
 		p->l4_length = payload;
 		l4 = data + ETH_HEADER + sizeof(*ip);
@@ -96,6 +97,7 @@ inline_stage int fast(struct pkt *p)
 	}
 
 	int opens = 0;
+	p->tcp_flags = 0;
 	if (p->proto == IPPROTO_TCP) {
 		__u32 header = (l4[12] >> 4) * 4;
 		__u8 control = l4[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
@@ -103,6 +105,7 @@ inline_stage int fast(struct pkt *p)
 		if (header < sizeof(struct tcphdr) || header > p->l4_length || (control != TCP_ACK && control != TCP_SYN))
 			return UNDECIDED;
 		opens = control == TCP_SYN;
+		p->tcp_flags = l4[13];
 	} else if (p->proto == IPPROTO_UDP) {
 		if (bpf_ntohs(*(__be16 *)(l4 + 4)) != p->l4_length)
 			return UNDECIDED;
@@ -139,11 +142,11 @@ inline_stage int fast(struct pkt *p)
 			if (flow->policy != p->sandbox->policy || flow->flags & FLOW_CLOSING ||
 			    (flow->origin != p->direction && !(flow->flags & FLOW_REPLIED)) ||
 			    bpf_jiffies64() - flow->last_seen_ticks > p->global->hz / 2)
-				return UNDECIDED;
+				return TO_FLOW;
 			return allow(p, REASON_ESTABLISHED);
 		}
 	}
-	return denied_lately(p, remote, p->destination_port, p->proto) ? VERDICT_DENY : UNDECIDED;
+	return denied_lately(p, remote, p->destination_port, p->proto) ? VERDICT_DENY : TO_FLOW;
 }
 
 #endif

@@ -91,13 +91,24 @@ __attribute__((noinline)) int flow_reclaim(__u32 slot, int pause)
 	return ctx.freed;
 }
 
-inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, __u32 origin)
+/* A new flow, or a new one in the place of an old one with the same key. */
+inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, struct flow *old, __u32 origin)
 {
 	__u64 now = bpf_jiffies64();
+
+	if (old) {
+		old->last_seen_ticks = now;
+		old->created_ticks = now;
+		old->policy = p->question.uid;
+		old->rule = p->rule;
+		old->origin = origin;
+		old->flags = 0;
+		return VERDICT_ALLOW;
+	}
 	struct flow flow = {
 		.last_seen_ticks = now,
 		.created_ticks = now,
-		.policy = p->sandbox->policy,
+		.policy = p->question.uid,
 		.rule = p->rule,
 		.origin = origin,
 	};
@@ -170,7 +181,7 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 		remember_denial(p, remote, port, groups, pinned);
 		return VERDICT_DENY;
 	}
-	return flow_open(p, table, &key, p->direction);
+	return flow_open(p, table, &key, flow, p->direction);
 }
 
 /* An ICMP error toward the guest passes when it quotes a packet of a living flow that the guest sent (RFC 5508). */

@@ -231,8 +231,7 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 	/* claimed by another conversation while it was read: nobody waits for this answer any more */
 	if (e->state != REDIRECT_LIVE || e->guest_port != r->new_port)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
-	__u32 mapped = r->after[0] == 0 && (__u32)r->after[1] == MAPPED_PREFIX;
-	if (mapped == p->v6)
+	if (is_mapped(r->after) == p->v6)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
 	if (rewrite(p, r))
 		return deny(p, REASON_REWRITE);

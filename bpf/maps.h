@@ -121,12 +121,11 @@ struct {
 	__array(values, struct pin_map);
 } pins SEC(".maps");
 
-/* slot -> flows. Written and read here; swept by the agent, and here when full. Full of living flows: the new flow is
- * denied and counted. */
+/* slot -> flows. Written and read here; swept by the agent, and here when full. Preallocated: a new flow needs no memory.
+ * Full of living flows: the new flow is denied and counted. */
 struct flow_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, FLOWS_DEFAULT);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct flow_key);
 	__type(value, struct flow);
 };

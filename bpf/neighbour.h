@@ -105,7 +105,7 @@ inline_stage __u32 nd_egress(struct pkt *p)
 		return deny(p, REASON_TRUNCATED);
 	__u64 target[2];
 	__builtin_memcpy(target, message + 8, 16);
-	if (!nd_options_fit(p, p->l4 + 24, !unspecified))
+	if (is_mapped(target) || !nd_options_fit(p, p->l4 + 24, !unspecified))
 		return deny(p, REASON_ND_SPOOF);
 	int own = guest_index6(p, target) != GUEST_NONE;
 	if (type == ICMP6_NEIGHBOUR_ADVERT)

@@ -172,6 +172,8 @@ inline_stage __u32 parse_ipv6(struct pkt *p)
 		return deny(p, REASON_LENGTH);
 	__builtin_memcpy(p->source, &ip->saddr, 16);
 	__builtin_memcpy(p->destination, &ip->daddr, 16);
+	if (is_mapped(p->source) || is_mapped(p->destination))
+		return deny(p, REASON_MAPPED_ADDRESS);
 	p->hop_limit = ip->hop_limit;
 
 	__u32 offset = ETH_HEADER + sizeof(*ip);

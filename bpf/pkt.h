@@ -58,6 +58,10 @@ struct pkt {
 	__u32 redirect_ifindex;
 };
 
+/* What a stage says beside enum verdict. */
+#define TO_FLOW 3   /* form and identity are right: flow table and policy decide */
+#define UNDECIDED 4 /* the short way does not know */
+
 #define FRAGMENT_NONE 0
 #define FRAGMENT_FIRST 1
 #define FRAGMENT_LATER 2
@@ -113,6 +117,12 @@ inline_stage void map_v4(__u64 *out, __be32 addr)
 {
 	out[0] = 0;
 	out[1] = (__u64)addr << 32 | MAPPED_PREFIX;
+}
+
+/* Inside, an IPv4 address is written so; no IPv6 packet may carry one, or it would share the other's pins and flows. */
+inline_stage int is_mapped(const __u64 *addr)
+{
+	return addr[0] == 0 && (__u32)addr[1] == MAPPED_PREFIX;
 }
 
 inline_stage __be32 v4_of(const __u64 *addr)

@@ -41,7 +41,8 @@ export interface AttachArguments {
 /** Resolves when a signal ended it. @throws EnforcerError. */
 export async function attach(options: AttachArguments): Promise<void> {
   checkInterfaceName(options.tap);
-  const { policy, warnings } = buildPolicy(policyInput({ ...options, file: options.policy }));
+  const input = policyInput({ ...options, file: options.policy });
+  const { policy: draft, warnings } = buildPolicy(input);
   const out = new Output(options.json);
   for (const warning of warnings) out.notice(formatDiagnostic(warning));
   const { ifindex } = tapFacts(options.tap);
@@ -54,7 +55,7 @@ export async function attach(options: AttachArguments): Promise<void> {
     instance: options.tap,
     sandboxes: 1,
     resolverDevice: `enf${ifindex}`,
-    resolvConf: options.upstreams.length > 0 || policy.dns.upstreams !== null ? null : "/etc/resolv.conf",
+    resolvConf: options.upstreams.length > 0 || draft.dns.upstreams !== null ? null : "/etc/resolv.conf",
     onPackets: (events) => { if (sandbox !== null) out.packets(enforcer, sandbox, events); },
     onQueries: (queries) => { if (sandbox !== null) out.queries(sandbox, queries); },
     onLink: (event) => { if (sandbox !== null) onLink(event, sandbox, ended); },
@@ -64,6 +65,8 @@ export async function attach(options: AttachArguments): Promise<void> {
   let metrics: Server | null = null;
   try {
     if (options.metrics !== null) metrics = await serveMetrics(enforcerRegistry(enforcer), options.metrics);
+    // Once more, now that the host's own prefixes are known: they say which group a rule's prefix lies in.
+    const { policy } = buildPolicy({ ...input, groups: enforcer.groups });
     sandbox = await enforcer.attach({ tap: options.tap, policy, gateways: options.gateways, guest: options.guest, mac: options.mac, upstreams: options.upstreams });
     out.enforcing(sandbox, options);
     await ended.promise;
