@@ -293,7 +293,7 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
         from(`::ffff:${ADDRESS.guest4}`, null), from(ADDRESS.guest4, "uplink", { sourceMac: "02:fc:00:00:00:66" }), from(ADDRESS.guest6, "uplink", { sourceMac: "02:fc:00:00:00:66" }),
         from(ADDRESS.guest4, null, { sourceMac: "01:00:5e:00:00:01" }), from(ADDRESS.guest4, null, { sourceMac: stage.gatewayMac }),
       ],
-      reasons: ["source-address", "source-mac"],
+      reasons: ["source-address", "source-mac", "mapped-address"],
     });
   });
 
