@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 VITEST := npx vitest run --reporter=default
 
-.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog clean
+.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-check clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,9 +65,13 @@ test-vm: build ## one microVM (root)
 
 bench: build ## every benchmark; results in bench/results/latest.json (root)
 	@scripts/need-root.sh "make bench"
-	@node bench/run.mjs
-bench-prog: build ## one benchmark alone: the kernel programs (root)
-	@node bench/run.mjs prog
+	@node bench/run.mjs && node bench/table.mjs
+bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn: build ## one benchmark alone
+	@scripts/need-root.sh "make $@"
+	@node bench/run.mjs $(@:bench-%=%)
+bench-check: build ## fails when a ratio is worse than the recorded one (root)
+	@scripts/need-root.sh "make bench-check"
+	@node bench/check.mjs
 
 clean: ## removes what build made
 	rm -rf dist bin native/build bpf/build test/tools/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts
