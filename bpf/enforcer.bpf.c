@@ -87,10 +87,13 @@ inline_stage __u32 egress(struct pkt *p)
 		return arp_egress(p);
 	if (p->v6 && is_icmp(p) && p->l4 && is_nd(bpf_ntohs(p->source_port) >> 8))
 		return nd_egress(p);
-	if (is_dhcp_egress(p) && (p->v6 || !v4_of(p->source) || guest_index4(p, v4_of(p->source)) != GUEST_NONE))
+	int dhcp = is_dhcp_egress(p);
+	if (dhcp && !p->v6 && !v4_of(p->source))
 		return allow(p, REASON_DHCP);
 	if (check_source(p) != VERDICT_ALLOW)
 		return VERDICT_DENY;
+	if (dhcp)
+		return allow(p, REASON_DHCP);
 	if (p->fragment == FRAGMENT_LATER)
 		return fragment_later(p);
 	if (is_icmp(p) && !is_echo(p))
