@@ -56,7 +56,7 @@ export const prefix = (text: string): Prefix => {
 export const hostGroups = (more: readonly string[] = []): GroupTable => groupTable({
   hostAddresses: [HOST.gateway4, HOST.gateway6, HOST.uplink4, HOST.uplink6, ...more].map(address),
   connectedPrefixes: ["10.0.0.0/24", "203.0.114.0/24", "2a00:1::/64", "fd00::/64"].map(prefix),
-  broadcasts: [address("10.0.0.255")],
+  broadcasts: ["10.0.0.255", "203.0.114.255"].map(address),
 });
 
 export interface RunOptions {
@@ -164,8 +164,11 @@ export class Lab {
     } : null);
   }
 
-  /** A device that exists; its index. */
+  /** A device that exists and carries no sandbox; its index. */
   device(): number {
+    const used = new Set([...this.sandboxes.values()].map(({ ifindex }) => ifindex));
+    const idle = this.#devices.find(({ ifindex }) => !used.has(ifindex));
+    if (idle !== undefined) return idle.ifindex;
     const tap = new Tap(`t${this.#devices.length}`);
     this.#devices.push(tap);
     return tap.ifindex;
@@ -281,6 +284,19 @@ export class LabSandbox {
       map.close();
     }
     this.tables.commit(uid);
+  }
+
+  /** As after an attach, but for what was learned: no flow, no fragment, no conversation with the resolver, no pin. */
+  forget(): void {
+    this.clearFlows();
+    const fragments = this.tables.inner("fragments")!, redirects = this.tables.inner("redirects")!, pins = this.tables.pins()!;
+    const there = fragments.entries();
+    if (there.count > 0) fragments.deleteBatch(there.keys, there.count);
+    for (const { index } of this.redirects()) redirects.update(slotKey(index), Buffer.alloc(layouts.redirect.size));
+    const pinned = pins.entries();
+    if (pinned.count > 0) pins.deleteBatch(pinned.keys, pinned.count);
+    for (const map of [fragments, redirects, pins]) map.close();
+    this.#lab.instance.map("event_limits").update(slotKey(this.slot), Buffer.alloc(layouts.event_limit.size));
   }
 
   /** Rule bits that a pin of this name carries. */
