@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
   addTags, arpFrame, type Bytes, chain, concat, decode, destinationOptions, echoFrame, type Endpoints, ethernet, ETHERTYPE, type Extension, filler, fragment,
   fragmentHeader, fragments, fromHex, hopByHop, icmp, icmpv6, ip, ipFrame, ipText, ipv4, ipv6, isV6, neighbourAdvertisement, neighbourSolicitation, PROTOCOL, redirect6,
-  routerAdvertisement, routingHeader, TCP, tcp, tcpFrame, tunePartialChecksum, u16, u32, udp, udpFrame, vnetHeader, VNET,
+  routerAdvertisement, routerSolicitation, routingHeader, TCP, tcp, tcpFrame, tunePartialChecksum, u16, u32, udp, udpFrame, vnetHeader, VNET,
 } from "../lib/frames.js";
 import { ADDRESS, MAC, ROOT, until, type World } from "../lib/world.mjs";
 import { contains, controlsOnly, type Item, type Mark, nextMark, SINK, Stage, type Stimulus } from "./stage.js";
@@ -489,6 +489,10 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
         message6("unreachable", 1, 0, u32(0), quoted6(SINK.v6, stage.held.sibling6), SINK.v6, "uplink"),
         message6("parameter problem", 4, 0, u32(0), quoted6(SINK.v6, ADDRESS.guest6), SINK.v6, "uplink"),
         message6("node information query", 139, 0, u32(0), new Uint8Array(8), SINK.v6, "uplink"),
+        {
+          name: "router solicitation, IPv6: the host would learn the sender", escapes: null,
+          build: () => ipFrame({ sourceMac: MAC.guest, destinationMac: "33:33:00:00:00:02", source: LINK_LOCAL, destination: "ff02::2" }, PROTOCOL.icmpv6, routerSolicitation(LINK_LOCAL, MAC.guest), { ipv6: { hopLimit: 255 } }),
+        },
         message6("echo reply that nobody asked for", 129, 0, u32(7), new Uint8Array(8), SINK.v6, "uplink"),
       ],
     });
