@@ -22,6 +22,7 @@ struct {
 	__type(value, __u32);
 } next SEC(".maps");
 
+#define NEXT (-1)
 #define DROP 2
 
 /* Adds one to a number of the packet in network order. */
@@ -78,6 +79,28 @@ SEC("tc")
 int drop_all(struct __sk_buff *skb __attribute__((unused)))
 {
 	return DROP;
+}
+
+/* How many packets `scatter` has seen. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} seen SEC(".maps");
+
+/* First on a tap: gives each IPv4 frame another destination in the same /8, and lets whoever comes next decide. */
+SEC("tc")
+int scatter(struct __sk_buff *skb)
+{
+	__u8 *data = (__u8 *)(long)skb->data, *end = (__u8 *)(long)skb->data_end;
+	struct iphdr *ip = (struct iphdr *)(data + ETH_HLEN);
+	__u32 zero = 0;
+	__u32 *count = bpf_map_lookup_elem(&seen, &zero);
+
+	if ((__u8 *)(ip + 1) <= end && count)
+		ip->daddr = (ip->daddr & bpf_htonl(0xff000000)) | bpf_htonl(++*count * 2654435761u >> 8);
+	return NEXT;
 }
 
 char LICENSE[] SEC("license") = "GPL";
