@@ -18,13 +18,15 @@ import type { PinBook } from "./pins.js";
 import { leaseOf } from "./pins.js";
 import { parseQuery, type Edns, type Question } from "./question.js";
 import { refusedAddress } from "./rebind.js";
-import type { UpstreamClient, UpstreamFault, UpstreamServer } from "./upstream.js";
+import { TOTAL_MS, type UpstreamClient, type UpstreamFault, type UpstreamServer } from "./upstream.js";
 import { HEADER, Rcode, Type, type Name } from "./wire.js";
 
 /** Where an answer goes. */
 export interface Client {
   /** TCP: no size limit but DNS's own. */
   readonly stream: boolean;
+  /** how long the question has waited already, ms: an answer is due within ANSWER_MS of its arrival. */
+  readonly waited: number;
   /** Takes a copy of the first length octets of message. */
   send(message: Buffer, length: number): void;
   /** The same client for use after the call that gave it. */
@@ -52,6 +54,9 @@ interface Waiter {
   readonly judgement: Judgement;
   readonly nextJudgement: Judgement | null;
   readonly epoch: number;
+  /** for one that had waited before: ends it in time, whatever the upstream does. */
+  timer: NodeJS.Timeout | null;
+  done: boolean;
 }
 
 export interface DenialEvent {
@@ -122,6 +127,10 @@ const ede: { readonly [K in Outcome]?: EdeInfo } = {
 const malformedAnswer: EdeInfo = { code: Ede.invalidData, text: "resolver's answer makes no sense" };
 const networkDown: EdeInfo = { code: Ede.networkError, text: "no resolver is configured" };
 
+/** Every question has its answer this long after its arrival, ms. */
+const ANSWER_MS = 4_900;
+/** After waiting this long, ms, it is not worth asking any more. */
+const LATEST_MS = 3_900;
 /** Octets of fast tables over all sandboxes, and the bounds of one sandbox's. */
 const FAST_TOTAL = 64 << 20;
 const FAST_MIN = 64 << 10;
@@ -248,15 +257,18 @@ export class Resolver {
       this.deliver(sandbox, b, offset, length, question, edns, client, judgement, nextJudgement, entry, now);
       return;
     }
-    if (sandbox.inFlight >= sandbox.limits.inFlight) {
+    if (sandbox.inFlight >= sandbox.limits.inFlight || client.waited > LATEST_MS) {
       this.plain(sandbox, b, offset, question.end, Rcode.SERVFAIL, "in-flight-limit", edns, client);
       return;
     }
     sandbox.inFlight++;
     const waiter: Waiter = {
       sandbox, query: Buffer.from(b.subarray(offset, offset + length)), question, edns, client: client.retain(),
-      judgement, nextJudgement, epoch: sandbox.epoch,
+      judgement, nextJudgement, epoch: sandbox.epoch, timer: null, done: false,
     };
+    if (client.waited > ANSWER_MS - TOTAL_MS) {
+      waiter.timer = setTimeout(() => this.finish(waiter, null, "timeout", this.io.nowSeconds()), ANSWER_MS - client.waited);
+    }
     const waiting = set.pending.get(key);
     if (waiting !== undefined) {
       sandbox.counters.coalesced++;
@@ -284,13 +296,19 @@ export class Resolver {
       if (wire === null) fault = "malformed";
       else entry = set.cache.put(key, result.told, wire, owner, now);
     }
-    for (const waiter of waiters) {
-      waiter.sandbox.inFlight--;
-      try {
-        this.conclude(waiter, entry, fault, now);
-      } catch (error) {
-        this.io.onFault(error);
-      }
+    for (const waiter of waiters) this.finish(waiter, entry, fault, now);
+  }
+
+  /** Ends one wait, once. */
+  private finish(waiter: Waiter, entry: CacheEntry | null, fault: ChainFault | UpstreamFault, now: number): void {
+    if (waiter.done) return;
+    waiter.done = true;
+    if (waiter.timer !== null) clearTimeout(waiter.timer);
+    waiter.sandbox.inFlight--;
+    try {
+      this.conclude(waiter, entry, fault, now);
+    } catch (error) {
+      this.io.onFault(error);
     }
   }
 

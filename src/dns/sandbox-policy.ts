@@ -35,7 +35,7 @@ export function sandboxPolicy(policy: Policy, compiled: GroupTable | null, curre
 export function dnsLimits(policy: Policy): DnsLimits {
   const { limits } = policy;
   return {
-    ...defaultLimits, queriesPerSecond: limits.queriesPerSecond, burst: Math.max(100, 2 * limits.queriesPerSecond),
+    ...defaultLimits, queriesPerSecond: limits.queriesPerSecond, burst: Math.max(2_000, 2 * limits.queriesPerSecond),
     inFlight: limits.queriesInFlight, names: limits.names, addresses: limits.pins, addressesPerName: limits.addressesPerName,
   };
 }

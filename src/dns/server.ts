@@ -33,6 +33,7 @@ export interface ServiceIo extends Omit<UpstreamIo, "onFault"> {
 /** One UDP listener as a client: the datagram being handled, without an object per datagram. */
 class UdpClient implements Client {
   readonly stream = false;
+  readonly waited = 0;
   peers: Buffer = Buffer.alloc(PEER);
   index = 0;
 
@@ -47,6 +48,7 @@ class UdpClient implements Client {
     const peer = Buffer.from(this.peers.subarray(this.index * PEER, (this.index + 1) * PEER));
     return {
       stream: false,
+      waited: 0,
       send: (message, length) => listener.later(message, length, peer),
       retain() { return this; },
     };

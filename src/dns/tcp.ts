@@ -14,7 +14,9 @@ export const IDLE_MS = 10_000;
 /** A frame that has begun must be whole within this, ms: a dribbling guest does not hold a connection for ever. */
 export const FRAME_MS = 10_000;
 /** Questions of one connection that may be open before it stops reading. */
-export const OPEN_QUESTIONS = 16;
+export const OPEN_QUESTIONS = 64;
+/** Nothing of a connection has moved for so long, ms: what waits because of the bounds is handled all the same. */
+const STALL_MS = 400;
 /** Octets of answers not yet taken before it stops reading. */
 const HIGH_WATER = 64 << 10;
 /** Frames handled in one turn of the loop, so that one connection does not hold up the rest. */
@@ -27,6 +29,11 @@ export class TcpConnection implements Client {
   private buffered: Buffer = Buffer.alloc(0);
   private open = 0;
   private frameTimer: NodeJS.Timeout | null = null;
+  private stallTimer: NodeJS.Timeout | null = null;
+  private stalled = false;
+  /** performance.now() since which whole frames wait; 0: none do. */
+  private waitingSince = 0;
+  waited = 0;
   private scheduled = false;
   private ended = false;
   private closed = false;
@@ -42,6 +49,7 @@ export class TcpConnection implements Client {
       this.closed = true;
       sandbox.connections--;
       if (this.frameTimer !== null) clearTimeout(this.frameTimer);
+      if (this.stallTimer !== null) clearTimeout(this.stallTimer);
     });
     socket.on("data", (chunk: Buffer) => {
       this.buffered = this.buffered.length === 0 ? chunk : Buffer.concat([this.buffered, chunk]);
@@ -81,10 +89,11 @@ export class TcpConnection implements Client {
     let at = 0;
     let frames = 0;
     const b = this.buffered;
+    this.waited = this.waitingSince === 0 ? 0 : performance.now() - this.waitingSince;
     while (b.length - at >= 2) {
-      if (this.open >= OPEN_QUESTIONS || this.socket.writableLength > HIGH_WATER || frames >= FRAMES_PER_TURN) break;
-      // At the sandbox's own bound the stream waits for its open questions rather than having them refused.
-      if (this.open > 0 && this.sandbox.inFlight >= this.sandbox.limits.inFlight) break;
+      if (this.socket.writableLength > HIGH_WATER || frames >= FRAMES_PER_TURN) break;
+      // At its bounds the stream waits for its open questions rather than having the next ones refused.
+      if (!this.stalled && (this.open >= OPEN_QUESTIONS || (this.open > 0 && this.sandbox.inFlight >= this.sandbox.limits.inFlight))) break;
       const length = b.readUInt16BE(at);
       if (length < 2 || this.sandbox.closed) {
         this.socket.destroy();
@@ -101,6 +110,21 @@ export class TcpConnection implements Client {
     const whole = this.buffered.length >= 2 && this.buffered.length >= 2 + this.buffered.readUInt16BE(0);
     if (at > 0) this.clock(false);
     this.clock(this.buffered.length > 0 && !whole);
+    if ((at > 0 || !whole) && this.stallTimer !== null) {
+      clearTimeout(this.stallTimer);
+      this.stallTimer = null;
+    }
+    if (!whole) {
+      this.waitingSince = 0;
+      this.stalled = false;
+    } else {
+      if (this.waitingSince === 0) this.waitingSince = performance.now();
+      this.stallTimer ??= setTimeout(() => {
+        this.stallTimer = null;
+        this.stalled = true;
+        this.work();
+      }, STALL_MS);
+    }
     if (whole) {
       this.socket.pause();
       if (frames >= FRAMES_PER_TURN && !this.scheduled) {

@@ -18,7 +18,8 @@ export const TOTAL_MS = 4_500;
 /** Waits before the next server is tried, ms, by attempt. */
 const ATTEMPT_MS = [800, 1_000, 1_000, 1_200] as const;
 const TCP_MS = 2_500;
-const TRIAL_MS = 2_000;
+/** How long an answer is still known after its ask has ended: a slow server is no forger, and shows that it is back. */
+const LATE_MS = 2_000;
 /** A socket takes no new query after this age or use, so that its port is not known for long. */
 const SOCKET_AGE_MS = 10_000;
 const SOCKET_USES = 1_024;
@@ -67,8 +68,6 @@ interface Attempt {
   readonly socket: PooledSocket | null;
   readonly id: number;
   stream: Socket | null;
-  /** a trial of a server that was passed over: its answer is awaited though another server's has come. */
-  trial: boolean;
   /** the server answered or gave up. */
   done: boolean;
 }
@@ -216,7 +215,7 @@ export class SocketPool {
       return;
     }
     if (!attempt.ask.finished) return this.onReply(attempt, data, offset, held, cut);
-    // A trial's answer, after another server's: all that it tells is that the server is back.
+    // After another server's answer, or another attempt's: all that it tells is that the server is there. No forgery.
     attempt.server.timeouts = 0;
     attempt.server.downUntil = 0;
     this.release(attempt);
@@ -279,7 +278,7 @@ export class UpstreamClient {
       // One query tries whether a server is back, beside the one that will be answered: nobody waits for the trial.
       probe.timeouts++; // set to 0 by its answer
       probe.downUntil = now + this.backOff(probe);
-      this.sendUdp(ask, probe, true);
+      this.sendUdp(ask, probe);
     }
   }
 
@@ -334,7 +333,7 @@ export class UpstreamClient {
   }
 
   /** @returns false when the system could not send at all. */
-  private sendUdp(ask: Ask, server: Server, trial = false): boolean {
+  private sendUdp(ask: Ask, server: Server): boolean {
     try {
       const socket = this.pool.take(server.family);
       if (socket.forgeries >= FORGERIES) {
@@ -346,7 +345,7 @@ export class UpstreamClient {
         this.sendTcp(ask, server);
         return true;
       }
-      const attempt: Attempt = { ask, server, sentAt: this.io.nowMs(), socket, id, stream: null, trial, done: false };
+      const attempt: Attempt = { ask, server, sentAt: this.io.nowMs(), socket, id, stream: null, done: false };
       ask.attempts.push(attempt);
       this.pool.send(attempt, ask.query);
       return true;
@@ -360,7 +359,7 @@ export class UpstreamClient {
       ask.errors.add(server);
       return this.next(ask);
     }
-    const attempt: Attempt = { ask, server, sentAt: this.io.nowMs(), socket: null, id: random16(), stream: null, trial: false, done: false };
+    const attempt: Attempt = { ask, server, sentAt: this.io.nowMs(), socket: null, id: random16(), stream: null, done: false };
     ask.attempts.push(attempt);
     this.counters.tcp++;
     this.streams++;
@@ -472,8 +471,8 @@ export class UpstreamClient {
     if (ask.timer !== null) clearTimeout(ask.timer);
     ask.timer = null;
     for (const attempt of ask.attempts) {
-      if (attempt.trial && !attempt.done && !this.closed) setTimeout(() => this.pool.release(attempt), TRIAL_MS).unref();
-      else this.pool.release(attempt);
+      if (attempt.socket === null || attempt.done || this.closed) this.pool.release(attempt);
+      else setTimeout(() => this.pool.release(attempt), LATE_MS).unref();
       attempt.stream?.destroy();
     }
     if (typeof outcome === "string") this.counters.failed++;

@@ -38,7 +38,7 @@ describe("names", () => {
       else expect(at(b, 17)).toBeNull();
     }
     // A ladder of pointers, each to the one before, is walked once; a loop through labels is none, because it would go forward.
-    const ladder = [Buffer.alloc(12), Buffer.from([0])];
+    const ladder: Buffer[] = [Buffer.alloc(12), Buffer.from([0])];
     for (let i = 0; i < 1_000; i++) ladder.push(u16(0xc000 | (i === 0 ? 12 : 13 + 2 * (i - 1))));
     const b = Buffer.concat(ladder);
     expect(at(b, b.length - 2)!.name.wire).toBe("\0");
@@ -109,7 +109,7 @@ describe("dns-packet agrees on benign messages", () => {
 });
 
 /** Mutations that keep much of a message: flips, cuts, insertions, copies of parts. */
-const mutate = (b: Buffer) => fc.array(fc.tuple(fc.nat(5), fc.nat(0xffff), fc.nat(255)), { minLength: 1, maxLength: 6 }).map((steps) => {
+const mutate = (b: Buffer): fc.Arbitrary<Buffer> => fc.array(fc.tuple(fc.nat(5), fc.nat(0xffff), fc.nat(255)), { minLength: 1, maxLength: 6 }).map((steps) => {
   let out: Buffer = Buffer.from(b);
   for (const [kind, where, value] of steps) {
     const p = out.length === 0 ? 0 : where % out.length;
@@ -133,7 +133,7 @@ describe("A30: fuzz", () => {
     const world = new World({ tokens: ["deny@any"], limits: { queriesPerSecond: 1e9, burst: 1e9 } });
     await fc.assert(fc.asyncProperty(fc.oneof(fc.constantFrom(...queries).chain(mutate), fc.uint8Array({ maxLength: 600 }).map((x) => Buffer.from(x))), fc.boolean(), async (b, stream) => {
       const got: Buffer[] = [];
-      world.service.resolver.handle(world.sandbox, b, 0, b.length, { stream, send: (m, n) => { got.push(Buffer.from(m.subarray(0, n))); }, retain() { return this; } });
+      world.service.resolver.handle(world.sandbox, b, 0, b.length, { stream, waited: 0, send: (m, n) => { got.push(Buffer.from(m.subarray(0, n))); }, retain() { return this; } });
       const silent = b.length < 2 || (b.length > 2 && (b[2]! & 0x80) !== 0);
       expect(got).toHaveLength(silent ? 0 : 1);
       if (silent) return;
@@ -166,7 +166,7 @@ describe("A30: fuzz", () => {
       world.upstream = (q, send) => { if (b.length >= 2) q.copy(b, 0, 0, 2); if (b.length >= 33 && type !== 1) q.copy(b, 12, 12, 33); send(b); };
       world.tcp = world.upstream;
       const got: Buffer[] = [];
-      world.service.resolver.handle(world.sandbox, query(name, type), 0, query(name, type).length, { stream: true, send: (m, n) => { got.push(Buffer.from(m.subarray(0, n))); }, retain() { return this; } });
+      world.service.resolver.handle(world.sandbox, query(name, type), 0, query(name, type).length, { stream: true, waited: 0, send: (m, n) => { got.push(Buffer.from(m.subarray(0, n))); }, retain() { return this; } });
       for (let i = 0; i < 12 && got.length === 0; i++) await new Promise((resolve) => setImmediate(resolve));
       if (got.length === 0) {
         // It matched nothing: the ask waits for the true answer.

@@ -72,7 +72,7 @@ describe("A26: frames", () => {
   it("1000 pipelined questions are all answered, never more open than the bound, none refused for being many", async () => {
     let peak = 0;
     const guest = await dial({
-      limits: { inFlight: 8 },
+      limits: { inFlight: 40 },
       upstream: (q, send) => {
         peak = Math.max(peak, guest.world.sandbox.inFlight);
         setImmediate(() => send(replyTo(q)));
@@ -84,7 +84,7 @@ describe("A26: frames", () => {
     expect(guest.answers.every((s) => s.rcode === (s.id % 2 === 0 ? 0 : 3))).toBe(true);
     expect(guest.world.asked).toHaveLength(500);
     expect(guest.world.asked.every((x) => x.name.endsWith(".wild.example"))).toBe(true);
-    expect(peak).toBeLessThanOrEqual(Math.min(8, OPEN_QUESTIONS));
+    expect(peak).toBeLessThanOrEqual(Math.min(40, OPEN_QUESTIONS));
   });
 
   it("a slow question does not hold up the next one", async () => {
@@ -92,6 +92,18 @@ describe("A26: frames", () => {
     guest.socket.write(Buffer.concat([frame(query("slow.wild.example", 1, { id: 1 })), frame(query("quick.wild.example", 1, { id: 2 }))]));
     await guest.until(1);
     expect(guest.answers[0]!.id).toBe(2);
+  });
+
+  it("hanging names, more than the bounds hold, delay no other question and are refused in time", async () => {
+    const guest = await dial({ limits: { inFlight: 80 }, upstream: (q, send) => { if (!q.toString("latin1").includes("hang")) send(replyTo(q)); } });
+    const ids = Array.from({ length: 300 }, (_, id) => id);
+    guest.socket.write(Buffer.concat(ids.map((id) => frame(query(id === 299 ? "denied.example" : `hang${id}.wild.example`, 1, { id })))));
+    await guest.until(220);
+    expect(guest.answers.find((s) => s.id === 299)!.rcode).toBe(3);
+    expect(guest.answers.filter((s) => s.rcode === 2)).toHaveLength(219);
+    expect(guest.world.count("in-flight-limit")).toBe(219);
+    guest.world.service.upstream.close();
+    await guest.until(300);
   });
 
   it("a length that says less leaves the rest to be the next frame; one that says more waits, and the first is answered", async () => {

@@ -33,7 +33,7 @@ function make(options: WorldOptions): World {
 async function answer(world: World, ms = TOTAL_MS + 500, name = "allowed.example"): Promise<Seen | null> {
   let seen: Seen | null = null;
   world.service.resolver.handle(world.sandbox, query(name, 1, { edns: {} }), 0, query(name, 1, { edns: {} }).length, {
-    stream: false, send: (message, length) => { seen = see(Buffer.from(message.subarray(0, length))); }, retain() { return this; },
+    stream: false, waited: 0, send: (message, length) => { seen = see(Buffer.from(message.subarray(0, length))); }, retain() { return this; },
   });
   await settle();
   await run(world, ms, () => seen !== null);

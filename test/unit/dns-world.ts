@@ -275,6 +275,7 @@ export class World {
     const got: Buffer[] = [];
     const client: Client = {
       stream,
+      waited: 0,
       send: (message, length) => { got.push(Buffer.from(message.subarray(0, length))); },
       retain() { return this; },
     };
