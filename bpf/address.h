@@ -88,7 +88,10 @@ inline_stage __u64 *class_vector(void *policy, struct policy_header *header, __u
 {
 	union policy_page *page = policy_page(policy, header->class_page + (class_id >> 3));
 
-	return page ? page->vectors[class_id & 7] : 0;
+	if (!page)
+		return 0;
+	barrier_var(page); /* or the compiler adds the offset first and asks afterwards, which Linux 6.1 refuses */
+	return page->vectors[class_id & 7];
 }
 
 /*
@@ -119,6 +122,10 @@ inline_stage struct addr_cache *address_rules(struct question *q, void *policy, 
 	union policy_page *scopes = policy_page(policy, POLICY_PAGE_PREFIX_GROUPS);
 	if (!groups || !scopes || group >= GROUP_MAX)
 		return 0;
+	/* Both rows at once: the verifier of Linux 6.1 forgets the bound of a number that it sees stored, but not a pointer's. */
+	barrier_var(group);
+	group &= GROUP_MAX - 1;
+	const __u64 *group_bits = groups->group_bits[group], *scope_bits = scopes->group_bits[group];
 	__u64 *prefix_bits = 0;
 	if (header->flags & (q->v6 ? POLICY_HAS_PREFIXES6 : POLICY_HAS_PREFIXES4)) {
 		__u32 index = q->slot * 2 + (header->uid & 1);
@@ -146,9 +153,9 @@ inline_stage struct addr_cache *address_rules(struct question *q, void *policy, 
 	}
 #pragma unroll
 	for (int i = 0; i < RULE_WORDS; i++) {
-		__u64 bits = groups->group_bits[group][i];
+		__u64 bits = group_bits[i];
 		if (prefix_bits)
-			bits |= prefix_bits[i] & scopes->group_bits[group][i];
+			bits |= prefix_bits[i] & scope_bits[i];
 		entry->bits[i] = bits;
 	}
 	entry->group = group;

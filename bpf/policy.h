@@ -22,15 +22,16 @@ inline_stage void *policy_of(__u32 slot, __u64 uid)
 
 /*
  * Adds the rule bits that pins of this address grant now. keep: a flow that was allowed under a pin outlives it. Written
- * without branches in the loop: the verifier would follow each of them on its own.
+ * without branches in the loop: the verifier would follow each of them on its own. addr is the address cache's copy of the
+ * address: Linux 6.1 takes a map's memory as a key, and not what a global function was handed.
  */
-inline_stage int pin_rules(struct question *q, __u64 *bits)
+inline_stage int pin_rules(struct question *q, const __u64 *addr, __u64 *bits)
 {
 	__u32 index = q->slot * 2 + (q->uid & 1);
 	void *pinned = bpf_map_lookup_elem(&pins, &index);
 	if (!pinned)
 		return PIN_NONE;
-	struct pin *pin = bpf_map_lookup_elem(pinned, q->remote);
+	struct pin *pin = bpf_map_lookup_elem(pinned, addr);
 	if (!pin)
 		return PIN_NONE;
 	__u64 now = q->keep ? 0 : bpf_ktime_get_coarse_ns() / 1000000000;
@@ -59,6 +60,8 @@ inline_stage __u64 *port_rules(void *policy, struct policy_header *header, __u32
 
 	if (proto == IPPROTO_TCP || proto == IPPROTO_UDP) {
 		__u32 host_port = bpf_ntohs(port);
+		/* Linux 6.1 does not know that a byte swap leaves 16 bits; the compiler, which does, would drop the mask below. */
+		barrier_var(host_port);
 		union policy_page *directory = policy_page(policy, base + (proto == IPPROTO_UDP));
 		if (!directory)
 			return 0;
@@ -141,7 +144,7 @@ __attribute__((noinline)) int judge(struct question *q)
 		struct scratch *room = bpf_map_lookup_elem(&scratch, &zero);
 		if (!room)
 			return answer(q, VERDICT_DENY, REASON_MAP_MISSING);
-		pinned = pin_rules(q, room->pin_bits);
+		pinned = pin_rules(q, known->addr, room->pin_bits);
 		/* what the host owns, its metadata and its loopback are never reached by name */
 		if (pinned == PIN_LIVE && known->group > GROUP_LOOPBACK)
 			pin_bits = room->pin_bits;
