@@ -411,6 +411,8 @@ struct globals {
 	__u8 sandbox_net6[16];   /* /96 of the ULA: sandbox slot s is this with the last 32 bits s + 256 */
 	__u32 hz;                /* ticks a second: the resolution of CLOCK_MONOTONIC_COARSE */
 	__u32 tap_mask;          /* entries of `taps` - 1 */
+	__u32 mark;              /* set in skb->mark of what a guest may send, so that the host's rules can drop the rest; 0: none */
+	__u32 _pad;
 };
 
 /* `events`: one record per reported denial (or other verdict, where asked for) */
@@ -450,7 +452,7 @@ ABI_ASSERT(sizeof(struct counter) == 16);
 ABI_ASSERT(sizeof(struct event_limit) == 32);
 ABI_ASSERT(sizeof(struct addr_cache) == 104);
 ABI_ASSERT(sizeof(struct denial) == 56);
-ABI_ASSERT(sizeof(struct globals) == 72);
+ABI_ASSERT(sizeof(struct globals) == 80);
 ABI_ASSERT(sizeof(struct event) == 72);
 ABI_ASSERT(MAX_RULES == RULE_WORDS * 64);
 

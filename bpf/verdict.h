@@ -14,8 +14,12 @@
 inline_stage int finish(struct pkt *p, __u32 verdict)
 {
 	count(p);
-	if (verdict == VERDICT_ALLOW)
+	if (verdict == VERDICT_ALLOW) {
+		/* a device that was made again under the tap's name has no program that would do this */
+		if (p->direction == DIR_EGRESS && p->global->mark)
+			p->skb->mark |= p->global->mark;
 		return CODE_NEXT;
+	}
 	if (verdict == VERDICT_REDIRECT)
 		return bpf_redirect(p->redirect_ifindex, 0) == TC_ACT_REDIRECT ? TC_ACT_REDIRECT : CODE_DROP;
 	report(p, verdict);

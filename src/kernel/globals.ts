@@ -7,6 +7,7 @@
 import { tickNanoseconds } from "../../native/index.js";
 import { encodeGroups, type GroupTable } from "../addresses/groups.js";
 import { EnforcerError } from "../errors.js";
+import { ALLOWED_MARK } from "../net/base-drop.js";
 import type { ResolverLink } from "../net/resolver-link.js";
 import type { Instance } from "./instance.js";
 import { layouts } from "./layout.gen.js";
@@ -26,6 +27,7 @@ export class Globals {
     instance.map("globals").lookupInto(ONLY, this.#record);
     this.#record.writeUInt32LE(ticksASecond(), field.hz.offset);
     this.#record.writeUInt32LE(instance.map("taps").info.maxEntries - 1, field.tap_mask.offset);
+    this.#record.writeUInt32LE(ALLOWED_MARK, field.mark.offset);
     this.#write();
   }
 
