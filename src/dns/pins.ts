@@ -46,6 +46,7 @@ export interface PinCounters {
   added: number;
   renewed: number;
   expired: number;
+  revoked: number;
   refusedNames: number;
   refusedAddresses: number;
   refusedAddressesPerName: number;
@@ -115,7 +116,7 @@ export class PinBook {
   /** second of the last sweep. */
   private swept = -1;
   readonly counters: PinCounters = {
-    names: 0, addresses: 0, shownNames: 0, added: 0, renewed: 0, expired: 0, refusedNames: 0, refusedAddresses: 0,
+    names: 0, addresses: 0, shownNames: 0, added: 0, renewed: 0, expired: 0, revoked: 0, refusedNames: 0, refusedAddresses: 0,
     refusedAddressesPerName: 0, refusedBits: 0, writeErrors: 0, graceExtensions: 0,
   };
 
@@ -226,6 +227,29 @@ export class PinBook {
     if (this.addresses.size + fresh > this.limits.addresses) return "addresses";
     if ((pinned?.leases.length ?? 0) + freshForName > this.limits.addressesPerName) return "addresses-per-name";
     return "ok";
+  }
+
+  /**
+   * Takes back what may no longer be had: the host's addresses have changed since it was told. Established flows are the
+   * kernel's to judge.
+   * @param refused whether this name may not (any more) lead to this address.
+   */
+  revoke(refused: (name: Name, address: Uint8Array) => boolean): void {
+    for (const address of this.addresses.values()) {
+      for (const pinned of [...address.names]) {
+        if (!refused(pinned.name, address.bytes)) continue;
+        this.counters.revoked++;
+        this.release(pinned, address);
+      }
+    }
+    this.gauge();
+  }
+
+  /** Most addresses that one name has now. */
+  largestName(): number {
+    let most = 0;
+    for (const pinned of this.names.values()) most = Math.max(most, pinned.leases.length);
+    return most;
   }
 
   /** Names now told this address, with rules first; for events. */

@@ -107,9 +107,14 @@ export interface SandboxStats {
   /** gauges. */
   readonly inFlight: number;
   readonly connections: number;
+  /** most addresses that one name has. */
+  readonly addressesPerName: number;
   readonly pins: PinCounters;
   /** bounds that the gauges are held to. */
-  readonly limits: { readonly inFlight: number; readonly connections: number; readonly names: number; readonly addresses: number };
+  readonly limits: {
+    readonly queriesPerSecond: number; readonly inFlight: number; readonly connections: number;
+    readonly names: number; readonly addresses: number; readonly addressesPerName: number;
+  };
   /** denials that were not told, over the rate. */
   readonly eventsLost: number;
 }

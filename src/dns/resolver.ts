@@ -19,7 +19,7 @@ import { leaseOf } from "./pins.js";
 import { parseQuery, type Edns, type Question } from "./question.js";
 import { refusedAddress } from "./rebind.js";
 import { TOTAL_MS, type UpstreamClient, type UpstreamFault, type UpstreamServer } from "./upstream.js";
-import { HEADER, Rcode, Type, type Name } from "./wire.js";
+import { HEADER, Rcode, Type, labelsOf, type Name } from "./wire.js";
 
 /** Where an answer goes. */
 export interface Client {
@@ -161,6 +161,20 @@ export class Resolver {
   bitsUnder(policy: SandboxPolicy, name: Name): readonly number[] | null {
     const judgement = judgeQuestion(policy, name, this.classify);
     return judgement.refusal === null ? judgement.bits : null;
+  }
+
+  /**
+   * The address groups have changed: nothing that was judged before counts any more, and pins on addresses that would be
+   * refused today are taken back.
+   * @param group of an address, remembered by the caller over many sandboxes.
+   */
+  groupsChanged(sandbox: Sandbox, group: Classify): void {
+    sandbox.epoch++;
+    sandbox.pins.revoke((name, address) => {
+      if (group(address) === "public") return false;
+      const labels = labelsOf(name);
+      return [sandbox.policy, sandbox.nextPolicy].some((policy) => policy !== null && policy.rebindProtection && !policy.privateAllowed(labels, address));
+    });
   }
 
   /**

@@ -8,8 +8,7 @@
  */
 import { createServer, type Server, type Socket } from "node:net";
 import { parseAddress } from "../addresses/address.js";
-import type { GroupTable } from "../addresses/groups.js";
-import { classify } from "../addresses/groups.js";
+import { classify, type Group, type GroupTable } from "../addresses/groups.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import type { SandboxPolicy } from "./judge.js";
 import type { DnsLimits } from "./limits.js";
@@ -132,17 +131,28 @@ export class DnsService {
 
   setSandboxNet6(net6: Uint8Array | null): void { this.net6 = net6; }
 
-  /** The host's addresses or routes changed: nothing that was judged before counts any more. */
+  /** The host's addresses or routes changed. */
   setGroups(groups: GroupTable): void {
     this.groups = groups;
-    for (const held of this.bySlot) if (held !== undefined) held.sandbox.epoch++;
+    const known = new Map<string, Group>();
+    const group = (address: Uint8Array): Group => {
+      const key = String.fromCharCode(...address);
+      let found = known.get(key);
+      if (found === undefined) known.set(key, (found = classify(groups, address)));
+      return found;
+    };
+    for (const held of this.bySlot) if (held !== undefined) this.resolver.groupsChanged(held.sandbox, group);
   }
 
   /** The host's resolvers, for sandboxes without their own. */
   setHostResolvers(servers: readonly UpstreamServer[], searchDomains: readonly Name[]): void {
     this.hostServers = servers;
     this.resolver.searchDomains = searchDomains;
-    for (const held of this.bySlot) if (held !== undefined) this.point(held);
+    for (const held of this.bySlot) {
+      if (held === undefined) continue;
+      this.point(held);
+      held.sandbox.epoch++; // search domains are part of every judgement
+    }
     this.dropUnused();
   }
 

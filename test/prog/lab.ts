@@ -16,7 +16,7 @@ import { reasonName, verdictOf, type VerdictName } from "../../src/kernel/counte
 import { decodeEvent, type PacketEvent } from "../../src/kernel/events.js";
 import { Globals } from "../../src/kernel/globals.js";
 import { Instance, type ProgramName } from "../../src/kernel/instance.js";
-import { layouts, Reason } from "../../src/kernel/layout.gen.js";
+import { AbiLimit, layouts, Reason } from "../../src/kernel/layout.gen.js";
 import { type Identity, SandboxTables, slotKey } from "../../src/kernel/sandbox-tables.js";
 import { buildPolicy } from "../../src/policy/build.js";
 import { type CompiledPolicy, compilePolicy } from "../../src/policy/compile.js";
@@ -295,6 +295,7 @@ export class LabSandbox {
     for (const { index } of this.redirects()) redirects.update(slotKey(index), Buffer.alloc(layouts.redirect.size));
     const pinned = pins.entries();
     if (pinned.count > 0) pins.deleteBatch(pinned.keys, pinned.count);
+    this.#advance();
     for (const map of [fragments, redirects, pins]) map.close();
     this.#lab.instance.map("event_limits").update(slotKey(this.slot), Buffer.alloc(layouts.event_limit.size));
   }
@@ -310,9 +311,18 @@ export class LabSandbox {
     } finally {
       map.close();
     }
-    if (!granted) return;
-    new PinEpoch(this.#lab.instance.map("pin_epochs"), this.slot).advance();
+    if (granted) this.#advance();
   }
+
+  /** Writes a pin as it lies in the map; expires: seconds of CLOCK_MONOTONIC. */
+  pinBits(where: Address, entries: readonly { readonly bit: number; readonly expires: number }[]): void {
+    const map = this.tables.pins()!;
+    map.update(where, encodePin(where, entries));
+    map.close();
+    this.#advance();
+  }
+
+  #advance(): void { new PinEpoch(this.#lab.instance.map("pin_epochs"), this.slot).advance(); }
 
   unpin(text: string): void {
     const map = this.tables.pins()!;
@@ -378,6 +388,20 @@ export class LabSandbox {
       map.update(keys.subarray(i * layouts.flow_key.size, (i + 1) * layouts.flow_key.size), value);
     }
     map.close();
+  }
+
+  /** The rule in the entry of one flow: a bit, null for the default; undefined: there is no such flow. Ports as in the key. */
+  flowRule(remote: Address, proto: number, remotePort: number, guestPort: number, guest: number): number | null | undefined {
+    const key = Buffer.alloc(layouts.flow_key.size), { fields } = layouts.flow_key;
+    key.set(remote, fields.remote.offset);
+    key.writeUInt16BE(remotePort, fields.remote_port.offset);
+    key.writeUInt16BE(guestPort, fields.guest_port.offset);
+    key[fields.proto.offset] = proto;
+    key[fields.guest.offset] = guest;
+    const map = this.tables.inner("flows")!;
+    const rule = map.lookup(key)?.readUInt16LE(layouts.flow.fields.rule.offset);
+    map.close();
+    return rule === undefined ? undefined : rule === AbiLimit.MAX_RULES ? null : rule;
   }
 
   clearFlows(): void {

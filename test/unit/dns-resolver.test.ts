@@ -308,6 +308,24 @@ describe("rebind protection", () => {
   });
 });
 
+describe("the host's addresses", () => {
+  it("take back pins on an address that has become the host's, save where the policy names the exception", async () => {
+    const { groupTable } = await import("../../src/addresses/groups.js");
+    const mapped = (text: string) => Buffer.concat([Buffer.alloc(10), Buffer.from([255, 255]), ip(text)]);
+    const upstream = always((q) => ({ answers: [a(q.toString("latin1", 13, 13 + q[12]!) + ".example", q[13] === 0x61 ? PUBLIC : "93.184.216.35")] }));
+    const world = new World({ tokens: ["allow@a.example:tcp:443", "allow@b.example:tcp:443"], upstream });
+    await world.ask("a.example");
+    await world.ask("b.example");
+    world.service.setGroups(groupTable({ hostAddresses: [mapped(PUBLIC)] }));
+    expect([...world.kernel.entries.keys()]).toEqual(["93.184.216.35"]);
+    expect(world.sandbox.pins.counters).toMatchObject({ revoked: 1, names: 1, addresses: 1 });
+    const excepted = new World({ yaml: `dns: {allow_private: {a.example: [${PUBLIC}/32]}}\nrules: [{allow: a.example}]`, upstream });
+    await excepted.ask("a.example");
+    excepted.service.setGroups(groupTable({ hostAddresses: [mapped(PUBLIC)] }));
+    expect([...excepted.kernel.entries.keys()]).toEqual([PUBLIC]);
+  });
+});
+
 describe("A34: HTTPS and SVCB", () => {
   const params = (...list: [number, Buffer][]): Buffer => Buffer.concat(list.map(([key, value]) => Buffer.concat([u16(key), u16(value.length), value])));
   const https = (target: string, rest: Buffer, priority = 1, ttl = 300) => ({ name: "allowed.example", type: 65, ttl, data: Buffer.concat([u16(priority), wireName(target), rest]) });
