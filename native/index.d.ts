@@ -151,6 +151,13 @@ export class RingBuffer {
  */
 export function netlinkRequest(message: Uint8Array, protocol?: number): Buffer[];
 
+/**
+ * Sends several netlink messages in one datagram, as nfnetlink's transactions want them (default protocol: NETLINK_NETFILTER),
+ * unchanged. Returns when each message with NLM_F_ACK was acknowledged. Throws NativeError with the kernel's first error;
+ * RangeError when messages are not whole, or none asks for an acknowledgement.
+ */
+export function netlinkBatch(messages: Uint8Array, protocol?: number): void;
+
 export class NetlinkMonitor {
   /** @param groups RTNLGRP_* numbers. onMessages gets whole messages; null when the socket overran and state must be read anew. */
   constructor(groups: number[], onMessages: (messages: Buffer[] | null) => void);

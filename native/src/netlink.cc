@@ -178,6 +178,73 @@ Napi::Value NetlinkRequest(const Napi::CallbackInfo& info) {
   return answers;
 }
 
+// Messages back to back, as nfnetlink's transactions want them. Sent as they are; ends when each that asked for it (NLM_F_ACK)
+// has been acknowledged, or at the first error.
+Napi::Value NetlinkBatch(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Args args(env);
+  Bytes batch = args.ByteArray(info[0], "messages");
+  int protocol = static_cast<int>(args.Integer(info[1], "protocol", 0, 31, NETLINK_NETFILTER));
+  size_t awaited = 0;
+  if (args.ok()) {
+    size_t at = 0;
+    while (at < batch.length) {
+      nlmsghdr header = {};
+      if (batch.length - at >= sizeof header) memcpy(&header, batch.data + at, sizeof header);
+      if (header.nlmsg_len < sizeof header || header.nlmsg_len > batch.length - at || header.nlmsg_len % NLMSG_ALIGNTO != 0) {
+        args.FailRange("messages must be whole netlink messages, each padded to 4 octets");
+        break;
+      }
+      if (header.nlmsg_flags & NLM_F_ACK) awaited++;
+      at += header.nlmsg_len;
+    }
+    if (args.ok() && awaited == 0) args.FailRange("one message at least must ask for its acknowledgement");
+  }
+  if (!args.ok()) return {};
+
+  std::string call = "netlink batch(" + std::to_string(protocol) + ")";
+  auto fail = [&](int error, const std::string& text) -> Napi::Value {
+    ThrowErrno(env, error, {call.c_str(), {}, 0, text});
+    return {};
+  };
+  Fd fd = OpenSocket(protocol, 0);
+  if (!fd.valid()) return fail(errno, {});
+  int on = 1;
+  setsockopt(fd.get(), SOL_NETLINK, NETLINK_EXT_ACK, &on, sizeof on);
+  struct timeval limit = {kTimeoutSeconds, 0};
+  setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  sockaddr_nl kernel = {};
+  kernel.nl_family = AF_NETLINK;
+  if (sendto(fd.get(), batch.data, batch.length, 0, reinterpret_cast<sockaddr*>(&kernel), sizeof kernel) < 0) return fail(errno, {});
+
+  std::vector<uint8_t> buffer(kDatagram);
+  while (awaited > 0) {
+    ssize_t length = Receive(fd.get(), buffer);
+    if (length < 0) {
+      if (errno == EINTR) continue;
+      return fail(errno == EAGAIN ? ETIMEDOUT : errno, {});
+    }
+    const uint8_t* at = buffer.data();
+    size_t left = static_cast<size_t>(length);
+    while (left >= sizeof(nlmsghdr)) {
+      nlmsghdr answer;
+      memcpy(&answer, at, sizeof answer);
+      if (answer.nlmsg_len < sizeof answer || answer.nlmsg_len > left) return fail(EBADMSG, {});
+      if (answer.nlmsg_type == NLMSG_ERROR) {
+        int error = 0;
+        if (answer.nlmsg_len >= NLMSG_HDRLEN + sizeof error) memcpy(&error, at + NLMSG_HDRLEN, sizeof error);
+        if (error != 0) return fail(-error, {});
+        if (awaited > 0) awaited--;
+      }
+      size_t step = NLMSG_ALIGN(answer.nlmsg_len);
+      if (step >= left) break;
+      at += step;
+      left -= step;
+    }
+  }
+  return env.Undefined();
+}
+
 class NetlinkMonitor : public Napi::ObjectWrap<NetlinkMonitor> {
  public:
   explicit NetlinkMonitor(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NetlinkMonitor>(info), buffer_(kDatagram) {
@@ -266,6 +333,7 @@ class NetlinkMonitor : public Napi::ObjectWrap<NetlinkMonitor> {
 
 void InitNetlink(Napi::Env env, Napi::Object exports) {
   exports.Set("netlinkRequest", Napi::Function::New<NetlinkRequest>(env, "netlinkRequest"));
+  exports.Set("netlinkBatch", Napi::Function::New<NetlinkBatch>(env, "netlinkBatch"));
   NetlinkMonitor::Init(env, exports);
 }
 
