@@ -8,7 +8,10 @@ const name = process.argv[2] ?? "";
 if (!(name in SUITES)) throw new Error(`no benchmark is named ${name}`);
 const { run } = await import(`./suites/${name}.mjs`);
 await run({
-  row: (/** @type {import("./lib/measure.mjs").Row} */ row) => process.stdout.write(`${JSON.stringify(row)}\n`),
+  row: (/** @type {import("./lib/measure.mjs").Row} */ row) => {
+    process.stdout.write(`${JSON.stringify(row)}\n`);
+    if (process.env.BENCH_VERBOSE) process.stderr.write(`  ${JSON.stringify(row)}\n`);
+  },
   say: (/** @type {string} */ text) => process.stderr.write(`  ${text}\n`),
 });
 // What a benchmark left open must not keep it.

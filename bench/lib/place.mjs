@@ -1,7 +1,7 @@
 /**
  * What the benchmarks do to the namespaces they run in. run.mjs has made those; they end with the process.
  */
-import { execFileSync, spawn } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
@@ -48,18 +48,21 @@ export function quiet(name) {
   ip("link set lo up", name);
 }
 
-/** A folder on a file system that ends with this mount namespace. */
+let parent = "";
+let folders = 0;
+
+/** An empty folder on a file system that ends with this mount namespace. */
 export function folder() {
-  const made = mkdtempSync(path.join(os.tmpdir(), "enforcer-bench-"));
-  must(["mount", "-t", "tmpfs", "tmpfs", made]);
-  process.on("exit", () => {
-    try {
-      execFileSync("umount", ["--lazy", made], { stdio: "ignore" });
-      execFileSync("rmdir", [made], { stdio: "ignore" });
-    } catch {
-      // An empty folder of a process that ended badly is no loss.
-    }
-  });
+  if (parent === "") {
+    parent = mkdtempSync(path.join(os.tmpdir(), "enforcer-bench-"));
+    must(["mount", "-t", "tmpfs", "tmpfs", parent]);
+    process.on("exit", () => {
+      spawnSync("umount", ["--lazy", parent]);
+      spawnSync("rmdir", [parent]);
+    });
+  }
+  const made = path.join(parent, String(++folders));
+  mkdirSync(made);
   return made;
 }
 
