@@ -1,0 +1,270 @@
+// Makes docs/REASONS.md, docs/ERRORS.md and docs/METRICS.md from the sources that they describe, so that they cannot say
+// something else. Needs a build; run by hand after a change (node scripts/gen-docs.mjs), and compared by scripts/check-docs.mjs
+// and test/unit/docs.test.ts.
+//
+// Holds always: a reason, outcome or error without its text here or in its source stops the run with the name of what is
+// missing. Pure but for the last lines.
+import { readFileSync, realpathSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+export const root = join(dirname(fileURLToPath(import.meta.url)), "..");
+
+/** What each reason means, where its name in bpf/abi.h needs no comment there. */
+const meanings = {
+  "default-metadata": "default denies; destination in group metadata",
+  "default-loopback": "default denies; destination in group loopback",
+  "default-private": "default denies; destination in group private",
+  "default-link-local": "default denies; destination in group link-local",
+  "default-multicast": "default denies; destination in group multicast",
+  "default-reserved": "default denies; destination in group reserved",
+  "default-public": "default denies; destination in group public, or an address pinned to a name under other ports",
+  "source-mac": "the frame's source MAC is not the guest's",
+  "source-address": "the packet's source address is not the guest's",
+  vlan: "802.1Q or 802.1ad tag",
+  ethertype: "an EtherType other than IPv4, IPv6 and ARP, or one that disagrees with the packet's metadata",
+  "ip-options": "IPv4 header with options",
+  "flow-table-full": "the sandbox has as many living flows as its limit allows",
+  "fragment-table-full": "a first fragment could not be remembered",
+  "redirect-table-full": "too many DNS conversations of this sandbox at one time",
+};
+
+const nothing = "Nothing.";
+const notPolicy = "No rule can allow it. Look for what in the guest sends it.";
+const faulty = "Report it with the output of `enforcer doctor`. Nothing was let through.";
+
+/** What a person does about it. */
+const advice = {
+  "rule-allow": nothing,
+  "default-allow": "Nothing, or write `default_egress: deny` (or `default_ingress: deny`) and name what may pass.",
+  established: nothing,
+  neighbour: nothing,
+  dhcp: nothing,
+  "icmp-related": nothing,
+  "fragment-follows": nothing,
+  "dns-redirect": nothing,
+  "dns-answer": nothing,
+  "rule-deny": "The line names the rule. Change it, or put an allow rule before it.",
+  "default-host": "Allow it by its address (`allow: 192.0.2.1`) or by `allow: host`. Names and `allow: any` do not open the host.",
+  "default-metadata": "Leave it. If the guest must have it, allow that address alone (`allow: 169.254.169.254`).",
+  "default-loopback": "Leave it: such packets have no business outside the guest.",
+  "default-private": "Allow the prefix (`allow: 10.1.2.0/24`) or `allow: private`. Networks on a link of the host count as private, public addresses too.",
+  "default-link-local": "Allow the address or `allow: link-local`.",
+  "default-multicast": "Allow the address or `allow: multicast`.",
+  "default-reserved": "Leave it: no public host can own the address. Allow the address if your network uses it.",
+  "default-public": "Allow the address, its prefix, or the name under these ports.",
+  "no-pin": "Allow the address, or let the guest resolve the name through its own resolver: an address counts only after this sandbox was told it in an answer.",
+  "pin-expired": "The guest kept the address longer than the answer allowed. Let it ask again, or allow the address.",
+  "ingress-default": "Add a rule with `direction: ingress` that names the guest's port.",
+  "policy-changed": "The flow ends; the new policy forbids it. Change the policy if that was not meant.",
+  "name-service": "Let the guest use ordinary DNS on port 53. No rule opens these ports outward.",
+  "icmp-type": "No rule can allow it: of ICMP only echo, its reply, and errors for the guest's own flows pass.",
+  protocol: "Add a rule with the protocol's number, such as `proto: 47`.",
+  "source-mac": "Give the guest's real MAC with `--guest-mac`, or attach again if the guest's device has changed.",
+  "source-address": "Name every address of the guest with `--guest-ip`, or attach again if its address has changed.",
+  "address-unknown": "Name the guest's address with `--guest-ip`.",
+  "arp-spoof": "Look at what runs in the guest: it speaks for an address that is not its own.",
+  "arp-target": "Add a rule that lets the guest reach the address, or leave it.",
+  "nd-spoof": "Look at what runs in the guest: it speaks for an address that is not its own.",
+  "router-message": notPolicy,
+  "dhcp-server": notPolicy,
+  "not-for-guest": "Name every address of the guest with `--guest-ip`. Broadcasts on a bridge end here too and are harmless.",
+  vlan: notPolicy,
+  ethertype: notPolicy,
+  truncated: notPolicy,
+  length: notPolicy,
+  "ip-options": notPolicy,
+  "extension-header": notPolicy,
+  "mapped-address": notPolicy,
+  fragment: "Let the guest send smaller datagrams. Fragments whose first one was not seen, and DNS in fragments, never pass.",
+  "checksum-offload": "Look at the guest: no ordinary network driver sends it.",
+  "tcp-flags": notPolicy,
+  gso: "Look at the guest: no ordinary network driver sends it.",
+  "flow-table-full": "Raise `limits.flows`, or look at what in the guest opens so many connections.",
+  "fragment-table-full": faulty,
+  "redirect-table-full": "Look at what in the guest asks so much; 512 questions can be open at a time.",
+  "not-enforced": "Attach the tap. Until then it passes nothing through these programs.",
+  "map-missing": faulty,
+  rewrite: faulty,
+  "unsolicited-answer": "Nothing, if there are few: an answer that came too late for its question.",
+};
+
+/** Outcomes of a DNS query that are shown as refusals, and what a person does about them. */
+const refusals = {
+  denied: "Allow the name, or `allow: public` if every name may be resolved.",
+  blocked: "Take the name off the block list. Names of the host, of metadata endpoints and of private ranges need a rule that names them exactly.",
+  unmatchable: "Look at what in the guest asks: a label with a dot, blank, backslash or an octet outside printable ASCII.",
+  rebind: "If the name may have that address, say so under `dns.allow_private`, or allow the address by a rule without ports.",
+  target: "Allow the name that the answer leads to, or take it off the block list.",
+};
+
+/** Reasons of bpf/abi.h in order: {name, comment}. Lower case with dashes, as everywhere outside the kernel. */
+export function reasonsOf(abi) {
+  const body = /enum reason \{([\s\S]*?)\n\};/.exec(abi)?.[1];
+  if (body === undefined) throw new Error("bpf/abi.h has no enum reason");
+  return [...body.matchAll(/^\s*REASON_(\w+)\s*(?:=\s*\d+\s*)?,\s*(?:\/\*\s*(.*?)\s*\*\/)?\s*$/gm)]
+    .map(([, name, comment]) => ({ name: name.toLowerCase().replaceAll("_", "-"), comment: comment ?? null }))
+    .filter(({ name }) => name !== "unknown" && name !== "max");
+}
+
+/** Elements of the array `outcomes` in src/dns/metrics.ts with their comments. */
+export function outcomesOf(source) {
+  const body = /export const outcomes = \[([\s\S]*?)\] as const/.exec(source)?.[1];
+  if (body === undefined) throw new Error("src/dns/metrics.ts has no outcomes");
+  return [...body.matchAll(/"([\w-]+)",(?:\s*\/\/\s*(.*))?/g)].map(([, name, comment]) => ({ name, comment: comment?.trim() ?? null }));
+}
+
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}`.replace(/([^.])$/, "$1.");
+const cell = (text) => text.replaceAll("|", "\\|");
+const table = (head, rows) => [`| ${head.join(" | ")} |`, `|${head.map(() => "---").join("|")}|`, ...rows.map((row) => `| ${row.map(cell).join(" | ")} |`)].join("\n");
+const generated = (what) => `<!-- Generated by scripts/gen-docs.mjs from ${what}. Edit that and run it again. -->`;
+
+function complete(kind, names, texts) {
+  const missing = names.filter((name) => !Object.hasOwn(texts, name));
+  const surplus = Object.keys(texts).filter((name) => !names.includes(name));
+  if (missing.length > 0) throw new Error(`scripts/gen-docs.mjs has no text for ${kind}: ${missing.join(", ")}`);
+  if (surplus.length > 0) throw new Error(`scripts/gen-docs.mjs has a text for what is no ${kind}: ${surplus.join(", ")}`);
+}
+
+/** @param verdictOf name of a reason → allow, deny or redirect; as the agent counts it. */
+export function reasonsPage({ abi, outcomes, verdictOf }) {
+  const reasons = reasonsOf(abi);
+  const names = reasons.map(({ name }) => name);
+  complete("reason", names, advice);
+  complete("reason without a comment", reasons.filter(({ comment }) => comment === null).map(({ name }) => name), meanings);
+  const known = outcomesOf(outcomes);
+  const shown = Object.keys(refusals).map((name) => known.find((outcome) => outcome.name === name) ?? { name, comment: null });
+  complete("outcome", shown.filter(({ comment }) => comment !== null).map(({ name }) => name), refusals);
+  const rows = (wanted) => reasons.filter(({ name }) => (verdictOf(name) === "deny") === wanted)
+    .map(({ name, comment }) => [`\`${name}\``, verdictOf(name), sentence(comment ?? meanings[name]), advice[name]]);
+  return `# Reasons
+
+${generated("enum reason of bpf/abi.h and src/dns/metrics.ts")}
+
+Every packet is counted under one reason. The same word stands in the line that \`enforcer attach\` prints for a denial, in
+its JSON (\`reason\`), and in the label \`reason\` of the metric \`enforcer_packets_total\`.
+
+## Denied
+
+${table(["reason", "verdict", "meaning", "what to do"], rows(true))}
+
+## Allowed or redirected
+
+${table(["reason", "verdict", "meaning", "what to do"], rows(false))}
+
+## Lookups that are refused
+
+These stand in lines that begin with \`refused dns\` (JSON: event \`dns-denied\`), and as label \`outcome\` in
+\`enforcer_dns_queries_total\`. All outcomes are listed in [METRICS.md](METRICS.md); what each is answered with, in [DNS.md](DNS.md).
+
+${table(["outcome", "meaning", "what to do"], shown.map(({ name, comment }) => [`\`${name}\``, sentence(comment), refusals[name]]))}
+`;
+}
+
+export function errorsPage({ errorKinds, exitStatuses }) {
+  const nameOf = (status) => Object.entries(exitStatuses).find(([, number]) => number === status)?.[0] ?? String(status);
+  const words = {
+    ok: "All is well, or the enforcer was ended by a signal and has detached", failed: "The command ran and its answer is no",
+    usage: "The command line is wrong", data: "A policy or a name given is wrong", unavailable: "Something that is needed is not there or is taken",
+    software: "A fault of the program itself; please report it", osError: "The kernel refused something", noPermission: "Not root",
+    config: "The machine or the configuration must be changed first",
+  };
+  complete("exit status", Object.keys(exitStatuses), words);
+  return `# Errors
+
+${generated("src/errors.ts")}
+
+An error is one message on standard error, with its remedy and code:
+
+\`\`\`text
+enforcer: no device tap9 in this network namespace
+  remedy: create the tap first: ip tuntap add <name> mode tap [E_TAP_MISSING]
+\`\`\`
+
+With \`--json\` the same is one object on standard output: \`{"event":"error","code":…,"message":…,"remedy":…}\`. The message
+names the place; a more exact remedy may stand in place of the one below. Codes are stable.
+
+${table(["code", "exit status", "remedy"], Object.entries(errorKinds).map(([code, { exit, remedy }]) => [`\`${code}\``, `${exit} ${nameOf(exit)}`, sentence(remedy)]))}
+
+## Exit statuses
+
+${table(["status", "name", "meaning"], Object.entries(exitStatuses).map(([name, number]) => [String(number), name, sentence(words[name])]))}
+`;
+}
+
+/** @param registry metrics as prom-client holds them: name, help, type, labelNames. */
+export function metricsPage({ metrics, outcomes }) {
+  const known = outcomesOf(outcomes);
+  const text = (outcome) => outcome.comment ?? {
+    "upstream-failed": "no upstream gave a usable answer", "rate-limit": "over the queries a second", "in-flight-limit": "over the queries in flight", "not-implemented": "opcode that is not served",
+  }[outcome.name];
+  const silent = known.filter((outcome) => text(outcome) === undefined).map(({ name }) => name);
+  if (silent.length > 0) throw new Error(`src/dns/metrics.ts has outcomes without a comment: ${silent.join(", ")}`);
+  return `# Metrics
+
+${generated("src/agent/metrics.ts and src/dns/metrics.ts")}
+
+\`enforcer attach\` serves Prometheus metrics at \`http://127.0.0.1:9469/metrics\`. \`--metrics\` names another address, or
+\`off\`. Numbers are read from the kernel and the resolver when somebody asks. No label is ever a domain name or an address.
+
+${table(["metric", "type", "labels", "meaning"], metrics.map(({ name, type, labelNames, help }) => [`\`${name}\``, type, labelNames.length === 0 ? "none" : labelNames.map((label) => `\`${label}\``).join(" "), help]))}
+
+## Labels
+
+| label | values |
+|---|---|
+| \`sandbox\` | the name of the tap |
+| \`direction\` | \`egress\` (guest to world) or \`ingress\` (world to guest) |
+| \`verdict\` | \`allow\`, \`deny\` or \`redirect\` |
+| \`reason\` | see [REASONS.md](REASONS.md) |
+| \`outcome\` | see below |
+| \`map\` | \`flows\` or \`pins\` |
+| \`kind\` | \`name\` or \`address\` |
+| \`bound\` | \`names\`, \`addresses\`, \`addresses-per-name\` or \`rules-per-address\` |
+| \`source\` | who did not report: \`kernel\` or \`resolver\` |
+| \`result\` | \`sent\`, \`answered\`, \`timeouts\`, \`mismatched\` (answers that match no question), \`malformed\`, \`tcp\`, \`errors\` (response codes), \`failed\` (questions that nobody answered) |
+| \`le\` | upper edge of a latency bucket, in seconds |
+
+## Outcomes of DNS queries
+
+${table(["outcome", "meaning"], known.map((outcome) => [`\`${outcome.name}\``, sentence(text(outcome))]))}
+`;
+}
+
+export const sources = () => ({ abi: readFileSync(join(root, "bpf/abi.h"), "utf8"), outcomes: readFileSync(join(root, "src/dns/metrics.ts"), "utf8") });
+
+/** Stands for an enforcer that has nothing: whatever is asked of it is empty. */
+const empty = new Proxy(() => empty, {
+  get: (_, key) => (key === "then" ? undefined : key === Symbol.iterator ? function* () { /* nothing */ } : key === Symbol.toPrimitive ? () => 0 : empty),
+  apply: () => empty,
+});
+
+/** Name, help, type and labels of every metric. */
+async function metricsOf(registry) {
+  return Promise.all(registry.getMetricsAsArray().map(async (metric) => {
+    // One that prom-client did not make says its help and type only when it is asked.
+    const { help, type } = metric.help === undefined ? await metric.get() : { help: metric.help, type: metric.constructor.name.toLowerCase() };
+    return { name: metric.name, help, type, labelNames: [...(metric.labelNames ?? []), ...(type === "histogram" ? ["le"] : [])] };
+  }));
+}
+
+/** Page name → text. @param from the modules, from src/ in tests and from dist/ here. */
+export async function pages({ errors, counters, Reason, metrics }) {
+  const { abi, outcomes } = sources();
+  const verdictOf = (name) => counters.verdictOf(Reason[`REASON_${name.toUpperCase().replaceAll("-", "_")}`]);
+  return {
+    "docs/REASONS.md": reasonsPage({ abi, outcomes, verdictOf }),
+    "docs/ERRORS.md": errorsPage({ errorKinds: errors.errorKinds, exitStatuses: errors.ExitStatus }),
+    "docs/METRICS.md": metricsPage({ metrics: await metricsOf(metrics.enforcerRegistry(empty)), outcomes }),
+  };
+}
+
+/** The modules that were built. */
+export async function built() {
+  const [errors, counters, layout, metrics] = await Promise.all(["errors", "kernel/counters", "kernel/layout.gen", "agent/metrics"].map((name) => import(new URL(`../dist/${name}.js`, import.meta.url).href)));
+  return { errors, counters, Reason: layout.Reason, metrics };
+}
+
+if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  for (const [name, text] of Object.entries(await pages(await built()))) writeFileSync(join(root, name), text);
+}
