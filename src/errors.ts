@@ -32,6 +32,14 @@ export const errorKinds = {
   E_STATE: { exit: ExitStatus.osError, remedy: "make the directory writable for root, or name another with --run-dir" },
   E_LIMIT: { exit: ExitStatus.data, remedy: "make the policy smaller or raise the limit named" },
   E_NETLINK: { exit: ExitStatus.osError, remedy: "run enforcer doctor; the kernel refused a network request" },
+  E_UPGRADE: { exit: ExitStatus.unavailable, remedy: "detach those sandboxes with the version that made them, or end their guests, and start again; nothing was touched" },
+  E_CONFIG: { exit: ExitStatus.config, remedy: "mend the configuration file at the place named; nothing of it was applied" },
+  E_NO_AGENT: { exit: ExitStatus.unavailable, remedy: "start it: systemctl start enforcer, or enforcer agent" },
+  E_AGENT_RUNS: { exit: ExitStatus.unavailable, remedy: "one agent serves a host; end the other one, or choose another --run-dir and bpffs" },
+  E_NO_SANDBOX: { exit: ExitStatus.data, remedy: "enforcer list shows the sandboxes there are" },
+  E_NAME_TAKEN: { exit: ExitStatus.data, remedy: "detach it first, or change its policy with enforcer policy set" },
+  E_REQUEST: { exit: ExitStatus.usage, remedy: "see docs/API.md" },
+  E_NETNS: { exit: ExitStatus.data, remedy: "name a network namespace as ip netns does, or a path such as /run/netns/NAME or /proc/PID/ns/net" },
   E_DATA: { exit: ExitStatus.software, remedy: "the installation is damaged: build or install it again" },
 } as const satisfies Record<string, ErrorKind>;
 

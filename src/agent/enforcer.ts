@@ -1,94 +1,93 @@
 /**
- * One running enforcer: loaded programs, the resolver, the watch over the host, and the sandboxes it holds.
+ * The engine of one network namespace: loaded programs, the resolver, the watch over the host, and the sandboxes it holds.
  *
- * Order of an attach: facts of the tap → programs and self-test → tables of the sandbox → resolver knows it → device → hooks
- * on the tap → self-test on the tap. Each step that fails takes back what came before it. Order of a detach: the reverse.
+ * Order of an attach: facts of the tap → state says so → tables of the sandbox → resolver knows it → device → hooks on the
+ * tap → self-test on the tap → state says it is done. Each step that fails takes back what came before it. Order of a detach:
+ * the reverse. Order of a policy swap: tables beside those in force → resolver writes pins to both → state names both → one
+ * 8-byte write puts it in force → resolver drops the old one → state names the new one. A process that dies anywhere in
+ * between leaves either policy whole, and its successor reads in the kernel which.
  *
  * Holds always: address groups are in the kernel before any tap is; a change of the host's addresses reaches the kernel in
- * the same turn in which it is read. Main thread only.
+ * the same turn in which it is read; what a former process left in force is never taken away because a file about it is
+ * missing. Main thread only; callers do one operation at a time (agent.ts).
  */
-import { createHash } from "node:crypto";
 import { existsSync, readdirSync, rmdirSync } from "node:fs";
 import { join } from "node:path";
 import { BpfMap, closeFd, createNetns, openNetns, type RingBuffer } from "../../native/index.js";
-import { formatAddress, formatPrefix, type Address, type Prefix } from "../addresses/address.js";
-import { groupTable, type GroupTable } from "../addresses/groups.js";
-import type { DeniedQuery, PinRow, Stats } from "../dns/protocol.js";
+import { formatAddress, formatPrefix, type Address } from "../addresses/address.js";
+import { groupTable, type Group, type GroupTable } from "../addresses/groups.js";
+import type { DeniedQuery, FormerPinRow, PinRow, Stats } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import { readCounters, type Count } from "../kernel/counters.js";
 import { followEvents, type PacketEvent } from "../kernel/events.js";
 import { Globals } from "../kernel/globals.js";
 import { Instance, removePins } from "../kernel/instance.js";
-import { layouts } from "../kernel/layout.gen.js";
-import { SandboxTables, slotKey, type Identity } from "../kernel/sandbox-tables.js";
+import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
+import { SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
 import { selfTest, selfTestTap } from "../kernel/self-test.js";
-import { attachHooks, detachHooks, hooksInPlace, RESOLVER_HOOKS, TAP_HOOKS, type Mechanism } from "../kernel/tap-link.js";
+import { attachHooks, chainOf, detachHooks, hooksHeld, hooksInPlace, linkedDevices, RESOLVER_HOOKS, TAP_HOOKS } from "../kernel/tap-link.js";
+import type { HostView } from "../net/host-view.js";
 import { HostWatch, type LinkEvent } from "../net/host-watch.js";
+import { findLinkByIndex } from "../net/links.js";
+import { inNetns } from "../net/request.js";
 import { createResolverLink, removeResolverLink, type ResolverLink } from "../net/resolver-link.js";
-import { prepareTap, restoreTap, tapFacts, type TapFacts, type TapPreparation } from "../net/tap.js";
-import { compilePolicy, type CompiledPolicy } from "../policy/compile.js";
+import { prepareTap, restoreTap, tapFacts } from "../net/tap.js";
+import { compilePolicy } from "../policy/compile.js";
+import { buildPolicy } from "../policy/build.js";
 import type { Policy } from "../policy/types.js";
 import { ResolverClient } from "./resolver-client.js";
-import { RunDirectory } from "./run-directory.js";
+import type { PinRecord, PolicyState, RunDirectory } from "./run-directory.js";
+import { digestOf, identityKey, identityOf, type AttachOptions, type KeptSandbox, type Sandbox, type UpstreamAddress } from "./sandbox.js";
+
+export type { AttachOptions, KeptSandbox, Sandbox } from "./sandbox.js";
 
 /** How often expired flows are freed, ms. The kernel counts their time itself; this only gives back the memory. */
 const SWEEP = 5_000;
+/** How often pins that were added are written down, ms: what a crash may forget the names of, not the pins. */
+const WRITE_PINS = 10_000;
 /** Offset of mark in struct __sk_buff (linux/bpf.h). */
 const SKB_MARK = 8, SKB_SIZE = 192;
+/** Generations begin here; 1 is the self-test's. */
+const FIRST_GENERATION = 2;
 
 export interface EnforcerOptions {
-  readonly runDirectory: string;
+  /** Where the state files are; the caller holds its lock. */
+  readonly run: RunDirectory;
   /** Where bpffs is mounted, or a directory in it. */
   readonly bpffs: string;
-  /** Name of this instance in both; the tap's, for an enforcer that serves one tap in the foreground. */
+  /** Name of this instance in it. */
   readonly instance: string;
   readonly sandboxes: number;
   /** Name of the resolver's near device; unique in the namespace, at most 15 octets. */
   readonly resolverDevice: string;
   readonly resolvConf: string | null;
+  /** Namespace of the taps; the caller keeps it open. null: the process's own. */
+  readonly netnsFd: number | null;
+  /** The host's own view, where the taps' namespace is another: its addresses are the host's there too. */
+  readonly outer: (() => HostView) | null;
+  readonly extraGroups: Partial<Record<Group, readonly string[]>>;
+  readonly nat64Prefixes: readonly string[];
   readonly onPackets: (events: readonly PacketEvent[]) => void;
   readonly onQueries: (queries: readonly DeniedQuery[]) => void;
   readonly onLink: (event: LinkEvent) => void;
+  /** The host's addresses or routes changed and are in force. */
+  readonly onView: () => void;
   /** Something a person should know, and enforcement goes on. */
   readonly onNotice: (text: string) => void;
   /** It cannot go on serving; what is in the kernel stays in force. */
   readonly onFailure: (error: Error) => void;
 }
 
-export interface AttachOptions {
-  readonly tap: string;
-  readonly policy: Policy;
-  /** Instead of the addresses found on the tap or its bridge; empty: those. */
-  readonly gateways: readonly Address[];
-  /** Empty: learned. */
-  readonly guest: readonly Prefix[];
-  readonly mac: Uint8Array | null;
-  /** Instead of the policy's or the host's resolvers; empty: those. */
-  readonly upstreams: readonly { readonly address: Address; readonly port: number }[];
-}
-
-export interface Sandbox {
-  readonly name: string;
-  readonly slot: number;
-  readonly generation: number;
-  readonly facts: TapFacts;
-  readonly policy: Policy;
-  readonly compiled: CompiledPolicy;
-  readonly mechanism: Mechanism;
-  /** Programs that run before ours on the tap's hooks. */
-  readonly before: readonly string[];
-  readonly preparation: TapPreparation;
-  readonly tables: SandboxTables;
-  /** Tables of a former process were taken over. */
-  readonly adopted: boolean;
-}
-
 export class Enforcer {
   readonly #options: EnforcerOptions;
   readonly #run: RunDirectory;
-  readonly #unlock: () => void;
   readonly #sandboxes = new Map<string, Sandbox>();
+  readonly #kept = new Map<string, KeptSandbox>();
   readonly #cleanup: (() => void | Promise<void>)[] = [];
+  /** Pins ever written by sandbox, when they were last put down. */
+  readonly #written = new Map<string, number>();
+  #extraGroups: Partial<Record<Group, readonly string[]>>;
+  #nat64Prefixes: readonly string[];
   #instance!: Instance;
   #globals!: Globals;
   #resolver!: ResolverClient;
@@ -96,15 +95,18 @@ export class Enforcer {
   #watch!: HostWatch;
   #groups!: GroupTable;
   #events: RingBuffer | null = null;
-  #extraGateways: readonly Address[] = [];
+  #pendingGateways: readonly Address[] = [];
+  #generation = 0;
+  #started = false;
   #stopped = false;
   /** A former process's enforcement is still in force and this process could not take it over: it stays. */
   #leaveInForce = false;
 
   private constructor(options: EnforcerOptions) {
     this.#options = options;
-    this.#run = new RunDirectory(options.runDirectory);
-    this.#unlock = this.#run.lock(options.instance);
+    this.#run = options.run;
+    this.#extraGroups = options.extraGroups;
+    this.#nat64Prefixes = options.nat64Prefixes;
   }
 
   /**
@@ -124,29 +126,45 @@ export class Enforcer {
 
   get groups(): GroupTable { return this.#groups; }
   get sandboxes(): ReadonlyMap<string, Sandbox> { return this.#sandboxes; }
+  get kept(): ReadonlyMap<string, KeptSandbox> { return this.#kept; }
+  get view(): HostView { return this.#watch.view; }
+  get links(): HostWatch["links"] { return this.#watch.links; }
+  get slots(): number { return this.#instance.sandboxes; }
+
+  /** Runs with the thread in the taps' namespace. */
+  inside<T>(work: () => T): T { return this.#options.netnsFd === null ? work() : inNetns(this.#options.netnsFd, work); }
 
   async #start(): Promise<void> {
-    const { bpffs, instance, resolverDevice } = this.#options;
-    const directory = join(bpffs, "enforcer", instance);
+    const { bpffs, instance, resolverDevice, netnsFd } = this.#options;
+    // A dot may not stand in a name on bpffs.
+    const directory = join(bpffs, "enforcer", instance.replaceAll("%", "%25").replaceAll(".", "%2E"));
     const fresh = !existsSync(directory);
+    refuseOtherLayout(directory);
     this.#instance = Instance.open({ directory, sandboxes: this.#options.sandboxes });
-    this.#cleanup.push(() => (fresh ? this.#instance.destroy() : this.#instance.close()));
+    this.#cleanup.push(() => (fresh && !this.#started ? this.#instance.destroy() : this.#instance.close()));
     this.#globals = new Globals(this.#instance);
+    this.#generation = this.#lastGeneration();
+    // Pins of links whose device has gone hold nothing; a resolver's device goes with the process that made it.
+    this.inside(() => { for (const ifindex of linkedDevices(this.#instance)) if (findLinkByIndex(ifindex) === null) detachHooks(this.#instance, ifindex, TAP_HOOKS); });
 
     const agentNetns = createNetns();
     const hostNetns = openNetns();
     this.#cleanup.push(() => { closeFd(agentNetns); closeFd(hostNetns); });
-    this.#link = createResolverLink({ agentNetnsFd: agentNetns, names: { near: resolverDevice, far: "enf1" } });
-    this.#cleanup.push(() => { removeResolverLink(resolverDevice); });
-    attachHooks(this.#instance, this.#link.nearIfindex, resolverDevice, RESOLVER_HOOKS);
-    this.#cleanup.push(() => detachHooks(this.#instance, this.#link.nearIfindex, RESOLVER_HOOKS));
+    this.#link = this.inside(() => createResolverLink({ agentNetnsFd: agentNetns, names: { near: resolverDevice, far: "enf1" } }));
+    this.#cleanup.push(() => { this.inside(() => removeResolverLink(resolverDevice)); });
+    this.inside(() => attachHooks(this.#instance, this.#link.nearIfindex, resolverDevice, RESOLVER_HOOKS));
+    this.#cleanup.push(() => this.inside(() => detachHooks(this.#instance, this.#link.nearIfindex, RESOLVER_HOOKS)));
 
-    this.#watch = new HostWatch({ onView: () => this.#hostChanged(), onLink: (event) => this.#options.onLink(event), onError: (error) => this.#options.onNotice(`a change of the host's addresses is not in force yet and is tried again: ${text(error)}`) });
+    this.#watch = new HostWatch({
+      ...(netnsFd === null ? {} : { netnsFd }),
+      onView: () => this.#viewChanged(), onLink: (event) => this.#options.onLink(event),
+      onError: (error) => this.#options.onNotice(`a change of the host's addresses is not in force yet and is tried again: ${text(error)}`),
+    });
     this.#cleanup.push(() => this.#watch.close());
     this.#groups = this.#readGroups();
     this.#globals.setGroups(this.#groups);
     this.#globals.setResolver(this.#link);
-    selfTest(this.#instance, this.#globals, this.#link.nearIfindex);
+    this.inside(() => selfTest(this.#instance, this.#globals, this.#link.nearIfindex));
 
     this.#resolver = new ResolverClient({
       onDenied: (queries) => this.#options.onQueries(queries),
@@ -164,104 +182,259 @@ export class Enforcer {
     });
     if (noUpstream && this.#options.resolvConf !== null) this.#options.onNotice(`${this.#options.resolvConf} names no resolver: names fail unless the policy or --upstream names one`);
 
-    const sweeper = setInterval(() => this.#sweep(), SWEEP);
-    sweeper.unref();
-    this.#cleanup.push(() => clearInterval(sweeper));
+    const timers = [setInterval(() => this.#sweep(), SWEEP), setInterval(() => { this.writePins().catch((error: unknown) => this.#options.onNotice(`pins could not be written down: ${text(error)}`)); }, WRITE_PINS)];
+    for (const timer of timers) timer.unref();
+    this.#started = true;
+    this.#cleanup.push(() => { for (const timer of timers) clearInterval(timer); });
   }
 
+  // ---- attach and detach --------------------------------------------------------------------------------------------
+
   /**
-   * Puts a tap under its policy. @throws EnforcerError; then the tap is as it was.
+   * Puts a tap under its policy; what a former process left in force on it is taken over without a gap.
+   * @throws EnforcerError; then the tap is as it was.
    */
   async attach(options: AttachOptions): Promise<Sandbox> {
-    const { tap, policy } = options;
-    const facts = tapFacts(tap);
+    const { name, tap, policy } = options;
+    const facts = this.inside(() => tapFacts(tap));
+    for (const other of this.#sandboxes.values()) {
+      if (other.name === name || other.facts.ifindex === facts.ifindex) throw new EnforcerError("E_TAP_TAKEN", `${other.name} is attached already (device ${other.facts.name})`, { remedy: "detach it first, or change its policy with enforcer policy set" });
+    }
     if (facts.xdp !== null) this.#options.onNotice(`${tap}: an XDP program (id ${facts.xdp.programId ?? "unknown"}) sees the guest's frames before the enforcer does`);
-    const gateways = options.gateways.length > 0 ? options.gateways : [...facts.gateways, ...facts.routers];
-    if (gateways.length === 0) throw new EnforcerError("E_GATEWAY_UNKNOWN", `${tap} ${facts.bridge === null ? "has no address" : `and its bridge ${facts.bridge.name} have no address`}`);
-    this.#extraGateways = options.gateways;
+    const identity = identityOf(facts, options);
+    this.#pendingGateways = options.gateways;
     if (options.gateways.length > 0) this.#hostChanged();
-    const identity: Identity = {
-      ifindex: facts.ifindex, tapMac: facts.bridge?.mac ?? facts.mac, mac: options.mac, guest: options.guest,
-      learnPrefixes: facts.learnPrefixes, gateways, dhcp: true,
-    };
-    checkIdentity(identity, tap);
-    const sizes = { flows: policy.limits.flows, pins: policy.limits.pins, eventsPerSecond: policy.limits.eventsPerSecond };
+    const sizes = sizesOf(policy);
     const digest = digestOf(policy);
-    const former = this.#run.readState(tap);
+    const file = this.#run.read(name);
+    const former = file?.ifindex === facts.ifindex ? file : null;
 
     const undo: (() => void | Promise<void>)[] = [];
     let survived = false;
     try {
-      const slot = this.#freeSlot();
-      const survivor = former?.ifindex === facts.ifindex && hooksPinned(this.#instance, facts.ifindex) ? SandboxTables.adopt(this.#instance, slot) : null;
-      survived = survivor !== null;
+      const left = this.inside(() => this.#leftInForce(facts.ifindex));
+      survived = left !== null;
+      const slot = left?.slot ?? this.#freeSlot();
+      const generation = left?.generation ?? this.#nextGeneration();
+      const target: PolicyState = { uid: "0", digest, source: options.source };
+      const state = { version: 1, name, device: tap, ifindex: facts.ifindex, slot, generation, next: null, spec: options.spec } as const;
+      if (left === null) {
+        this.#run.write({ ...state, phase: "attaching", policy: target, changes: former?.changes ?? [] });
+        undo.push(() => { this.#run.remove(name); });
+      }
       // Before a former process's settings are lost: they are what restoring means.
-      const preparation = prepareTap(tap);
-      const changes = former?.ifindex === facts.ifindex ? former.changes : preparation.changes;
-      undo.push(() => { restoreTap({ ifindex: facts.ifindex, changes }); });
-      const samePolicy = survivor !== null && former?.policy === digest;
-      const tables = survivor ?? SandboxTables.make(this.#instance, slot, nextGeneration(this.#instance, slot), identity, { ...sizes, eventsPerSecond: 0 });
-      if (survivor === null) undo.push(() => tables.clear());
+      const preparation = this.inside(() => prepareTap(tap));
+      const changes = former === null ? preparation.changes : mergeChanges(former.changes, preparation.changes);
+      undo.push(() => { this.inside(() => restoreTap({ ifindex: facts.ifindex, changes })); });
+      if (left === null) this.#run.write({ ...state, phase: "attaching", policy: target, changes });
+      const inForce = left === null || former === null ? null : former.next !== null && former.next.uid === left.uid.toString() ? former.next : former.policy;
+      const samePolicy = left !== null && inForce !== null && inForce.uid === left.uid.toString() && inForce.digest === digest;
+      const tables = left ?? SandboxTables.make(this.#instance, slot, generation, identity, { ...sizes, eventsPerSecond: 0 });
+      if (left === null) undo.push(() => tables.clear());
       const uid = samePolicy ? tables.uid : tables.nextUid();
       const compiled = compilePolicy(policy, { uid });
       const pins = samePolicy ? tables.pins() : tables.stage(compiled, uid, sizes.pins);
       if (pins === null) throw new EnforcerError("E_ATTACH", `${tap}: the map of pins is missing`);
-      const flows = tables.inner("flows");
-      try {
-        await this.#resolver.ask({
-          kind: "addSandbox", slot, generation: tables.generation, name: tap, policy, compiledGroups: this.#groups,
-          pinsFd: pins.fd, flowsFd: flows?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
-          upstreams: options.upstreams.length > 0 ? options.upstreams : null,
-        });
-      } finally {
-        pins.close();
-        flows?.close();
-      }
-      undo.push(() => this.#resolver.ask({ kind: "removeSandbox", slot, generation: tables.generation }).then(() => undefined));
+      await this.#serve({ name, slot, generation, policy, upstreams: options.upstreams, pins, tables, adopt: samePolicy, restore: left !== null });
+      undo.push(() => this.#resolver.ask({ kind: "removeSandbox", slot, generation }).then(() => undefined));
+      if (left !== null && !samePolicy) this.#run.write({ ...state, phase: "enforced", policy: inForce ?? { ...target, uid: left.uid.toString(), digest: "" }, next: { ...target, uid: uid.toString() }, changes });
       if (!samePolicy) tables.commit(uid);
-      if (survivor === null) tables.enforce();
-      this.#globals.setTap(facts.ifindex, slot, tables.generation);
-      if (survivor === null) undo.push(() => this.#globals.clearTap(facts.ifindex));
-      const { mechanism, before } = attachHooks(this.#instance, facts.ifindex, tap, TAP_HOOKS);
-      if (survivor === null) undo.push(() => detachHooks(this.#instance, facts.ifindex, TAP_HOOKS));
-      if (!hooksInPlace(this.#instance, facts.ifindex, TAP_HOOKS)) throw new EnforcerError("E_ATTACH", `${tap}: the kernel does not show the programs on its hooks`);
-      selfTestTap(this.#instance, slot, facts.ifindex, tap);
+      if (left === null) tables.enforce();
+      const { mechanism, before } = this.inside(() => {
+        this.#globals.setTap(facts.ifindex, slot, generation);
+        if (left === null) undo.push(() => this.#globals.clearTap(facts.ifindex));
+        const attachment = attachHooks(this.#instance, facts.ifindex, tap, TAP_HOOKS);
+        if (left === null) undo.push(() => this.inside(() => detachHooks(this.#instance, facts.ifindex, TAP_HOOKS)));
+        if (!hooksInPlace(this.#instance, facts.ifindex, TAP_HOOKS)) throw new EnforcerError("E_ATTACH", `${tap}: the kernel does not show the programs on its hooks`);
+        selfTestTap(this.#instance, slot, facts.ifindex, tap);
+        return attachment;
+      });
       tables.describe(identity, sizes);
-      this.#run.writeState(tap, { ifindex: facts.ifindex, policy: digest, changes });
+      this.#run.write({ ...state, phase: "enforced", policy: { ...target, uid: uid.toString() }, changes });
       this.#events ??= followEvents(this.#instance, (events) => this.#options.onPackets(events));
       const sandbox: Sandbox = {
-        name: tap, slot, generation: tables.generation, facts, policy, compiled, mechanism, before: before.map(({ hook, program }) => `${program} (${hook})`),
-        preparation: { ...preparation, changes }, tables, adopted: survivor !== null,
+        name, slot, generation, options, facts, identity, policy, compiled, former: null, mechanism, before: before.map(({ hook, program }) => `${program} (${hook})`),
+        preparation: { ...preparation, changes }, tables, adopted: left !== null, since: Date.now(),
       };
-      this.#sandboxes.set(tap, sandbox);
+      for (const kept of this.#kept.values()) if (kept.slot === slot) this.#kept.delete(kept.name);
+      this.#sandboxes.set(name, sandbox);
       return sandbox;
     } catch (error) {
       if (survived) this.#leaveInForce = true;
       for (const step of undo.reverse()) await quietly(step);
       throw error;
+    } finally {
+      this.#pendingGateways = [];
     }
+  }
+
+  /** Tells the resolver of a sandbox, with the pins that a former process wrote down. Closes `pins`. */
+  async #serve({ name, slot, generation, policy, upstreams, pins, tables, adopt, restore }: {
+    name: string; slot: number; generation: number; policy: Policy; upstreams: readonly UpstreamAddress[]; pins: BpfMap; tables: SandboxTables;
+    /** the map of pins has the former process's content, under this same policy */ adopt: boolean; restore: boolean;
+  }): Promise<void> {
+    const flows = tables.inner("flows");
+    try {
+      await this.#forgetInResolver(slot);
+      await this.#resolver.ask({
+        kind: "addSandbox", slot, generation, name, policy, compiledGroups: this.#groups,
+        pinsFd: pins.fd, flowsFd: flows?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
+        upstreams: upstreams.length > 0 ? upstreams : null,
+      });
+      if (!restore) return;
+      const book = this.#run.readPins(name);
+      await this.#resolver.ask({
+        kind: "restorePins", slot, generation, pinsFd: adopt ? pins.fd : null,
+        pins: book === null || book.generation !== generation ? [] : book.pins.map(([labels, address, expires]) => ({ labels, address: Uint8Array.from(Buffer.from(address, "hex")), expires })),
+      });
+    } finally {
+      pins.close();
+      flows?.close();
+    }
+  }
+
+  /** A kept sandbox is known to the resolver, as one that may resolve nothing. */
+  async #forgetInResolver(slot: number): Promise<void> {
+    for (const kept of this.#kept.values()) if (kept.slot === slot) await this.#resolver.ask({ kind: "removeSandbox", slot, generation: kept.generation }).catch(() => undefined);
   }
 
   /** Takes a tap out from under its policy and frees what was its. A tap that has gone is no error. */
   async detach(name: string): Promise<void> {
-    const sandbox = this.#sandboxes.get(name);
+    const sandbox = this.#sandboxes.get(name) ?? this.#kept.get(name);
     if (sandbox === undefined) return;
+    const known = "facts" in sandbox ? sandbox : null;
+    const ifindex = known?.facts.ifindex ?? (sandbox as KeptSandbox).ifindex;
+    const state = this.#run.read(name);
+    if (state !== null) this.#run.write({ ...state, phase: "detaching" });
     this.#sandboxes.delete(name);
-    const { facts, slot, generation, tables, preparation } = sandbox;
-    detachHooks(this.#instance, facts.ifindex, TAP_HOOKS);
-    this.#globals.clearTap(facts.ifindex);
-    await this.#resolver.ask({ kind: "removeSandbox", slot, generation });
-    tables.clear();
-    restoreTap({ ifindex: facts.ifindex, changes: preparation.changes });
-    this.#run.removeState(name);
+    this.#kept.delete(name);
+    this.#written.delete(name);
+    this.inside(() => detachHooks(this.#instance, ifindex, TAP_HOOKS));
+    this.#globals.clearTap(ifindex);
+    await this.#resolver.ask({ kind: "removeSandbox", slot: sandbox.slot, generation: sandbox.generation }).catch((error: unknown) => { if (known !== null) throw error; });
+    sandbox.tables.clear();
+    this.inside(() => restoreTap({ ifindex, changes: known?.preparation.changes ?? state?.changes ?? [] }));
+    this.#run.remove(name);
+    if (known !== null && known.options.gateways.length > 0) this.#hostChanged();
   }
+
+  // ---- policy swap --------------------------------------------------------------------------------------------------
+
+  /**
+   * Puts another policy in force, whole and at once: no packet is judged by parts of both. Flows are judged again, pins live
+   * on as far as the new policy knows their names. @throws EnforcerError; then the old policy is in force as before.
+   * @returns pins written for the new policy, and pins that it has no place for.
+   */
+  async setPolicy(name: string, policy: Policy, source: unknown): Promise<{ uid: bigint; written: number; left: number }> {
+    const sandbox = this.#sandboxes.get(name);
+    if (sandbox === undefined) throw new EnforcerError("E_NO_SANDBOX", `no sandbox ${name} is in force`);
+    const { tables, slot, generation, options } = sandbox;
+    const uid = tables.nextUid();
+    const compiled = compilePolicy(policy, { uid });
+    const sizes = sizesOf(policy);
+    const state = this.#run.read(name) ?? this.#stateOf(sandbox);
+    const next: PolicyState = { uid: uid.toString(), digest: digestOf(policy), source };
+    let begun = false;
+    let written = 0, left = 0;
+    try {
+      const pins = tables.stage(compiled, uid, sizes.pins);
+      try {
+        ({ written, left } = await this.#resolver.ask({
+          kind: "swapPolicy", slot, generation, policy, compiledGroups: this.#groups, pinsFd: pins.fd, pinEpochsFd: this.#instance.map("pin_epochs").fd,
+          upstreams: options.upstreams.length > 0 ? options.upstreams : null,
+        }));
+        begun = true;
+      } finally {
+        pins.close();
+      }
+      this.#run.write({ ...state, next });
+      tables.commit(uid);
+    } catch (error) {
+      if (begun) await quietly(() => this.#resolver.ask({ kind: "abortSwap", slot, generation }).then(() => undefined));
+      if (tables.uid !== uid) await quietly(() => tables.discard(uid));
+      await quietly(() => this.#run.write(state));
+      throw error;
+    }
+    sandbox.former = sandbox.compiled;
+    sandbox.compiled = compiled;
+    sandbox.policy = policy;
+    sandbox.options = { ...options, policy, source };
+    await this.#resolver.ask({ kind: "confirmSwap", slot, generation });
+    tables.describe(sandbox.identity, sizes);
+    this.#run.write({ ...state, policy: next, next: null });
+    await this.#writePins(sandbox).catch(() => undefined);
+    return { uid, written, left };
+  }
+
+  // ---- what a former process left -----------------------------------------------------------------------------------
+
+  /** Slot in force for this device, with our programs still on its hooks. */
+  #leftInForce(ifindex: number): SandboxTables | null {
+    if (!hooksHeld(this.#instance, ifindex, TAP_HOOKS)) return null;
+    for (const { slot, ifindex: device } of this.#slotsInForce()) {
+      if (device !== ifindex || [...this.#sandboxes.values()].some((sandbox) => sandbox.slot === slot)) continue;
+      const tables = SandboxTables.adopt(this.#instance, slot);
+      if (tables !== null && tables.uid !== 0n) return tables;
+    }
+    return null;
+  }
+
+  #slotsInForce(): { slot: number; ifindex: number; generation: number }[] {
+    const { keys, values, count } = this.#instance.map("sandboxes").entries();
+    const field = layouts.sandbox.fields;
+    const found: { slot: number; ifindex: number; generation: number }[] = [];
+    for (let i = 0; i < count; i++) {
+      const at = i * layouts.sandbox.size;
+      if (values.readUInt32LE(at + field.state.offset) !== State.SANDBOX_ENFORCED) continue;
+      const slot = keys.readUInt32LE(i * 4);
+      if (slot !== this.#instance.spareSlot) found.push({ slot, ifindex: values.readUInt32LE(at + field.ifindex.offset), generation: values.readUInt32LE(at + field.generation.offset) });
+    }
+    return found;
+  }
+
+  /**
+   * After everything that is known has been attached again: what else the kernel holds. A slot whose tap still carries our
+   * programs goes on being enforced, and is listed as kept; what leads nowhere is removed.
+   * @param nameOf a device's sandbox, where a state file tells it.
+   */
+  async settle(nameOf: (ifindex: number) => string | null): Promise<void> {
+    const known = new Set([...this.#sandboxes.values(), ...this.#kept.values()].map(({ slot }) => slot));
+    for (const { slot, ifindex, generation } of this.#slotsInForce()) {
+      if (known.has(slot)) continue;
+      const link = this.inside(() => findLinkByIndex(ifindex));
+      const tables = link === null ? null : this.inside(() => this.#leftInForce(ifindex));
+      if (link === null || tables === null || tables.slot !== slot) {
+        SandboxTables.adopt(this.#instance, slot)?.clear();
+        this.#globals.clearTap(ifindex);
+        continue;
+      }
+      const name = nameOf(ifindex) ?? link.name;
+      const reason = this.#run.read(name) === null ? "its state file is missing or torn" : "its policy could not be built again";
+      this.inside(() => attachHooks(this.#instance, ifindex, link.name, TAP_HOOKS));
+      this.#globals.setTap(ifindex, slot, generation);
+      const nothing = tables.pins();
+      if (nothing !== null) {
+        const { policy } = buildPolicy({ noNet: true });
+        await this.#resolver.ask({ kind: "addSandbox", slot, generation, name, policy, compiledGroups: this.#groups, pinsFd: nothing.fd, flowsFd: null, pinEpochsFd: null, upstreams: null }).finally(() => nothing.close());
+      }
+      this.#kept.set(name, { name, slot, generation, ifindex, tables, reason });
+      this.#options.onNotice(`${name}: kept in force as a former process left it, because ${reason}; names are not resolved. Attach it again to give it a policy`);
+    }
+    const held = new Set([...this.#sandboxes.values()].map(({ facts }) => facts.ifindex));
+    for (const { ifindex } of this.#kept.values()) held.add(ifindex);
+    held.add(this.#link.nearIfindex);
+    this.inside(() => { for (const ifindex of linkedDevices(this.#instance)) if (!held.has(ifindex)) detachHooks(this.#instance, ifindex, TAP_HOOKS); });
+    this.#events ??= followEvents(this.#instance, (events) => this.#options.onPackets(events));
+  }
+
+  // ---- the end ------------------------------------------------------------------------------------------------------
 
   /** Detaches everything and leaves nothing behind. */
   async stop(): Promise<void> {
     if (this.#stopped) return;
     if (this.#leaveInForce) return this.#abandon();
+    for (const name of [...this.#sandboxes.keys(), ...this.#kept.keys()]) await quietly(() => this.detach(name));
     this.#stopped = true;
-    for (const name of [...this.#sandboxes.keys()]) await quietly(() => this.detach(name));
     this.#events?.close();
     const directory = this.#instance.directory;
     for (const step of this.#cleanup.reverse()) await quietly(step);
@@ -269,17 +442,26 @@ export class Enforcer {
       await quietly(() => removePins(directory));
       await quietly(() => removeIfEmpty(join(directory, "..")));
     }
-    this.#unlock();
+  }
+
+  /** Ends serving and leaves the kernel enforcing, for a successor to take over. */
+  async release(): Promise<void> {
+    if (this.#stopped) return;
+    await quietly(() => this.writePins(true));
+    await this.#abandon();
   }
 
   async #abandon(): Promise<void> {
+    if (this.#stopped) return;
     this.#stopped = true;
+    this.#events?.close();
     for (const step of this.#cleanup.reverse()) await quietly(step);
-    this.#unlock();
   }
 
+  // ---- what is known ------------------------------------------------------------------------------------------------
+
   /** Counters of a sandbox that are not zero. */
-  counters(sandbox: Sandbox): Count[] {
+  counters(sandbox: Sandbox | KeptSandbox): Count[] {
     const map = sandbox.tables.inner("counters");
     if (map === null) return [];
     try {
@@ -308,9 +490,36 @@ export class Enforcer {
     return rows;
   }
 
+  /** Where our programs stand on the tap's hooks, and which they are. */
+  hooks(ifindex: number): { hook: "ingress" | "egress"; program: string; id: number; tag: string; position: number; chain: readonly string[] }[] {
+    return this.inside(() => TAP_HOOKS.map((hook) => {
+      const { id, tag } = this.#instance.program(hook.program).info;
+      const { programs, position } = chainOf(this.#instance, ifindex, hook);
+      return { hook: hook.hook, program: hook.program, id, tag, position, chain: programs };
+    }));
+  }
+
+  /** What the kernel took from the guest's first frames; null: nothing yet. */
+  learned(sandbox: Sandbox): { mac: Uint8Array | null; address4: Uint8Array | null; address6: Uint8Array | null } {
+    const record = this.#instance.map("learned").lookup(slotKey(sandbox.slot));
+    const { mac, addr4, state6, addr6 } = layouts.learned.fields;
+    if (record === null) return { mac: null, address4: null, address6: null };
+    const four = record.subarray(addr4.offset, addr4.offset + 4);
+    const mapped = new Uint8Array(16);
+    mapped.set([255, 255], 10);
+    mapped.set(four, 12);
+    return {
+      mac: record[mac.offset + 6] === 1 ? Uint8Array.from(record.subarray(mac.offset, mac.offset + 6)) : null,
+      address4: four.some((octet) => octet !== 0) ? mapped : null,
+      address6: record.readUInt32LE(state6.offset) === 2 ? Uint8Array.from(record.subarray(addr6.offset, addr6.offset + 16)) : null,
+    };
+  }
+
   async resolverStats(): Promise<Stats> { return this.#resolver.ask({ kind: "stats" }); }
 
   async pins(sandbox: Sandbox): Promise<readonly PinRow[]> { return this.#resolver.ask({ kind: "pins", slot: sandbox.slot, generation: sandbox.generation }); }
+
+  async formerPins(sandbox: Sandbox): Promise<readonly FormerPinRow[]> { return this.#resolver.ask({ kind: "formerPins", slot: sandbox.slot, generation: sandbox.generation }); }
 
   async namesOf(sandbox: Sandbox, address: Address): Promise<readonly string[]> {
     return this.#resolver.ask({ kind: "namesOf", slot: sandbox.slot, generation: sandbox.generation, address });
@@ -319,25 +528,114 @@ export class Enforcer {
   /** Resolvers of the host are read again. */
   async reloadResolvers(): Promise<readonly string[]> { return (await this.#resolver.ask({ kind: "reloadResolvers" })).servers; }
 
+  /** Puts pins down for a successor; those of sandboxes that got some since, or all. */
+  async writePins(all = false): Promise<void> {
+    const { sandboxes } = await this.resolverStats();
+    for (const sandbox of [...this.#sandboxes.values()]) {
+      const row = sandboxes.find(({ slot, generation }) => slot === sandbox.slot && generation === sandbox.generation);
+      if (row === undefined) continue;
+      const count = row.pins.added + row.pins.renewed + row.pins.graceExtensions;
+      if (!all && this.#written.get(sandbox.name) === count) continue;
+      await this.#writePins(sandbox);
+      this.#written.set(sandbox.name, count);
+    }
+  }
+
+  async #writePins(sandbox: Sandbox): Promise<void> {
+    const pins = (await this.pins(sandbox)).map(({ labels, address, expires }): PinRecord => [labels, Buffer.from(address).toString("hex"), expires]);
+    if (this.#sandboxes.get(sandbox.name) === sandbox) this.#run.writePins(sandbox.name, { generation: sandbox.generation, pins });
+  }
+
+  // ---- the host -----------------------------------------------------------------------------------------------------
+
+  /** Other prefixes for the groups, from the configuration. @throws EnforcerError E_GROUPS, E_LIMIT; then the former ones stay. */
+  setExtraGroups(extra: Partial<Record<Group, readonly string[]>>, nat64Prefixes: readonly string[]): void {
+    const former = [this.#extraGroups, this.#nat64Prefixes] as const;
+    this.#extraGroups = extra;
+    this.#nat64Prefixes = nat64Prefixes;
+    try {
+      this.#hostChanged();
+    } catch (error) {
+      [this.#extraGroups, this.#nat64Prefixes] = former;
+      this.#hostChanged();
+      throw error;
+    }
+  }
+
+  /** The outer host's addresses changed. */
+  hostChanged(): void { this.#viewChanged(); }
+
   #readGroups(): GroupTable {
-    const { addresses, localPrefixes, connectedPrefixes, broadcasts } = this.#watch.view;
+    const outer = this.#options.outer?.() ?? null;
+    const views = outer === null ? [this.#watch.view] : [this.#watch.view, outer];
+    const gateways = [...this.#sandboxes.values()].flatMap(({ options }) => options.gateways);
+    const { host = [], ...extra } = this.#extraGroups;
     return groupTable({
-      hostAddresses: [...addresses, ...this.#extraGateways], connectedPrefixes, broadcasts,
-      extra: { host: localPrefixes.map((prefix) => formatPrefix(prefix)) },
+      hostAddresses: [...views.flatMap(({ addresses }) => addresses), ...gateways, ...this.#pendingGateways],
+      connectedPrefixes: views.flatMap(({ connectedPrefixes }) => connectedPrefixes), broadcasts: views.flatMap(({ broadcasts }) => broadcasts),
+      extra: { ...extra, host: [...host, ...views.flatMap(({ localPrefixes }) => localPrefixes.map((prefix) => formatPrefix(prefix)))] },
+      nat64Prefixes: this.#nat64Prefixes,
     });
   }
 
-  #hostChanged(): void {
-    this.#groups = this.#readGroups();
+  #viewChanged(): void {
     // A failure goes to the watch, which gives the view again.
-    this.#globals.setGroups(this.#groups);
-    this.#resolver?.ask({ kind: "groups", groups: this.#groups }).catch((error: unknown) => this.#options.onFailure(error as Error));
+    this.#hostChanged();
+    for (const sandbox of this.#sandboxes.values()) this.#refresh(sandbox);
+    this.#options.onView();
   }
 
+  /** Gateways and subnets of the tap may have changed with the host's addresses. */
+  #refresh(sandbox: Sandbox): void {
+    try {
+      const link = this.inside(() => findLinkByIndex(sandbox.facts.ifindex));
+      if (link === null) return;
+      const facts = this.inside(() => tapFacts(link.name));
+      const identity = identityOf(facts, { ...sandbox.options, incomplete: true });
+      sandbox.facts = facts;
+      if (identityKey(identity) === identityKey(sandbox.identity)) return;
+      sandbox.tables.describe(identity, sizesOf(sandbox.policy));
+      sandbox.identity = identity;
+    } catch (error) {
+      this.#options.onNotice(`${sandbox.name}: its addresses could not be read again: ${text(error)}`);
+    }
+  }
+
+  /** The tap has another name now; it is followed by its ifindex. */
+  renamed(sandbox: Sandbox): void {
+    this.#refresh(sandbox);
+    const state = this.#run.read(sandbox.name);
+    if (state !== null) this.#run.write({ ...state, device: sandbox.facts.name });
+  }
+
+  #hostChanged(): void {
+    const groups = this.#readGroups();
+    this.#globals.setGroups(groups);
+    this.#groups = groups;
+    this.#resolver?.ask({ kind: "groups", groups }).catch((error: unknown) => this.#options.onFailure(error as Error));
+  }
+
+  // ---- slots --------------------------------------------------------------------------------------------------------
+
   #freeSlot(): number {
-    const used = new Set([...this.#sandboxes.values()].map(({ slot }) => slot));
+    const used = new Set([...this.#sandboxes.values(), ...this.#kept.values(), ...this.#slotsInForce()].map(({ slot }) => slot));
     for (let slot = 0; slot < this.#instance.sandboxes; slot++) if (!used.has(slot)) return slot;
     throw new EnforcerError("E_LIMIT", `${this.#instance.sandboxes} sandboxes are attached already`, { remedy: "raise the number of sandboxes of this agent" });
+  }
+
+  /** The last generation given out stands, pinned like everything else, in pin_epochs at the slot that is no sandbox's. */
+  #lastGeneration(): number {
+    const stored = Number(this.#instance.map("pin_epochs").lookup(slotKey(this.#instance.spareSlot))?.readBigUInt64LE() ?? 0n);
+    return Math.max(FIRST_GENERATION - 1, stored % 2 ** 32, ...this.#slotsInForce().map(({ generation }) => generation));
+  }
+
+  /** Never given out before in the life of these maps: entries of the packet path's caches name it. */
+  #nextGeneration(): number {
+    this.#generation = this.#generation >= 2 ** 32 - 1 ? FIRST_GENERATION : this.#generation + 1;
+    const value = Buffer.alloc(8);
+    value.writeBigUInt64LE(BigInt(this.#generation));
+    this.#instance.map("pin_epochs").update(slotKey(this.#instance.spareSlot), value);
+    return this.#generation;
   }
 
   #sweep(): void {
@@ -347,34 +645,33 @@ export class Enforcer {
       this.#instance.program("sweep").testRun({ data: new Uint8Array(64), context });
     }
   }
+
+  #stateOf({ name, facts, slot, generation, compiled, policy, options, preparation }: Sandbox): Parameters<RunDirectory["write"]>[0] {
+    return {
+      version: 1, name, phase: "enforced", device: facts.name, ifindex: facts.ifindex, slot, generation, next: null, changes: preparation.changes, spec: options.spec,
+      policy: { uid: compiled.uid.toString(), digest: digestOf(policy), source: options.source },
+    };
+  }
+}
+
+function sizesOf({ limits }: Policy): { flows: number; pins: number; eventsPerSecond: number } {
+  return { flows: limits.flows, pins: limits.pins, eventsPerSecond: limits.eventsPerSecond };
 }
 
 function countEntries(map: BpfMap): number { return map.entries().count; }
 
-function hooksPinned(instance: Instance, ifindex: number): boolean {
-  const directory = instance.linkDirectory;
-  return directory !== null && TAP_HOOKS.every(({ hook }) => existsSync(join(directory, `${ifindex}-${hook}`)));
+/** A setting's oldest value is the one to go back to. */
+function mergeChanges<T extends { family: string; setting: string }>(former: readonly T[], now: readonly T[]): T[] {
+  return [...former, ...now.filter((change) => !former.some(({ family, setting }) => family === change.family && setting === change.setting))];
 }
 
-/** Never 0 and never the slot's last: entries of the packet path's caches name it. */
-function nextGeneration(instance: Instance, slot: number): number {
-  const last = instance.map("sandboxes").lookup(slotKey(slot))?.readUInt32LE(layouts.sandbox.fields.generation.offset) ?? 0;
-  const drawn = createHash("sha256").update(`${last} ${slot} ${process.pid} ${process.hrtime.bigint()}`).digest().readUInt32LE();
-  return drawn === 0 || drawn === last ? last + 1 : drawn;
-}
-
-function checkIdentity({ guest, learnPrefixes, gateways }: Identity, tap: string): void {
-  for (const prefix of guest) {
-    const single = prefix.length === 128;
-    if (single && gateways.some((gateway) => formatAddress(gateway) === formatAddress(prefix.bytes))) throw new EnforcerError("E_USAGE", `--guest-ip ${formatAddress(prefix.bytes)} is the gateway of ${tap}`, { remedy: "name the guest's own address" });
-  }
-  if (guest.length === 0 && learnPrefixes.length === 0) throw new EnforcerError("E_USAGE", `the guest of ${tap} has no address that could be learned: no subnet or route leads to the tap`, { remedy: "name it with --guest-ip ADDR" });
-}
-
-/** Of the policy as understood: the same rules written otherwise are the same policy. */
-function digestOf(policy: Policy): string {
-  const plain = JSON.stringify(policy, (_, value: unknown) => (value instanceof Uint8Array || ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString("base64") : typeof value === "bigint" ? value.toString() : value));
-  return createHash("sha256").update(plain).digest("hex");
+/** @throws EnforcerError E_UPGRADE when sandboxes of another map layout are in force: they are not touched. */
+function refuseOtherLayout(directory: string): void {
+  if (!existsSync(directory)) return;
+  const links = join(directory, "links");
+  const others = readdirSync(directory).filter((name) => name.startsWith("maps-v") && name !== `maps-v${Instance.layoutVersion}`);
+  if (others.length === 0 || !existsSync(links) || readdirSync(links).length === 0) return;
+  throw new EnforcerError("E_UPGRADE", `${directory} holds sandboxes of another version (${others.join(", ")}) in force`);
 }
 
 function removeIfEmpty(path: string): void { if (existsSync(path) && readdirSync(path).length === 0) rmdirSync(path); }

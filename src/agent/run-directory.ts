@@ -1,23 +1,52 @@
 /**
- * The run directory: one lock and one state file per instance, so that two enforcers never serve one tap and a new one
- * knows what a dead one set on the tap.
+ * The run directory: locks, and one state file per sandbox, so that two enforcers never serve one tap and a new one knows
+ * what a dead one did and was asked to do.
  *
- * Holds always: the state file is replaced whole (written beside, renamed); one that cannot be read counts as absent. The lock
- * is the kernel's (flock) and dies with the process.
+ * Holds always: a file is replaced whole (written beside, renamed); one that cannot be read counts as absent, and what the
+ * kernel holds stays in force all the same. The lock is the kernel's (flock) and dies with the process. Names become file
+ * names percent-encoded.
  */
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeFd, lockFile } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
 import type { TapChange } from "../net/tap.js";
 
-export interface TapState {
-  readonly ifindex: number;
+/** A policy as a state file names it. */
+export interface PolicyState {
+  /** uid in the kernel; decimal. "0": none yet. */
+  readonly uid: string;
   /** SHA-256 of the policy as understood. */
-  readonly policy: string;
+  readonly digest: string;
+  /** What the policy was made from, as the caller gave it; null: the caller keeps it (foreground). */
+  readonly source: unknown;
+}
+
+export interface SandboxState {
+  readonly version: 1;
+  readonly name: string;
+  /** attaching and detaching: begun and not known to be done. waiting: there is no tap yet, or none any more. */
+  readonly phase: "attaching" | "enforced" | "detaching" | "waiting";
+  /** The tap's name when this was written; it may have been renamed since. */
+  readonly device: string;
+  readonly ifindex: number;
+  readonly slot: number;
+  readonly generation: number;
+  readonly policy: PolicyState;
+  /** A policy that was about to take force: it has when the kernel shows its uid. */
+  readonly next: PolicyState | null;
   /** Settings of the tap that were changed, with their former values. */
   readonly changes: readonly TapChange[];
+  /** What the caller asked for besides the policy; null: the caller keeps it. */
+  readonly spec: unknown;
 }
+
+/** One name's pin: labels, address (hexadecimal), end of the lease in CLOCK_MONOTONIC seconds. */
+export type PinRecord = readonly [labels: readonly string[], address: string, expires: number];
+
+export interface PinFile { readonly generation: number; readonly pins: readonly PinRecord[] }
+
+const STATE = ".json", PINS = ".pins";
 
 export class RunDirectory {
   readonly path: string;
@@ -32,15 +61,15 @@ export class RunDirectory {
     }
   }
 
-  /** @returns what releases the lock. @throws EnforcerError E_TAP_TAKEN when another process holds it. */
-  lock(tap: string): () => void {
-    const path = join(this.path, `${tap}.lock`);
+  /** @param name of the lock file, without ending. @returns what releases the lock. @throws EnforcerError E_TAP_TAKEN when another process holds it. */
+  lock(name: string, what = `${name}: another enforcer serves it`): () => void {
+    const path = join(this.path, `${encodeURIComponent(name)}.lock`);
     let fd: number;
     try {
       fd = lockFile(path);
     } catch (cause) {
       const code = (cause as { code?: string }).code;
-      if (code === "EWOULDBLOCK" || code === "EAGAIN") throw new EnforcerError("E_TAP_TAKEN", `${tap}: another enforcer serves it (lock ${path})`, { remedy: "end the other one, or choose another --run-dir if it is of another host namespace" });
+      if (code === "EWOULDBLOCK" || code === "EAGAIN") throw new EnforcerError("E_TAP_TAKEN", `${what} (lock ${path})`, { remedy: "end the other one, or choose another --run-dir if it is of another host namespace" });
       throw new EnforcerError("E_STATE", `${path}: ${message(cause)}`, { cause });
     }
     return () => {
@@ -49,25 +78,76 @@ export class RunDirectory {
     };
   }
 
-  readState(tap: string): TapState | null {
+  /** Names of all state files, readable or torn. */
+  names(): string[] {
+    const names: string[] = [];
+    for (const file of readdirSync(this.path)) {
+      if (!file.endsWith(STATE)) continue;
+      try {
+        names.push(decodeURIComponent(file.slice(0, -STATE.length)));
+      } catch {
+        // Not one that this program wrote.
+      }
+    }
+    return names;
+  }
+
+  /** null when there is none that can be read. */
+  read(name: string): SandboxState | null {
+    const state = this.#json(name, STATE) as Partial<SandboxState> | null;
+    if (state === null || state.version !== 1 || state.name !== name || typeof state.ifindex !== "number" || typeof state.device !== "string" || typeof state.slot !== "number"
+      || typeof state.generation !== "number" || !Array.isArray(state.changes) || !isPolicy(state.policy) || (state.next !== null && !isPolicy(state.next))) return null;
+    return state as SandboxState;
+  }
+
+  write(state: SandboxState): void { this.#replace(state.name, STATE, state); }
+
+  remove(name: string): void {
+    for (const ending of [STATE, PINS]) rmSync(this.#path(name, ending), { force: true });
+  }
+
+  readPins(name: string): PinFile | null {
+    const file = this.#json(name, PINS) as Partial<PinFile> | null;
+    if (file === null || typeof file.generation !== "number" || !Array.isArray(file.pins)) return null;
+    return file as PinFile;
+  }
+
+  writePins(name: string, file: PinFile): void { this.#replace(name, PINS, file); }
+
+  /** Removes the directory if nothing is in it. */
+  removeIfEmpty(): void {
     try {
-      const state = JSON.parse(readFileSync(this.#statePath(tap), "utf8")) as Partial<TapState>;
-      if (typeof state.ifindex !== "number" || typeof state.policy !== "string" || !Array.isArray(state.changes)) return null;
-      return state as TapState;
+      rmdirSync(this.path);
+    } catch {
+      // Something is in it, or it is gone.
+    }
+  }
+
+  #json(name: string, ending: string): unknown {
+    try {
+      const value: unknown = JSON.parse(readFileSync(this.#path(name, ending), "utf8"));
+      return typeof value === "object" ? value : null;
     } catch {
       return null;
     }
   }
 
-  writeState(tap: string, state: TapState): void {
-    const path = this.#statePath(tap);
-    writeFileSync(`${path}.new`, JSON.stringify(state), { mode: 0o600 });
-    renameSync(`${path}.new`, path);
+  #replace(name: string, ending: string, value: unknown): void {
+    const path = this.#path(name, ending);
+    try {
+      writeFileSync(`${path}.new`, JSON.stringify(value), { mode: 0o600 });
+      renameSync(`${path}.new`, path);
+    } catch (cause) {
+      throw new EnforcerError("E_STATE", `${path} cannot be written: ${message(cause)}`, { cause });
+    }
   }
 
-  removeState(tap: string): void { rmSync(this.#statePath(tap), { force: true }); }
+  #path(name: string, ending: string): string { return join(this.path, `${encodeURIComponent(name)}${ending}`); }
+}
 
-  #statePath(tap: string): string { return join(this.path, `${tap}.json`); }
+function isPolicy(policy: unknown): policy is PolicyState {
+  const { uid, digest } = (policy ?? {}) as Partial<PolicyState>;
+  return typeof uid === "string" && /^\d+$/.test(uid) && typeof digest === "string";
 }
 
 function message(cause: unknown): string { return cause instanceof Error ? cause.message : String(cause); }

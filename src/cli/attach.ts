@@ -8,6 +8,7 @@ import type { Server } from "node:http";
 import { formatAddress, type Address, type Prefix } from "../addresses/address.js";
 import { Enforcer, type Sandbox } from "../agent/enforcer.js";
 import { enforcerRegistry, serveMetrics, type Listen } from "../agent/metrics.js";
+import { RunDirectory } from "../agent/run-directory.js";
 import type { DeniedQuery } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
@@ -16,6 +17,7 @@ import { checkInterfaceName } from "../net/links.js";
 import { tapFacts } from "../net/tap.js";
 import { formatDiagnostic } from "../policy/diagnostics.js";
 import { buildPolicy } from "../policy/build.js";
+import type { Policy } from "../policy/types.js";
 import { policyInput } from "./policy-check.js";
 import { describePacket, describeQuery, packetLine, queryLine } from "./report.js";
 
@@ -47,15 +49,30 @@ export async function attach(options: AttachArguments): Promise<void> {
   for (const warning of warnings) out.notice(formatDiagnostic(warning));
   const { ifindex } = tapFacts(options.tap);
 
+  const run = new RunDirectory(options.runDirectory);
+  const unlock = run.lock(options.tap);
+  try {
+    await serve(options, run, draft, ifindex, input, out);
+  } finally {
+    unlock();
+  }
+}
+
+async function serve(options: AttachArguments, run: RunDirectory, draft: Policy, ifindex: number, input: Parameters<typeof buildPolicy>[0], out: Output): Promise<void> {
   const ended = new Ending();
   let sandbox: Sandbox | null = null;
   const enforcer = await Enforcer.start({
-    runDirectory: options.runDirectory,
+    run,
     bpffs: options.bpffs,
     instance: options.tap,
     sandboxes: 1,
     resolverDevice: `enf${ifindex}`,
     resolvConf: options.upstreams.length > 0 || draft.dns.upstreams !== null ? null : "/etc/resolv.conf",
+    netnsFd: null,
+    outer: null,
+    extraGroups: {},
+    nat64Prefixes: [],
+    onView: () => undefined,
     onPackets: (events) => { if (sandbox !== null) out.packets(enforcer, sandbox, events); },
     onQueries: (queries) => { if (sandbox !== null) out.queries(sandbox, queries); },
     onLink: (event) => { if (sandbox !== null) onLink(event, sandbox, ended); },
@@ -67,7 +84,7 @@ export async function attach(options: AttachArguments): Promise<void> {
     if (options.metrics !== null) metrics = await serveMetrics(enforcerRegistry(enforcer), options.metrics);
     // Once more, now that the host's own prefixes are known: they say which group a rule's prefix lies in.
     const { policy } = buildPolicy({ ...input, groups: enforcer.groups });
-    sandbox = await enforcer.attach({ tap: options.tap, policy, gateways: options.gateways, guest: options.guest, mac: options.mac, upstreams: options.upstreams });
+    sandbox = await enforcer.attach({ name: options.tap, tap: options.tap, policy, source: null, spec: null, incomplete: false, gateways: options.gateways, guest: options.guest, mac: options.mac, upstreams: options.upstreams });
     out.enforcing(sandbox, options);
     await ended.promise;
   } finally {

@@ -23,6 +23,19 @@ export function encodePin(address: Uint8Array, entries: readonly PinEntry[], out
   return out;
 }
 
+/** The slots of a struct pin that are used; none for null. */
+export function decodePin(value: Uint8Array | null): PinEntry[] {
+  if (value === null) return [];
+  const { expires, bit } = layouts.pin.fields;
+  const view = new DataView(value.buffer, value.byteOffset, value.length);
+  const entries: PinEntry[] = [];
+  for (let i = 0; i < AbiLimit.PIN_SLOTS; i++) {
+    const end = view.getUint32(expires.offset + 4 * i, true);
+    if (end > 0) entries.push({ bit: view.getUint16(bit.offset + 2 * i, true), expires: end });
+  }
+  return entries;
+}
+
 /**
  * One sandbox's number in the map `pin_epochs`. This thread alone writes it, but during a policy swap through two of these:
  * the number is read each time.

@@ -80,6 +80,12 @@ interface PinnedAddress {
 
 export interface PinListing { readonly name: Name; readonly address: Uint8Array; readonly expires: number; readonly bits: readonly number[] }
 
+/** A pin whose lease is over. */
+export interface FormerPin { readonly name: Name; readonly address: Uint8Array; /** end of its lease. */ readonly expired: number }
+
+/** Former pins that are remembered. */
+const FORMER = 256;
+
 /** The 16 octets as one string. */
 function keyOf(a: Uint8Array): string {
   return String.fromCharCode(
@@ -111,6 +117,8 @@ export class PinBook {
   /** names without bits: shown in events and lists only, oldest use first. */
   private readonly shown = new Map<string, { name: Name; addresses: Map<string, { bytes: Uint8Array; expires: number }> }>();
   private next: AddressWriter | null = null;
+  /** oldest first; to explain denials only. */
+  private readonly former = new Map<string, FormerPin>();
   /** something was granted and the kernel has not been told yet that its denials are void. */
   private grantOwed = false;
   /** second of the last sweep. */
@@ -261,6 +269,21 @@ export class PinBook {
     return found;
   }
 
+  /** Pins whose lease ran out lately. */
+  formerPins(): FormerPin[] { return [...this.former.values()]; }
+
+  private remember(pinned: PinnedName, address: PinnedAddress): void {
+    const key = address.key + pinned.name.wire;
+    this.former.delete(key);
+    this.former.set(key, { name: pinned.name, address: address.bytes, expired: Math.max(endOf(pinned, address), address.graceUntil) });
+    if (this.former.size <= FORMER) return;
+    const oldest = this.former.keys().next();
+    if (oldest.done !== true) this.former.delete(oldest.value);
+  }
+
+  /** Whether any pin of the book is on this address. */
+  holds(bytes: Uint8Array): boolean { return this.addresses.has(keyOf(bytes)); }
+
   list(): PinListing[] {
     const listing: PinListing[] = [];
     for (const pinned of this.names.values()) {
@@ -310,6 +333,7 @@ export class PinBook {
     let changed = false;
     for (const pinned of [...address.names]) {
       if (endOf(pinned, address) > now) continue;
+      this.remember(pinned, address);
       part(pinned, address);
       if (pinned.leases.length === 0) this.names.delete(pinned.name.wire);
       this.counters.expired++;
@@ -321,6 +345,7 @@ export class PinBook {
   /** Takes one name off an address; the last one takes the address off the kernel. */
   private unlink(pinned: PinnedName, address: PinnedAddress): void {
     this.counters.expired++;
+    this.remember(pinned, address);
     this.release(pinned, address);
   }
 

@@ -75,6 +75,19 @@ export interface SwapPolicyMessage {
   readonly upstreams: readonly UpstreamSetting[] | null;
 }
 
+/**
+ * Right after addSandbox, for one that a former process served: what that one wrote down is pinned again, by name and under
+ * the policy given. With pinsFd (the map of addSandbox, when it was taken over with its content): what the map holds and
+ * nobody wrote down is kept as it is, under a name that nobody can ask for, until it expires.
+ */
+export interface RestorePinsMessage {
+  readonly kind: "restorePins";
+  readonly slot: number;
+  readonly generation: number;
+  readonly pins: readonly { readonly labels: readonly string[]; readonly address: Uint8Array; /** CLOCK_MONOTONIC seconds. */ readonly expires: number }[];
+  readonly pinsFd: number | null;
+}
+
 export type Request =
   | StartMessage
   | AddSandboxMessage
@@ -84,10 +97,14 @@ export type Request =
   | { readonly kind: "removeSandbox"; readonly slot: number; readonly generation: number }
   /** the host's addresses or routes changed. */
   | { readonly kind: "groups"; readonly groups: GroupTable }
+  /** see RestorePinsMessage. */
+  | RestorePinsMessage
   /** read resolv.conf again now. */
   | { readonly kind: "reloadResolvers" }
   | { readonly kind: "stats" }
   | { readonly kind: "pins"; readonly slot: number; readonly generation: number }
+  /** pins whose lease ran out lately, a bounded number. */
+  | { readonly kind: "formerPins"; readonly slot: number; readonly generation: number }
   /** names that this sandbox was told the address (16 octets) for. */
   | { readonly kind: "namesOf"; readonly slot: number; readonly generation: number; readonly address: Uint8Array }
   | { readonly kind: "flushCache" }
@@ -140,12 +157,16 @@ export interface Stats {
 export interface PinRow {
   /** presentation form (RFC 1035), lower case, without the final dot. */
   readonly name: string;
+  readonly labels: readonly string[];
   readonly address: Uint8Array;
   /** CLOCK_MONOTONIC seconds. */
   readonly expires: number;
   /** rule bits; empty: told under an open policy, held in memory only. */
   readonly bits: readonly number[];
 }
+
+/** A pin whose lease is over. */
+export interface FormerPinRow { readonly name: string; readonly address: Uint8Array; /** CLOCK_MONOTONIC seconds. */ readonly expired: number }
 
 export interface Replies {
   start: { readonly port: number; /** where the resolvers came from had none */ readonly noUpstream: boolean };
@@ -157,7 +178,9 @@ export interface Replies {
   groups: null;
   reloadResolvers: { readonly servers: readonly string[] };
   stats: Stats;
+  restorePins: { readonly restored: number; /** names refused now, or over a bound */ readonly left: number; /** addresses whose names are not known */ readonly unknown: number };
   pins: readonly PinRow[];
+  formerPins: readonly FormerPinRow[];
   namesOf: readonly string[];
   flushCache: null;
   stop: null;

@@ -10,14 +10,14 @@ import { parentPort, type MessagePort } from "node:worker_threads";
 import { BpfMap, UdpBatch, setNetns } from "../../native/index.js";
 import { DenialReport, EVENTS_PER_SECOND } from "./events.js";
 import { followFile, readHostResolvers, upstreamServer } from "./host-resolvers.js";
-import { MapPinWriter, PinEpoch, addressesInUse } from "./kernel-pins.js";
+import { decodePin, MapPinWriter, PinEpoch, addressesInUse } from "./kernel-pins.js";
 import type { DnsLimits } from "./limits.js";
 import { latencyBuckets, outcomes, type Outcome } from "./metrics.js";
-import type { AddSandboxMessage, Envelope, FromWorker, PinRow, Replies, Request, StartMessage, Stats, SwapPolicyMessage, UpstreamSetting } from "./protocol.js";
+import type { AddSandboxMessage, Envelope, FromWorker, PinRow, Replies, Request, RestorePinsMessage, StartMessage, Stats, SwapPolicyMessage, UpstreamSetting } from "./protocol.js";
 import { dnsLimits, sandboxPolicy } from "./sandbox-policy.js";
 import { DnsService, GUEST_CELL } from "./server.js";
 import { UPSTREAM_CELL, type UpstreamServer } from "./upstream.js";
-import { showName } from "./wire.js";
+import { labelsOf, nameOf, showName } from "./wire.js";
 import type { Policy } from "../policy/types.js";
 
 /** CLOCK_MONOTONIC, ms: performance.now() reads it without allocating, from the thread's own origin. */
@@ -81,6 +81,9 @@ class Worker {
         return null;
       case "reloadResolvers": return { servers: this.readResolvers() };
       case "stats": return this.stats();
+      case "restorePins": return this.restorePins(request);
+      case "formerPins":
+        return this.started().find(request.slot, request.generation).pins.formerPins().map(({ name, address, expired }) => ({ name: showName(name), address: address.slice(), expired }));
       case "pins": return this.pins(request.slot, request.generation);
       case "namesOf": return this.started().find(request.slot, request.generation).pins.namesOf(request.address).map(showName);
       case "flushCache":
@@ -170,6 +173,43 @@ class Worker {
     return null;
   }
 
+  private restorePins({ slot, generation, pins, pinsFd }: RestorePinsMessage): Replies["restorePins"] {
+    const service = this.started();
+    const sandbox = service.find(slot, generation);
+    const now = nowSeconds();
+    let restored = 0, left = 0, unknown = 0;
+    for (const { labels, address, expires } of pins) {
+      const name = nameOf(labels);
+      if (name === null || expires <= now) continue;
+      const bits = service.resolver.bitsUnder(sandbox.policy, name);
+      if (bits !== null && sandbox.pins.pin(name, bits, [], [address], expires, now) === "ok") restored++;
+      else left++;
+    }
+    if (pinsFd === null) return { restored, left, unknown };
+    const map = BpfMap.fromFd(pinsFd);
+    try {
+      const { keys, count } = map.entries();
+      for (let i = 0; i < count; i++) {
+        const address = keys.subarray(i * 16, i * 16 + 16);
+        if (sandbox.pins.holds(address)) continue;
+        const entries = decodePin(map.lookup(address)).filter(({ expires }) => expires > now);
+        if (entries.length === 0) {
+          map.delete(address);
+          continue;
+        }
+        unknown++;
+        for (const expires of new Set(entries.map((entry) => entry.expires))) {
+          const name = nameOf([`(unknown ${i} ${expires})`])!;
+          const bits = entries.filter((entry) => entry.expires === expires).map(({ bit }) => bit);
+          if (sandbox.pins.pin(name, bits, [], [address], expires, now) !== "ok") map.delete(address);
+        }
+      }
+    } finally {
+      map.close();
+    }
+    return { restored, left, unknown };
+  }
+
   private swapPolicy(message: SwapPolicyMessage): Replies["swapPolicy"] {
     const service = this.started();
     const policy = sandboxPolicy(message.policy, message.compiledGroups, () => service.groupTable());
@@ -188,7 +228,7 @@ class Worker {
 
   private pins(slot: number, generation: number): PinRow[] {
     return this.started().find(slot, generation).pins.list().map(({ name, address, expires, bits }) => (
-      { name: showName(name), address: address.slice(), expires, bits }
+      { name: showName(name), labels: labelsOf(name), address: address.slice(), expires, bits }
     ));
   }
 

@@ -38,6 +38,8 @@ export class Instance {
   readonly adopted: boolean;
   readonly #object: BpfObject;
   readonly #maps = new Map<string, BpfMap>();
+  /** Version of the maps that this build makes and takes over. */
+  static readonly layoutVersion: number = AbiLimit.ABI_VERSION;
 
   private constructor(object: BpfObject, directory: string | null, adopted: boolean) {
     this.#object = object;

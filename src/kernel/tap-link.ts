@@ -5,7 +5,7 @@
  * Holds always: a TCX link is pinned before attach() returns, so that it outlives the process; whoever stands before us
  * in the chain is reported; a device is never left with only one of its hooks attached.
  */
-import { existsSync, mkdirSync, unlinkSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { attachClsact, BpfLink, BpfProgram, detachClsact, queryClsact, queryTcx, type TcHook } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
@@ -156,6 +156,45 @@ export function hooksInPlace(instance: Instance, ifindex: number, hooks: readonl
   } catch {
     return false;
   }
+}
+
+/**
+ * Whether a former process's programs are on every hook of the device, and nobody else's claim on it: for TCX by the pinned
+ * links, for clsact by the filters.
+ */
+export function hooksHeld(instance: Instance, ifindex: number, hooks: readonly Hook[]): boolean {
+  const directory = instance.linkDirectory;
+  try {
+    return hooks.every(({ hook }) => {
+      if (tcMechanism() === "clsact") {
+        const there = queryClsact(ifindex, hook);
+        return there !== null && isOurs(there.programId);
+      }
+      if (directory === null || !existsSync(pinPath(directory, ifindex, hook))) return false;
+      const link = BpfLink.fromPin(pinPath(directory, ifindex, hook));
+      try {
+        return link.info.ifindex === ifindex;
+      } finally {
+        link.close();
+      }
+    });
+  } catch {
+    return false;
+  }
+}
+
+/** Devices that pinned links were made for, by the names of the pins. */
+export function linkedDevices(instance: Instance): number[] {
+  const directory = instance.linkDirectory;
+  if (directory === null || !existsSync(directory)) return [];
+  return [...new Set(readdirSync(directory).map((name) => Number(/^(\d+)-(?:ingress|egress)$/.exec(name)?.[1] ?? 0)).filter((ifindex) => ifindex > 0))];
+}
+
+/** Programs on a hook in running order, by name, and which of them is ours (-1: none). Empty where there is no TCX. */
+export function chainOf(instance: Instance, ifindex: number, { hook, program }: Hook): { readonly programs: readonly string[]; readonly position: number } {
+  const own = instance.program(program).info.id;
+  const ids = tcMechanism() === "tcx" ? queryTcx(ifindex, hook).map(({ programId }) => programId) : [queryClsact(ifindex, hook)?.programId].filter((id) => id !== undefined);
+  return { programs: ids.map(programName), position: ids.indexOf(own) };
 }
 
 function standingBefore(ifindex: number, hook: TcHook, instance: Instance): { hook: TcHook; program: string }[] {

@@ -4,11 +4,12 @@
  * Holds always: a change that the kernel notifies is read and told within READ_PAUSE of the one before, the first at
  * once; when notifications were lost everything is read anew; every REREAD interval everything is read anew in any case.
  * Reading is whole and never patched together from notifications. A callback comes only when something differs. The
- * namespace is that of the thread that made the watch. Does not: change anything in the kernel.
+ * namespace is the one given, or that of the thread that made the watch. Does not: change anything in the kernel.
  */
 import { NetlinkMonitor } from "../../native/index.js";
 import { hostView, hostViewKey, type HostView } from "./host-view.js";
 import { listAddresses, listLinks, listRoutes } from "./links.js";
+import { inNetns } from "./request.js";
 import { decodeLink, Group, type Link } from "./rtnetlink.js";
 
 /** Milliseconds between two readings at least; PAUSE_RATIO times what a reading takes where routes are many; the most after a failure. */
@@ -24,6 +25,8 @@ export type LinkEvent =
   | { readonly type: "changed"; readonly before: Link; readonly link: Link };
 
 export interface HostWatchOptions {
+  /** Namespace to watch; the caller keeps it open. Absent: that of the calling thread. */
+  readonly netnsFd?: number;
   /** When it throws, the view counts as not taken and is given again. */
   readonly onView: (view: HostView) => void;
   /** In the order in which the kernel tells them. An event is given once, whatever it throws. */
@@ -55,11 +58,11 @@ export class HostWatch {
   constructor(options: HostWatchOptions) {
     this.#options = options;
     // The socket first, then the reading: a change between the two is notified.
-    this.#monitor = new NetlinkMonitor([Group.link, Group.address4, Group.address6, Group.route4, Group.route6], (messages) => this.#onMessages(messages));
+    this.#monitor = this.#there(() => new NetlinkMonitor([Group.link, Group.address4, Group.address6, Group.route4, Group.route6], (messages) => this.#onMessages(messages)));
     try {
-      this.#view = readHostView();
+      this.#view = this.#there(readHostView);
       this.#key = hostViewKey(this.#view);
-      for (const link of listLinks()) this.#links.set(link.ifindex, link);
+      for (const link of this.#there(listLinks)) this.#links.set(link.ifindex, link);
     } catch (error) {
       this.#monitor.close();
       throw error;
@@ -129,14 +132,16 @@ export class HostWatch {
 
   #tell(event: LinkEvent): void { this.#options.onLink?.(event); }
 
+  #there<T>(read: () => T): T { return this.#options.netnsFd === undefined ? read() : inNetns(this.#options.netnsFd, read); }
+
   #readLinks(): void {
-    const now = new Map(listLinks().map((link) => [link.ifindex, link]));
+    const now = new Map(this.#there(listLinks).map((link) => [link.ifindex, link]));
     for (const link of [...this.#links.values()]) if (!now.has(link.ifindex)) this.#forget(link, false);
     for (const link of now.values()) this.#learn(link);
   }
 
   #readView(): void {
-    const view = readHostView();
+    const view = this.#there(readHostView);
     const key = hostViewKey(view);
     if (key === this.#key) return;
     this.#view = view;

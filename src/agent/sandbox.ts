@@ -1,0 +1,91 @@
+/**
+ * One sandbox in force, as the engine holds it: what was asked for, what was found, what the kernel was given.
+ *
+ * Holds always: slot and generation never change while it lives; policy and identity may. Plain data but for `tables`.
+ */
+import { createHash } from "node:crypto";
+import { formatAddress, formatPrefix, type Address, type Prefix } from "../addresses/address.js";
+import { EnforcerError } from "../errors.js";
+import type { Identity, SandboxTables } from "../kernel/sandbox-tables.js";
+import type { Mechanism } from "../kernel/tap-link.js";
+import type { TapFacts, TapPreparation } from "../net/tap.js";
+import type { CompiledPolicy } from "../policy/compile.js";
+import type { Policy } from "../policy/types.js";
+
+export interface UpstreamAddress { readonly address: Address; readonly port: number }
+
+export interface AttachOptions {
+  /** Unique in this engine; metrics, events and state go by it. */
+  readonly name: string;
+  readonly tap: string;
+  readonly policy: Policy;
+  /** What the policy was made from; kept in the state file as it is. */
+  readonly source: unknown;
+  /** What else was asked for; kept in the state file as it is. */
+  readonly spec: unknown;
+  /** Instead of the addresses found on the tap or its bridge; empty: those. */
+  readonly gateways: readonly Address[];
+  /** Empty: learned. */
+  readonly guest: readonly Prefix[];
+  readonly mac: Uint8Array | null;
+  /** Instead of the policy's or the host's resolvers; empty: those. */
+  readonly upstreams: readonly UpstreamAddress[];
+  /** A tap without gateway or subnet is taken too: nothing passes until the host gives it an address. */
+  readonly incomplete: boolean;
+}
+
+export interface Sandbox {
+  readonly name: string;
+  readonly slot: number;
+  readonly generation: number;
+  /** As given at attach, with the policy of the moment. */
+  options: AttachOptions;
+  facts: TapFacts;
+  identity: Identity;
+  policy: Policy;
+  compiled: CompiledPolicy;
+  /** The policy before, so that events that were on their way can be told. */
+  former: CompiledPolicy | null;
+  readonly mechanism: Mechanism;
+  /** Programs that run before ours on the tap's hooks. */
+  readonly before: readonly string[];
+  readonly preparation: TapPreparation;
+  readonly tables: SandboxTables;
+  /** Tables of a former process were taken over. */
+  readonly adopted: boolean;
+  /** CLOCK_REALTIME, ms. */
+  readonly since: number;
+}
+
+/** In force in the kernel, and this process does not know its policy: what passed goes on passing, and no name is resolved. */
+export interface KeptSandbox {
+  readonly name: string;
+  readonly slot: number;
+  readonly generation: number;
+  readonly ifindex: number;
+  readonly tables: SandboxTables;
+  readonly reason: string;
+}
+
+/** @throws EnforcerError E_GATEWAY_UNKNOWN, E_USAGE. */
+export function identityOf(facts: TapFacts, { gateways: given, guest, mac, incomplete }: Pick<AttachOptions, "gateways" | "guest" | "mac" | "incomplete">): Identity {
+  const tap = facts.name;
+  const gateways = given.length > 0 ? given : [...facts.gateways, ...facts.routers];
+  if (gateways.length === 0 && !incomplete) throw new EnforcerError("E_GATEWAY_UNKNOWN", `${tap} ${facts.bridge === null ? "has no address" : `and its bridge ${facts.bridge.name} have no address`}`);
+  for (const prefix of guest) {
+    if (prefix.length === 128 && gateways.some((gateway) => formatAddress(gateway) === formatAddress(prefix.bytes))) throw new EnforcerError("E_USAGE", `--guest-ip ${formatAddress(prefix.bytes)} is the gateway of ${tap}`, { remedy: "name the guest's own address" });
+  }
+  if (guest.length === 0 && facts.learnPrefixes.length === 0 && !incomplete) throw new EnforcerError("E_USAGE", `the guest of ${tap} has no address that could be learned: no subnet or route leads to the tap`, { remedy: "name it with --guest-ip ADDR" });
+  return { ifindex: facts.ifindex, tapMac: facts.bridge?.mac ?? facts.mac, mac, guest, learnPrefixes: facts.learnPrefixes, gateways, dhcp: true };
+}
+
+/** Equal for equal identities. */
+export function identityKey({ ifindex, tapMac, mac, guest, learnPrefixes, gateways }: Identity): string {
+  return JSON.stringify([ifindex, [...tapMac], mac === null ? null : [...mac], guest.map(formatPrefix), learnPrefixes.map(formatPrefix), gateways.map(formatAddress)]);
+}
+
+/** Of the policy as understood: the same rules written otherwise are the same policy. */
+export function digestOf(policy: Policy): string {
+  const plain = JSON.stringify(policy, (_, value: unknown) => (value instanceof Uint8Array || ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString("base64") : typeof value === "bigint" ? value.toString() : value));
+  return createHash("sha256").update(plain).digest("hex");
+}
