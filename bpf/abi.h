@@ -28,6 +28,7 @@ enum abi_limit {
 	REDIRECTS = 512,            /* intercepted DNS conversations per sandbox at one time; power of two */
 	REDIRECT_PORT_BASE = 16384, /* source port that slot 0 of the redirect table shows to the agent */
 	ADDR_CACHE = 1024,          /* per-CPU entries of the address cache; power of two */
+	RECENT_FLOWS = 512,         /* per-CPU entries of flows seen lately; power of two */
 	DENIAL_CACHE = 512,         /* per-CPU entries of the denial cache; power of two */
 	SANDBOX_ADDR_OFFSET = 256,  /* keeps slot 0 away from the resolver subnet's own first addresses */
 };
@@ -382,6 +383,18 @@ struct addr_cache {
 };
 
 /*
+ * per-CPU `recent`: flows that were found established lately, one entry per direction, in front of the flow table. Good for
+ * the same policy only, and not beyond the moment at which the table's own entry wants to be touched again.
+ */
+struct recent_flow {
+	struct flow_key key;
+	__u64 policy;      /* uid; 0: empty */
+	__u64 until_ticks;
+	__u32 generation;
+	__u32 direction;
+};
+
+/*
  * per-CPU `denials`: what was denied lately by policy, so that the next packet of the same kind need not be judged. Good only
  * for the same policy, groups and pins.
  */
@@ -451,6 +464,7 @@ ABI_ASSERT(sizeof(struct redirect) == 72);
 ABI_ASSERT(sizeof(struct counter) == 16);
 ABI_ASSERT(sizeof(struct event_limit) == 32);
 ABI_ASSERT(sizeof(struct addr_cache) == 104);
+ABI_ASSERT(sizeof(struct recent_flow) == 48);
 ABI_ASSERT(sizeof(struct denial) == 56);
 ABI_ASSERT(sizeof(struct globals) == 80);
 ABI_ASSERT(sizeof(struct event) == 72);

@@ -2,8 +2,9 @@
 /*
  * What policy denied lately, so that a guest that knocks again costs no second judgement.
  *
- * Holds always: an entry is good only for the sandbox, policy, groups and pins under which it was made; it can deny and
- * never allow. It is asked after the flow table: an established flow is not in its reach.
+ * Holds always: an entry is good only for the sandbox, policy, groups and pins under which it was made, and none is made
+ * where the end of a pin could change the verdict; it can deny and never allow. It is asked after the flow table: an
+ * established flow is not in its reach.
  */
 #ifndef ENFORCER_DENIAL_H
 #define ENFORCER_DENIAL_H
@@ -26,7 +27,7 @@ inline_stage __u64 pin_epoch(__u32 slot)
 /* After judge() denied. The epochs were read before it: what changes meanwhile makes the entry stale, not wrong. */
 inline_stage void remember_denial(struct pkt *p, const __u64 *remote, __be16 port, __u64 groups, __u64 pinned)
 {
-	if ((p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) || p->reason == REASON_MAP_MISSING)
+	if ((p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) || p->reason == REASON_MAP_MISSING || p->question.lapses)
 		return;
 	struct denial *d = denial_place(p->question.uid, remote, port);
 	if (!d)

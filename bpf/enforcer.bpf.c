@@ -232,7 +232,7 @@ int abi_types(struct __sk_buff *skb __attribute__((unused)))
 	       bpf_core_type_id_local(struct prefix_entry) + bpf_core_type_id_local(struct ip_address) + bpf_core_type_id_local(struct pin) + bpf_core_type_id_local(struct flow_key) +
 	       bpf_core_type_id_local(struct flow) + bpf_core_type_id_local(struct fragment_key) + bpf_core_type_id_local(struct fragment) +
 	       bpf_core_type_id_local(struct redirect) + bpf_core_type_id_local(struct counter) + bpf_core_type_id_local(struct event_limit) +
-	       bpf_core_type_id_local(struct addr_cache) + bpf_core_type_id_local(struct denial) + bpf_core_type_id_local(struct globals) + bpf_core_type_id_local(struct event) +
+	       bpf_core_type_id_local(struct addr_cache) + bpf_core_type_id_local(struct recent_flow) + bpf_core_type_id_local(struct denial) + bpf_core_type_id_local(struct globals) + bpf_core_type_id_local(struct event) +
 	       bpf_core_type_id_local(enum reason) + bpf_core_type_id_local(enum group) + bpf_core_type_id_local(enum embed) +
 	       bpf_core_type_id_local(enum verdict) + bpf_core_type_id_local(enum direction) + bpf_core_type_id_local(enum abi_limit) +
 	       bpf_core_type_id_local(enum sandbox_flag) + bpf_core_type_id_local(enum sandbox_state) + bpf_core_type_id_local(enum policy_flag) +

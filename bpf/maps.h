@@ -215,6 +215,14 @@ struct {
 	__type(value, struct addr_cache);
 } addr_cache SEC(".maps");
 
+/* Flows found established lately. Direct-mapped and per CPU: an entry that is overwritten is looked up again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, RECENT_FLOWS);
+	__type(key, __u32);
+	__type(value, struct recent_flow);
+} recent SEC(".maps");
+
 /* What was denied lately. Direct-mapped and per CPU: an entry that is overwritten is judged again. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

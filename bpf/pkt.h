@@ -25,6 +25,7 @@ struct question {
 	__u8 direction;
 	__u8 keep;        /* a flow allowed under a pin is judged again: the pin's expiry does not count */
 	__u32 reason;     /* answer */
+	__u32 lapses;     /* answer: live pins had a say, so that time alone may change it */
 };
 
 struct pkt {

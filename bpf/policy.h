@@ -124,6 +124,7 @@ __attribute__((noinline)) int judge(struct question *q)
 	if (!q)
 		return VERDICT_DENY;
 	q->rule = MAX_RULES;
+	q->lapses = 0;
 	void *policy = policy_of(q->slot, q->uid);
 	struct policy_header *header = policy ? header_of(policy, q->uid) : 0;
 	if (!header)
@@ -145,6 +146,7 @@ __attribute__((noinline)) int judge(struct question *q)
 		if (!room)
 			return answer(q, VERDICT_DENY, REASON_MAP_MISSING);
 		pinned = pin_rules(q, known->addr, room->pin_bits);
+		q->lapses = pinned == PIN_LIVE;
 		/* what the host owns, its metadata and its loopback are never reached by name */
 		if (pinned == PIN_LIVE && known->group > GROUP_LOOPBACK)
 			pin_bits = room->pin_bits;
