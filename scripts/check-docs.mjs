@@ -8,7 +8,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSyn
 import { tmpdir } from "node:os";
 import { dirname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
-import { built, pages, root } from "./gen-docs.mjs";
+import { built, outcomesOf, pages, reasonsOf, root, sources } from "./gen-docs.mjs";
 
 /** Commands of other programs that documents show, and the file in which a test or the demo runs each. */
 const SHOWN = [
@@ -166,6 +166,14 @@ export async function checkDocs(modules) {
         const wanted = policy[1]?.trim() ?? "valid";
         if (found.kind !== wanted) problem(block.line, `the policy is ${wanted} by its mark, and the checker says ${found.kind}${found.text === "" ? "" : `: ${found.text}`}`);
       }
+      // ```text lines: what attach prints.
+      if (block.language === "text lines") {
+        const words = new Set([...reasonsOf(sources().abi), ...outcomesOf(sources().outcomes)].map((entry) => entry.name));
+        block.text.trimEnd().split("\n").forEach((line, i) => {
+          const match = /^\d\d:\d\d:\d\d\.\d{3} \S+ (?:denied (?:egress|ingress) \S+ \S+ → \S+(?: \(\S+\))?: ([\w-]+)(?:, rule.*)?|refused dns \S+ [A-Z0-9]+: ([\w-]+)(?: \(\S+\))?)$/.exec(line);
+          if (match === null || !words.has(match[1] ?? match[2])) problem(block.line + 1 + i, `no line that attach prints: ${line}`);
+        });
+      }
       // ```token: one --rule argument a line; those behind `!` are refused.
       if (block.language === "token") {
         for (const [i, raw] of block.text.split("\n").entries()) {
@@ -183,6 +191,12 @@ export async function checkDocs(modules) {
         if (!text.includes(`| \`${word}\` | ${number(min)} | ${number(max)} | ${number(standard)} |`)) problem(1, `limit ${key} is not described as | \`${word}\` | ${number(min)} | ${number(max)} | ${number(standard)} |`);
       }
       await checkShownReport(modules.main, text, problem);
+    }
+    if (name === "docs/OPERATIONS.md") {
+      for (const [, family, setting, value, why] of read("src/net/tap.ts").matchAll(/\{ family: "(ipv\d)", setting: "(\w+)", value: "(-?\d+)", why: "([^"]+)" \}/g)) {
+        if (!text.includes(`| \`net.${family}.conf.TAP.${setting}\` | ${value} | ${why} |`)) problem(1, `the setting net.${family}.conf.TAP.${setting} is not described: ${value}, ${why}`);
+      }
+      for (const option of verbs.get("attach")) if (option !== "--help" && !text.includes(`\`${option}`)) problem(1, `attach's option ${option} is not described`);
     }
     if (name === "docs/THREATS.md") for (let row = 1; row <= 61; row++) if (!text.includes(`| A${String(row).padStart(2, "0")} |`)) problem(1, `no row A${String(row).padStart(2, "0")}`);
     if (name === "README.md" && text.split("\n").length > 120) problem(121, "the README has more than 120 lines");
