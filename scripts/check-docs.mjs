@@ -198,6 +198,10 @@ export async function checkDocs(modules) {
       }
       for (const option of verbs.get("attach")) if (option !== "--help" && !text.includes(`\`${option}`)) problem(1, `attach's option ${option} is not described`);
     }
+    if (name === "ARCHITECTURE.md") {
+      for (const [, map] of read("bpf/maps.h").matchAll(/^\} (\w+) SEC\("\.maps"\);/gm)) if (!text.includes(`\`${map}\``)) problem(1, `the map ${map} of bpf/maps.h is not described`);
+      for (const folder of readdirSync(join(root, "src"), { withFileTypes: true })) if (folder.isDirectory() && !text.includes(`\`src/${folder.name}/\``)) problem(1, `the folder src/${folder.name} is not described`);
+    }
     if (name === "docs/THREATS.md") for (let row = 1; row <= 61; row++) if (!text.includes(`| A${String(row).padStart(2, "0")} |`)) problem(1, `no row A${String(row).padStart(2, "0")}`);
     if (name === "README.md" && text.split("\n").length > 120) problem(121, "the README has more than 120 lines");
   }
