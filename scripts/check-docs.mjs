@@ -10,18 +10,13 @@ import { dirname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 import { built, outcomesOf, pages, reasonsOf, root, sources } from "./gen-docs.mjs";
 
-/** Commands of other programs that documents show, and the file in which a test or the demo runs each. */
+/** Commands of other programs that documents show, and the test that runs each as it stands there. */
+const RUN = "test/netns/documents.test.ts";
 const SHOWN = [
-  [/^ip tuntap add /, "test/lib/world.mjs", /tuntap add/],
-  [/^ip addr add /, "test/lib/world.mjs", /addr add/],
-  [/^ip link set /, "test/lib/world.mjs", /link set/],
-  [/^ip link add br0 type bridge/, "test/lib/world.mjs", /type bridge/],
-  [/^ip link delete /, "src/net/resolver-link.ts", /ip link delete/],
-  [/^ip netns add /, "test/lib/world.mjs", /netns", "add|netns add/],
-  [/^sysctl -w net\.(ipv4\.ip_forward|ipv6\.conf\.all\.forwarding)=1$/, "src/net/doctor.ts", /sysctl -w net/],
-  [/^mount -t bpf bpf /, "src/errors.ts", /mount -t bpf bpf/],
-  [/^curl -s http:\/\/127\.0\.0\.1:9469\/metrics$/, "docs/METRICS.md", /127\.0\.0\.1:9469\/metrics/],
-  [/^node scripts\/(gen|check)-docs\.mjs$/, "test/unit/docs.test.ts", /scripts\/check-docs\.mjs/],
+  [/^ip (tuntap add tap0 mode tap|addr add 172\.30\.0\.1\/\d+ dev (tap0|br0)|link set (tap0|br0) up|link set tap0 master br0|link add br0 type bridge)$/, RUN, /## A routed tap[\s\S]*## A bridged tap/],
+  [/^sysctl -w net\.ipv4\.ip_forward=1$/, RUN, /## A routed tap/],
+  [/^mount -t bpf bpf \/sys\/fs\/bpf$/, RUN, /mount -t bpf bpf \/sys\/fs\/bpf/],
+  [/^curl -s http:\/\/127\.0\.0\.1:9469\/metrics$/, RUN, /## When something does not work/],
 ];
 
 const read = (name) => readFileSync(join(root, name), "utf8");
