@@ -315,11 +315,11 @@ export class LabSandbox {
   }
 
   /** Writes a pin as it lies in the map; expires: seconds of CLOCK_MONOTONIC. */
-  pinBits(where: Address, entries: readonly { readonly bit: number; readonly expires: number }[]): void {
+  pinBits(where: Address, entries: readonly { readonly bit: number; readonly expires: number }[], granted = true): void {
     const map = this.tables.pins()!;
     map.update(where, encodePin(where, entries));
     map.close();
-    this.#advance();
+    if (granted) this.#advance();
   }
 
   #advance(): void { new PinEpoch(this.#lab.instance.map("pin_epochs"), this.slot).advance(); }
