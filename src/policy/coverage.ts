@@ -8,9 +8,10 @@
  */
 import { type Address, type Prefix, prefixContains } from "../addresses/address.js";
 import { type Group, type GroupTable, classify, staticGroups } from "../addresses/groups.js";
-import { dohPrefixes } from "../addresses/tables.gen.js";
+import { dohNames, dohPrefixes } from "../addresses/tables.gen.js";
+import { matchesPattern, parsePattern } from "./names.js";
 import { parsePolicyPrefix } from "./rules.js";
-import type { Policy, Rule } from "./types.js";
+import type { NamePattern, Policy, Rule } from "./types.js";
 
 /** Groups that `allow: any` of direction egress leaves out. */
 export const explicitGroups: readonly Group[] = ["host", "metadata", "loopback"];
@@ -20,6 +21,26 @@ const dohList: readonly Prefix[] = dohPrefixes.map((text) => {
   if (!prefix.ok) throw new Error(`data/doh.tsv: ${prefix.refusal.message}`);
   return prefix.value;
 });
+
+const dohPatterns: readonly NamePattern[] = dohNames.map((text) => {
+  const pattern = parsePattern(text);
+  if (!pattern.ok) throw new Error(`data/doh.tsv: ${pattern.refusal.message}`);
+  return pattern.value;
+});
+
+/** Names that a rule names: its own pattern, or those of `doh`. */
+export function patternsOf({ destination }: Pick<Rule, "destination">): readonly NamePattern[] {
+  if (destination.kind === "name") return [destination.pattern];
+  return destination.kind === "doh" ? dohPatterns : [];
+}
+
+/** Whether a label is one that rules may match: a dot, NUL, backslash or an octet outside printable ASCII never is. */
+export function plainLabel(label: string): boolean { return /^[!-\-/-[\]-~]+$/.test(label); }
+
+/** Whether a rule covers the name: its labels, lower case, root excluded. */
+export function coversName(rule: Pick<Rule, "destination">, labels: readonly string[]): boolean {
+  return labels.every(plainLabel) && patternsOf(rule).some((pattern) => matchesPattern(pattern, labels));
+}
 
 /** Prefixes that a rule names: its own, or those of `doh`. */
 export function prefixesOf(rule: Rule): readonly Prefix[] {

@@ -8,11 +8,11 @@
  */
 import { type Prefix, fromV4 } from "../addresses/address.js";
 import { type GroupTable, groupOfPrefix, staticGroups } from "../addresses/groups.js";
-import { dohNames, metadataNames } from "../addresses/tables.gen.js";
+import { metadataNames } from "../addresses/tables.gen.js";
 import { type BitMap, assignBits } from "./bits.js";
 import { BlockJudge } from "./blocklist.js";
-import { decidesEveryName } from "./coverage.js";
-import { endsIn, parsePattern } from "./names.js";
+import { decidesEveryName, patternsOf, plainLabel } from "./coverage.js";
+import { endsIn } from "./names.js";
 import type { NamePattern, Policy, Rule } from "./types.js";
 
 export interface NameVerdict {
@@ -30,12 +30,6 @@ export interface NameVerdict {
 interface NameRule { readonly index: number; readonly rule: Rule; readonly pattern: NamePattern }
 /** A name that needs a rule of its own: exact says that only an exact rule will do, else one with at least `labels` labels. */
 interface Special { readonly kind: "metadata" | "local" | "reverse"; readonly exact: boolean; readonly labels: number }
-
-const dohPatterns: readonly NamePattern[] = dohNames.map((text) => {
-  const pattern = parsePattern(text);
-  if (!pattern.ok) throw new Error(`data/doh.tsv: ${pattern.refusal.message}`);
-  return pattern.value;
-});
 
 /** Metadata names by their last label, so that an ordinary name is compared with none or few. */
 const metadataLabels = new Map<string, (readonly string[])[]>();
@@ -115,9 +109,8 @@ export class NameJudge {
     this.#localSuffixes = options.localSuffixes ?? [];
     this.#open = policy.rules.find(decidesEveryName) ?? null;
     for (const rule of policy.rules) {
-      const { destination, index } = rule;
-      const patterns = destination.kind === "name" ? [destination.pattern] : destination.kind === "doh" ? dohPatterns : [];
-      for (const pattern of patterns) {
+      const { index } = rule;
+      for (const pattern of patternsOf(rule)) {
         const map = this.#rules[pattern.kind];
         const key = pattern.labels.join(".");
         const list = map.get(key);
@@ -131,7 +124,7 @@ export class NameJudge {
   judge(labels: readonly string[]): NameVerdict {
     if (this.#policy.noNet) return { allowed: false, bits: [], rule: null, reason: "default" };
     // A label that holds a dot, NUL, backslash or a byte outside printable ASCII never matches a rule, and nothing else lets it pass.
-    if (!labels.every((label) => /^[!-\-/-[\]-~]+$/.test(label))) return { allowed: false, bits: [], rule: null, reason: "default", special: "malformed" };
+    if (!labels.every(plainLabel)) return { allowed: false, bits: [], rule: null, reason: "default", special: "malformed" };
     if (this.#block.blocks(labels)) return { allowed: false, bits: [], rule: null, reason: "blocked" };
     const matches = this.#matches(labels);
     const bits = [...new Set(matches.map(({ index }) => this.#bits.bitOf[index] as number))].sort((a, b) => a - b);

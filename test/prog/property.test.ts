@@ -10,6 +10,7 @@ import { type Address, formatAddress, isV4, type Prefix } from "../../src/addres
 import { type GroupTable, groupTable } from "../../src/addresses/groups.js";
 import { dohNames } from "../../src/addresses/tables.gen.js";
 import { prefixesOf } from "../../src/policy/coverage.js";
+import { judgeFlow } from "../../src/policy/flow-judge.js";
 import type { Policy } from "../../src/policy/types.js";
 import { arpFrame, type Bytes, echo, filler, type Endpoints, icmp, ip, ipFrame, multicastMac, neighbourSolicitation, PROTOCOL, solicitedNode, tcpFrame, udpFrame } from "../lib/frames.js";
 import { type ModelPin, referenceVerdict } from "../lib/model.js";
@@ -247,6 +248,12 @@ describe("the kernel program", () => {
         expect({ verdict: outcome.verdict, reason: outcome.reason }, about()).toEqual({ verdict: want.verdict, reason: want.reason });
         reasons.set(want.reason, (reasons.get(want.reason) ?? 0) + 1);
         if (want.verdict === "redirect") return;
+        // What explains a verdict, and what TLS asks, says the same as the kernel. Form is judged before it.
+        if (!["mapped-address", "extension-header", "fragment"].includes(want.reason)) {
+          const here = pins.filter((pin) => Buffer.compare(pin.address, packet.remote) === 0);
+          const judged = judgeFlow(policy, world, { direction: packet.direction, address: packet.remote, protocol: packet.proto, port: packet.port, names: here.filter(({ expired }) => !expired).map(({ name }) => name), expired: here.filter(({ expired }) => expired).map(({ name }) => name) });
+          expect({ verdict: judged.verdict, reason: judged.reason, rule: judged.rule }, about()).toEqual({ verdict: outcome.verdict, reason: outcome.reason, rule: want.rule });
+        }
         const echoes = packet.proto === PROTOCOL.icmp || packet.proto === PROTOCOL.icmpv6;
         const bit = outcome.verdict === "deny" ? outcome.event!.rule : sandbox.flowRule(
           packet.remote, packet.proto,

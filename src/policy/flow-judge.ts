@@ -1,0 +1,82 @@
+/**
+ * The verdict on one new flow, rule by rule: what the kernel program says with its tables, said in a few lines of TypeScript.
+ *
+ * Holds always: pure; the first rule that matches decides; what cannot be said of a packet (another protocol than its IP version
+ * has, a protocol that no rule names) is denied. It agrees with the kernel program on verdict, rule and reason
+ * (test/prog/property.test.ts) and with the plain model (test/unit/policy-flow-judge.test.ts).
+ * Begins where a packet has been parsed and belongs to its sandbox: identity, form and port 53, which goes to the resolver
+ * whatever the policy says, come before it.
+ */
+import { type Address, isV4 } from "../addresses/address.js";
+import { type Group, type GroupTable, classify } from "../addresses/groups.js";
+import type { reasonNames } from "../kernel/counters.js";
+import { coversAddress, coversName, explicitGroups, patternsOf } from "./coverage.js";
+import { type Direction, type Policy, Proto, type Rule, protosOf } from "./types.js";
+
+/** A reason of bpf/abi.h, by its name there. */
+export type ReasonName = (typeof reasonNames)[number];
+
+export interface FlowQuestion {
+  readonly direction: Direction;
+  /** The far side; IPv4-mapped is IPv4 (in an IPv6 packet it is dropped before). */
+  readonly address: Address;
+  /** IP protocol; ICMP and ICMPv6 mean echo. */
+  readonly protocol: number;
+  /** Destination port for egress, the guest's for ingress; ignored for protocols without ports. */
+  readonly port: number;
+  /** Names that count as pinned to the address, live: labels, lower case, root excluded. */
+  readonly names: readonly (readonly string[])[];
+  /** Names whose pin at the address has expired: they grant nothing, and say why. */
+  readonly expired?: readonly (readonly string[])[];
+}
+
+export interface FlowVerdict {
+  readonly verdict: "allow" | "deny";
+  /** Index of the rule that decided; null: a default, or no rule was asked. */
+  readonly rule: number | null;
+  readonly reason: ReasonName;
+  readonly group: Group;
+  /** Of `names`, those that a rule of this policy covers; the others are as if they were not pinned. */
+  readonly counted: readonly (readonly string[])[];
+}
+
+/** Protocols that pass without being named by number: TCP, UDP and echo. */
+const ordinary: readonly number[] = [Proto.tcp, Proto.udp, Proto.icmp, Proto.icmpv6];
+
+/** Ports of other name services (DoT, DoQ, mDNS, LLMNR, NetBIOS), which would let a guest hear names that nobody judged. */
+export function isNameService(protocol: number, port: number): boolean {
+  if (protocol === Proto.udp) return [853, 5353, 5355, 137].includes(port);
+  return protocol === Proto.tcp && [853, 5355].includes(port);
+}
+
+/** @param groups the address groups of the moment. */
+export function judgeFlow(policy: Policy, groups: GroupTable, question: FlowQuestion): FlowVerdict {
+  const { direction, address, protocol, port, names, expired = [] } = question;
+  const group = classify(groups, address);
+  const counted = names.filter((name) => policy.rules.some((rule) => coversName(rule, name)));
+  const is = (verdict: "allow" | "deny", reason: ReasonName, rule: number | null = null): FlowVerdict => ({ verdict, rule, reason, group, counted });
+
+  if (protocol === (isV4(address) ? Proto.icmpv6 : Proto.icmp)) return is("deny", "protocol");
+  if (direction === "egress" && isNameService(protocol, port)) return is("deny", "name-service");
+  // What the host owns, its metadata and its loopback are never reached by name.
+  const reaching = explicitGroups.includes(group) ? [] : counted;
+  for (const rule of policy.rules) {
+    if (rule.direction !== direction || !speaksOf(rule, protocol, port)) continue;
+    if (!coversAddress(rule, address, group) && !reaching.some((name) => coversName(rule, name))) continue;
+    return rule.action === "allow" ? is("allow", "rule-allow", rule.index) : is("deny", "rule-deny", rule.index);
+  }
+  if (!ordinary.includes(protocol)) return is("deny", "protocol");
+  if ((direction === "egress" ? policy.defaultEgress : policy.defaultIngress) === "allow") return is("allow", "default-allow");
+  if (direction === "ingress") return is("deny", "ingress-default");
+  const stale = counted.length === 0 && expired.some((name) => policy.rules.some((rule) => coversName(rule, name)));
+  if (stale) return is("deny", "pin-expired");
+  if (group === "public" && counted.length === 0 && policy.rules.some((rule) => patternsOf(rule).length > 0)) return is("deny", "no-pin");
+  return is("deny", `default-${group}`);
+}
+
+/** Whether a rule speaks of protocol and port. A rule with ports speaks of TCP and UDP only. */
+export function speaksOf(rule: Rule, protocol: number, port: number): boolean {
+  if (!protosOf(rule).includes(protocol)) return false;
+  if (rule.ports === null) return true;
+  return (protocol === Proto.tcp || protocol === Proto.udp) && rule.ports.some(({ first, last }) => port >= first && port <= last);
+}
