@@ -35,7 +35,7 @@ export class ResolverClient {
     const id = this.#next++;
     return new Promise<Replies[K]>((resolve, reject) => {
       this.#waiting.set(id, { resolve: resolve as (value: never) => void, reject });
-      this.#worker.postMessage({ id, request });
+      this.#worker.postMessage({ id, request }, "port" in request ? [request.port] : []);
     });
   }
 

@@ -281,6 +281,18 @@ export class PinBook {
     if (oldest.done !== true) this.former.delete(oldest.value);
   }
 
+  /**
+   * Whether this very name is pinned to this address now: its lease runs, or the address is kept in grace. Names that were
+   * told under an open policy count while their lease runs and they are remembered.
+   */
+  pinned(name: Name, bytes: Uint8Array, now: number): boolean {
+    const key = keyOf(bytes);
+    const address = this.addresses.get(key);
+    const lease = address === undefined ? undefined : this.names.get(name.wire)?.leases.find((each) => each.address === address);
+    if (address !== undefined && lease !== undefined) return lease.expires > now || address.graceUntil > now;
+    return (this.shown.get(name.wire)?.addresses.get(key)?.expires ?? 0) > now;
+  }
+
   /** Whether any pin of the book is on this address. */
   holds(bytes: Uint8Array): boolean { return this.addresses.has(keyOf(bytes)); }
 

@@ -8,7 +8,11 @@
  * A policy swap: `swapPolicy` (worker judges every pin again, fills the new map, from then on writes every pin to both and
  * lets a name through only when both policies allow it) → reply → main thread puts the new policy in force in the kernel
  * → `confirmSwap` (only the new one counts) or `abortSwap` (the old one stays; the new map is let go).
+ *
+ * Another thread that must know what a sandbox was told (TLS) gets a port of its own by `connect`, with two questions
+ * (LinkRequest) and no power: nothing on it changes what is pinned or allowed.
  */
+import type { MessagePort } from "node:worker_threads";
 import type { GroupTable } from "../addresses/groups.js";
 import type { Policy } from "../policy/types.js";
 import type { Outcome } from "./metrics.js";
@@ -108,7 +112,21 @@ export type Request =
   /** names that this sandbox was told the address (16 octets) for. */
   | { readonly kind: "namesOf"; readonly slot: number; readonly generation: number; readonly address: Uint8Array }
   | { readonly kind: "flushCache" }
+  /** serve this port, which is among the message's transferred objects, with what LinkRequest says. */
+  | { readonly kind: "connect"; readonly port: MessagePort }
   | { readonly kind: "stop" };
+
+/** What is asked on a port given by `connect`; see link.ts for the asking side. Each gets one LinkReply, not always in order. */
+export type LinkRequest =
+  /** Was this sandbox told that exactly this name is at this address (16 octets), and does that still hold (lease or grace)? */
+  | { readonly id: number; readonly kind: "pinned"; readonly slot: number; readonly generation: number; readonly address: Uint8Array; readonly labels: readonly string[] }
+  /** A question of this sandbox by way of a stream (DNS over TLS), judged, counted and answered like one over TCP on port 53. */
+  | { readonly id: number; readonly kind: "answer"; readonly slot: number; readonly generation: number; readonly message: Uint8Array };
+
+export type LinkReply =
+  | { readonly id: number; readonly pinned: boolean }
+  /** null: there is nothing to say (the message is no question, or the sandbox has gone). */
+  | { readonly id: number; readonly message: Uint8Array | null };
 
 export interface SandboxStats {
   readonly slot: number;
@@ -183,6 +201,7 @@ export interface Replies {
   formerPins: readonly FormerPinRow[];
   namesOf: readonly string[];
   flushCache: null;
+  connect: null;
   stop: null;
 }
 

@@ -199,6 +199,12 @@ export class DnsService {
     return this.held(slot, generation).sandbox;
   }
 
+  /** The sandbox, or null when there is no such one (any more). */
+  lookup(slot: number, generation: number): Sandbox | null {
+    const sandbox = this.bySlot[slot]?.sandbox;
+    return sandbox === undefined || sandbox.generation !== generation ? null : sandbox;
+  }
+
   private held(slot: number, generation: number): Held {
     const held = this.bySlot[slot];
     if (held === undefined || held.sandbox.generation !== generation) throw new Error(`no sandbox of generation ${generation} in slot ${slot}`);

@@ -12,6 +12,7 @@ import { DenialReport, EVENTS_PER_SECOND } from "./events.js";
 import { followFile, readHostResolvers, upstreamServer } from "./host-resolvers.js";
 import { decodePin, MapPinWriter, PinEpoch, addressesInUse } from "./kernel-pins.js";
 import type { DnsLimits } from "./limits.js";
+import { serveLink } from "./link-service.js";
 import { latencyBuckets, outcomes, type Outcome } from "./metrics.js";
 import type { AddSandboxMessage, Envelope, FromWorker, PinRow, Replies, Request, RestorePinsMessage, StartMessage, Stats, SwapPolicyMessage, UpstreamSetting } from "./protocol.js";
 import { dnsLimits, sandboxPolicy } from "./sandbox-policy.js";
@@ -34,6 +35,7 @@ class Worker {
   private stopFollowing: (() => void) | null = null;
   private resolvConf: string | null = null;
   private readonly swapLimits = new Map<number, DnsLimits>();
+  private readonly links = new Set<MessagePort>();
 
   constructor(private readonly port: MessagePort) {}
 
@@ -89,6 +91,7 @@ class Worker {
       case "flushCache":
         this.started().flushCache();
         return null;
+      case "connect": return this.connect(request.port);
       case "stop": return this.stop();
     }
   }
@@ -261,8 +264,17 @@ class Worker {
     };
   }
 
+  private connect(port: MessagePort): null {
+    const service = this.started();
+    this.links.add(port);
+    port.on("close", () => this.links.delete(port));
+    serveLink(port, service, nowSeconds);
+    return null;
+  }
+
   private async stop(): Promise<null> {
     this.stopFollowing?.();
+    for (const link of this.links) link.close();
     this.report?.flush();
     await this.service?.close();
     this.service = null;
