@@ -434,6 +434,8 @@ export class Enforcer {
     if (this.#stopped) return;
     if (this.#leaveInForce) return this.#abandon();
     for (const name of [...this.#sandboxes.keys(), ...this.#kept.keys()]) await quietly(() => this.detach(name));
+    // What a former process left in force and nobody has taken over: its pins are what holds that guest.
+    if (this.#slotsInForce().some(({ ifindex }) => this.inside(() => hooksHeld(this.#instance, ifindex, TAP_HOOKS)))) return this.#abandon();
     this.#stopped = true;
     this.#events?.close();
     const directory = this.#instance.directory;

@@ -1,8 +1,8 @@
 /**
  * `enforcer attach <tap>`: holds one guest to its policy in the foreground, until SIGINT or SIGTERM.
  *
- * Holds always: "enforcing" is printed only after enforcement is in force and tested; whatever ends this process by its
- * own decision detaches and leaves nothing behind; what ends it otherwise leaves the kernel enforcing.
+ * Holds always: "enforcing" is printed only after enforcement is in force and tested; a signal, or the end of the tap, detaches
+ * and leaves nothing behind; a failure or a kill leaves the kernel enforcing: a fault that a guest can provoke frees no guest.
  */
 import type { Server } from "node:http";
 import { formatAddress, type Address, type Prefix } from "../addresses/address.js";
@@ -77,7 +77,7 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
     onQueries: (queries) => { if (sandbox !== null) out.queries(sandbox, queries); },
     onLink: (event) => { if (sandbox !== null) onLink(event, sandbox, ended); },
     onNotice: (text) => out.notice(text),
-    onFailure: (error) => ended.fail(error),
+    onFailure: (error) => ended.fail(new EnforcerError("E_RESOLVER", `it cannot go on serving ${options.tap}: ${error.message}`, { cause: error, remedy: "the kernel goes on enforcing, and no name is resolved: attach again to take it over, and report this" })),
   });
   let metrics: Server | null = null;
   try {
@@ -90,7 +90,8 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
   } finally {
     metrics?.close();
     metrics?.closeAllConnections();
-    await enforcer.stop();
+    if (ended.failed && sandbox !== null) await enforcer.release();
+    else await enforcer.stop();
   }
   out.detached(options.tap);
 }
@@ -98,6 +99,7 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
 /** A signal, the tap's end, or a failure: whichever comes first. */
 class Ending {
   readonly promise: Promise<void>;
+  failed = false;
   #resolve!: () => void;
   #reject!: (error: Error) => void;
 
@@ -111,12 +113,19 @@ class Ending {
     for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => this.#resolve());
   }
 
-  fail(error: Error): void { this.#reject(error); }
+  /** It cannot go on serving, and the guest may be there: nothing is taken away. */
+  fail(error: Error): void {
+    this.failed = true;
+    this.#reject(error);
+  }
+
+  /** There is no guest any more. */
+  gone(error: Error): void { this.#reject(error); }
 }
 
 function onLink(event: LinkEvent, { facts, name }: Sandbox, ended: Ending): void {
   if (event.type === "removed" && event.link.ifindex === facts.ifindex) {
-    ended.fail(new EnforcerError("E_TAP_MISSING", `${name} ${event.movedAway ? "was moved to another network namespace" : "was deleted"}; the enforcer has ended`, { remedy: "attach again when the tap is back" }));
+    ended.gone(new EnforcerError("E_TAP_MISSING", `${name} ${event.movedAway ? "was moved to another network namespace" : "was deleted"}; the enforcer has ended`, { remedy: "attach again when the tap is back" }));
   }
 }
 

@@ -85,7 +85,7 @@ function program(): Command {
     .option("--guest-ip <addr>", "the guest's address, or a prefix of them; without one it is learned from its first packet (repeatable)", collect(guestPrefix))
     .option("--guest-mac <mac>", "the guest's MAC; without one it is learned from its first frame", mac)
     .option("--upstream <addr[:port]>", "resolver to ask instead of the policy's or the host's (repeatable)", collect(upstream))
-    .option("--metrics <addr:port>", `where to serve Prometheus metrics, or "off"`, listen, listen(DEFAULT_METRICS))
+    .addOption(new Option("--metrics <addr:port>", `where to serve Prometheus metrics, or "off"`).argParser(listen).default(listen(DEFAULT_METRICS), DEFAULT_METRICS))
     .option("--json", "one JSON object a line")
     .option("--run-dir <dir>", "directory for locks and state", DEFAULT_RUN_DIRECTORY)
     .option("--bpffs <dir>", "where the BPF file system is mounted, or a directory in it", DEFAULT_BPFFS)

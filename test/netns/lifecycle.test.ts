@@ -170,6 +170,41 @@ describe("an enforcer that is killed", () => {
     await server.stop("SIGKILL");
   });
 
+  test("A05 an enforcer that cannot go on serving ends, and the guest stays under its policy", async () => {
+    await enforcer.stop();
+    const preload = path.join(world.dir, "end-workers.cjs");
+    writeFileSync(preload, `
+      const threads = require("node:worker_threads");
+      if (threads.isMainThread) {
+        const all = [];
+        threads.Worker = class extends threads.Worker { constructor(...args) { super(...args); all.push(this); } };
+        require("node:module").syncBuiltinESMExports();
+        process.on("SIGUSR2", () => { for (const worker of all) worker.terminate(); });
+      }`);
+    process.env.NODE_OPTIONS = `--require ${preload}`;
+    try {
+      enforcer = await world.enforce({ policy });
+    } finally {
+      delete process.env.NODE_OPTIONS;
+    }
+    expect(await reach(ADDRESS.metadata4)).toBe(false);
+    expect(await enforcer.service.stop("SIGUSR2")).toBe(71);
+    expect(enforcer.service.errors.join("\n")).toMatch(/goes on enforcing.*E_RESOLVER/);
+    expect(await reach(ADDRESS.metadata4)).toBe(false);
+    expect(await reach(ADDRESS.site4b)).toBe(false);
+
+    // One that fails before it has taken over takes nothing away either.
+    const holder = world.host.start([process.execPath, "-e", 'require("node:net").createServer().listen(9469, "127.0.0.1", () => console.log("ready"))']);
+    await holder.line((line) => line === "ready");
+    const failed = world.startEnforcer({ policy, args: ["--metrics", "127.0.0.1:9469"] });
+    await expect(failed.ready()).rejects.toThrow(/E_METRICS_LISTEN/);
+    await holder.stop("SIGKILL");
+    expect(await reach(ADDRESS.metadata4)).toBe(false);
+
+    enforcer = await world.enforce({ policy });
+    expect(enforcer.events.find((event) => event.event === "enforcing")).toMatchObject({ adopted: true });
+  });
+
   test("after all of that an end by signal leaves nothing", async () => {
     expect(await enforcer.stop()).toBe(0);
     const left = await traces(world);
