@@ -4,6 +4,7 @@
  *
  * Holds always: what grants access (policies, pins, flows) is per sandbox, in an inner map of its own, so that no sandbox
  * can fill, evict or read another's; it is never an LRU. What is per sandbox and is missing means: drop.
+ * Inner maps state sizes and not types: Linux 6.1 takes no map made without BTF where the template was made with it.
  */
 #ifndef ENFORCER_MAPS_H
 #define ENFORCER_MAPS_H
@@ -65,8 +66,8 @@ struct policy_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, POLICY_PAGE_FIRST_FREE);
 	__uint(map_flags, BPF_F_INNER_MAP);
-	__type(key, __u32);
-	__type(value, union policy_page);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(union policy_page));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -81,8 +82,8 @@ struct prefix4_map {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 1);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct lpm4);
-	__type(value, struct prefix_entry);
+	__uint(key_size, sizeof(struct lpm4));
+	__uint(value_size, sizeof(struct prefix_entry));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -95,8 +96,8 @@ struct prefix6_map {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 1);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct lpm6);
-	__type(value, struct prefix_entry);
+	__uint(key_size, sizeof(struct lpm6));
+	__uint(value_size, sizeof(struct prefix_entry));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -111,8 +112,8 @@ struct pin_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, PINS_DEFAULT);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct ip_address);
-	__type(value, struct pin);
+	__uint(key_size, sizeof(struct ip_address));
+	__uint(value_size, sizeof(struct pin));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -126,8 +127,8 @@ struct {
 struct flow_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, FLOWS_DEFAULT);
-	__type(key, struct flow_key);
-	__type(value, struct flow);
+	__uint(key_size, sizeof(struct flow_key));
+	__uint(value_size, sizeof(struct flow));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -141,8 +142,8 @@ struct {
 struct fragment_map {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, FRAGMENTS_DEFAULT);
-	__type(key, struct fragment_key);
-	__type(value, struct fragment);
+	__uint(key_size, sizeof(struct fragment_key));
+	__uint(value_size, sizeof(struct fragment));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -156,8 +157,8 @@ struct {
 struct redirect_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, REDIRECTS);
-	__type(key, __u32);
-	__type(value, struct redirect);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct redirect));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -170,8 +171,8 @@ struct {
 struct counter_map {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 2 * REASON_MAX);
-	__type(key, __u32);
-	__type(value, struct counter);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct counter));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
