@@ -3,8 +3,9 @@
  * Makes each repetition of a test run another packet, and hands it on to the program under test.
  *
  * BPF_PROG_TEST_RUN repeats a program on one packet, and the second time that packet is no first packet any more. Each of
- * these takes the next source port or the next destination address and calls the program in `next` whose place is skb->mark:
- * 0 the empty program, 1 the one measured. What the step itself costs is in both, and falls out of the difference.
+ * these takes the next source port or the next destination address and calls the program in `next` whose place is
+ * skb->priority (not skb->mark: an allowed packet is given one): 0 the empty program, 1 the one measured. What the step itself
+ * costs is in both, and falls out of the difference.
  * The IPv4 header checksum is left as it is: no program under test looks at it.
  */
 #include <linux/bpf.h>
@@ -33,7 +34,7 @@ static __always_inline int step16(struct __sk_buff *skb, __u32 at)
 
 	if ((__u8 *)(field + 1) <= end) {
 		*field = bpf_htons(bpf_ntohs(*field) + 1);
-		bpf_tail_call(skb, &next, skb->mark);
+		bpf_tail_call(skb, &next, skb->priority);
 	}
 	return DROP;
 }
@@ -45,7 +46,7 @@ static __always_inline int step32(struct __sk_buff *skb, __u32 at)
 
 	if ((__u8 *)(field + 1) <= end) {
 		*field = bpf_htonl(bpf_ntohl(*field) + 1);
-		bpf_tail_call(skb, &next, skb->mark);
+		bpf_tail_call(skb, &next, skb->priority);
 	}
 	return DROP;
 }

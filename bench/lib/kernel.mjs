@@ -15,7 +15,7 @@ import { GATEWAY, GUEST, macBytes } from "./frames.mjs";
 
 export const BENCH_OBJECT = fileURLToPath(new URL("../build/walk.bpf.o", import.meta.url));
 /** Offsets in struct __sk_buff (linux/bpf.h). */
-const SKB_MARK = 8, SKB_IFINDEX = 40, SKB_SIZE = 192;
+const SKB_PRIORITY = 32, SKB_IFINDEX = 40, SKB_SIZE = 192;
 
 /** @param {string} text */
 export function address(text) {
@@ -85,11 +85,11 @@ export class Bench {
   /**
    * @param {import("../../native/index.js").BpfProgram} program
    * @param {Buffer} data
-   * @param {{repeat?: number, mark?: number}} [options]
+   * @param {{repeat?: number, place?: number}} [options] place: in `next` of bpf/walk.bpf.c
    */
-  run(program, data, { repeat = 1, mark = 0 } = {}) {
+  run(program, data, { repeat = 1, place = 0 } = {}) {
     const context = Buffer.alloc(SKB_SIZE);
-    context.writeUInt32LE(mark, SKB_MARK);
+    context.writeUInt32LE(place, SKB_PRIORITY);
     context.writeUInt32LE(this.ifindex, SKB_IFINDEX);
     const { returnValue, durationNs } = program.testRun({ data, context, repeat });
     return { code: returnValue | 0, ns: durationNs };

@@ -23,8 +23,8 @@ import { ALLOWED, NAMED, policyText, PORT } from "../lib/policies.mjs";
 
 const NEXT = -1, DROP = 2;
 const SAMPLES = 41;
-/** Repetitions of one sample: about two milliseconds; with new flows as many as the table of a sandbox holds. */
-const REPEAT = 10_000, FLOWS = 2_000;
+/** Repetitions of one sample: a millisecond or less, so that most samples are disturbed by nobody. New flows are freed after each. */
+const REPEAT = 10_000, FLOWS = 500;
 
 const POLICIES = [
   { suffix: "", prefixes: 10, names: 1 },
@@ -112,9 +112,9 @@ async function measure(id, places, { frame, code, walk, long = false, flows = fa
     }
     return {
       suffix,
-      baseline: () => bench.run(base, frame, { repeat, mark: 0 }).ns,
+      baseline: () => bench.run(base, frame, { repeat, place: 0 }).ns,
       ours: () => {
-        const result = bench.run(entry, frame, { repeat, mark: 1 });
+        const result = bench.run(entry, frame, { repeat, place: 1 });
         expect(id, result.code, code);
         if (flows) {
           const made = bench.forgetFlows();
