@@ -277,14 +277,14 @@ export class Enforcer {
     try {
       await this.#forgetInResolver(slot);
       await this.#resolver.ask({
-        kind: "addSandbox", slot, generation, name, policy, compiledGroups: this.#groups,
-        pinsFd: pins.fd, flowsFd: flows?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
+        kind: "addSandbox", slot, generation, name, policy, floor: null, compiledGroups: this.#groups,
+        pinsFd: pins.fd, floorPinsFd: null, flowsFd: flows?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
         upstreams: upstreams.length > 0 ? upstreams : null,
       });
       if (!restore) return;
       const book = this.#run.readPins(name);
       await this.#resolver.ask({
-        kind: "restorePins", slot, generation, pinsFd: adopt ? pins.fd : null,
+        kind: "restorePins", slot, generation, pinsFd: adopt ? pins.fd : null, floorPinsFd: null,
         pins: book === null || book.generation !== generation ? [] : book.pins.map(([labels, address, expires]) => ({ labels, address: Uint8Array.from(Buffer.from(address, "hex")), expires })),
       });
     } finally {
@@ -340,7 +340,7 @@ export class Enforcer {
       const pins = tables.stage(compiled, uid, sizes.pins);
       try {
         ({ written, left } = await this.#resolver.ask({
-          kind: "swapPolicy", slot, generation, policy, compiledGroups: this.#groups, pinsFd: pins.fd, pinEpochsFd: this.#instance.map("pin_epochs").fd,
+          kind: "swapPolicy", slot, generation, policy, floor: null, compiledGroups: this.#groups, pinsFd: pins.fd, floorPinsFd: null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
           upstreams: options.upstreams.length > 0 ? options.upstreams : null,
         }));
         begun = true;
@@ -415,7 +415,7 @@ export class Enforcer {
       const nothing = tables.pins();
       if (nothing !== null) {
         const { policy } = buildPolicy({ noNet: true });
-        await this.#resolver.ask({ kind: "addSandbox", slot, generation, name, policy, compiledGroups: this.#groups, pinsFd: nothing.fd, flowsFd: null, pinEpochsFd: null, upstreams: null }).finally(() => nothing.close());
+        await this.#resolver.ask({ kind: "addSandbox", slot, generation, name, policy, floor: null, compiledGroups: this.#groups, pinsFd: nothing.fd, floorPinsFd: null, flowsFd: null, pinEpochsFd: null, upstreams: null }).finally(() => nothing.close());
       }
       this.#kept.set(name, { name, slot, generation, ifindex, tables, reason });
       this.#options.onNotice(`${name}: kept in force as a former process left it, because ${reason}; names are not resolved. Attach it again to give it a policy`);

@@ -8,6 +8,7 @@
 import type { Outcome } from "./metrics.js";
 import type { WireAnswer } from "./answer.js";
 import type { Told } from "./chain.js";
+import type { ViewBits } from "./pins.js";
 import type { Name } from "./wire.js";
 
 export interface FastEntry {
@@ -24,8 +25,8 @@ export interface FastEntry {
   readonly expires: number;
   /** what TTLs and pins are worked out from; null for answers the agent made itself. */
   readonly source: { readonly wire: WireAnswer; readonly told: Told; readonly born: number; readonly at: number } | null;
-  readonly bits: readonly number[];
-  readonly nextBits: readonly number[];
+  /** of its pins; every view there was when it was made. */
+  readonly bits: ViewBits;
   readonly truncated: boolean;
   /** second whose TTLs stand in response. */
   patched: number;

@@ -7,6 +7,7 @@
  * Does not: know rules.
  */
 import type { Group } from "../addresses/groups.js";
+import type { ViewBits } from "./pins.js";
 import { isWithin, labelsOf, type Name } from "./wire.js";
 
 export interface NameVerdict {
@@ -38,19 +39,29 @@ export type Refusal = "denied" | "blocked" | "unmatchable";
 
 export interface Judgement {
   readonly refusal: Refusal | null;
-  readonly bits: readonly number[];
+  /** for each policy, in order; empty when refused. */
+  readonly bits: ViewBits;
   readonly labels: readonly string[];
 }
 
-/** Judges the name of a question. @param classify for PTR names: the host's own addresses are known only here. */
-export function judgeQuestion(policy: SandboxPolicy, name: Name, classify: Classify): Judgement {
+/**
+ * Judges the name of a question: every policy must allow it.
+ * @param policies the sandbox's own, the operator's floor if there is one, and those being swapped in.
+ * @param classify for PTR names: the host's own addresses are known only here.
+ */
+export function judgeQuestion(policies: readonly SandboxPolicy[], name: Name, classify: Classify): Judgement {
   const labels = labelsOf(name);
-  if (!name.matchable) return { refusal: "unmatchable", bits: [], labels };
-  const verdict = policy.judge(labels);
-  if (!verdict.allowed) return { refusal: verdict.reason === "blocked" || verdict.special !== undefined ? "blocked" : "denied", bits: [], labels };
+  if (!name.matchable || policies.length === 0) return { refusal: "unmatchable", bits: [], labels };
   const address = addressOfReverse(labels);
-  if (address !== null && verdict.reason !== "rule" && classify(address) !== "public") return { refusal: "blocked", bits: [], labels };
-  return { refusal: null, bits: verdict.bits, labels };
+  const own = address !== null && classify(address) !== "public";
+  const bits: (readonly number[])[] = [];
+  for (const policy of policies) {
+    const verdict = policy.judge(labels);
+    if (!verdict.allowed) return { refusal: verdict.reason === "blocked" || verdict.special !== undefined ? "blocked" : "denied", bits: [], labels };
+    if (own && verdict.reason !== "rule") return { refusal: "blocked", bits: [], labels };
+    bits.push(verdict.bits);
+  }
+  return { refusal: null, bits, labels };
 }
 
 /**

@@ -1,10 +1,13 @@
 /**
  * The pin book of one sandbox: which names were told which addresses, until when, and what the kernel holds of it.
  *
- * Holds always: the kernel's entry for an address is, per rule bit, the latest expiry over all names that carry the bit; a
- * lease is never shortened; a pin that grants something is refused when a bound is reached, never put in another's place;
- * after pin() returned "ok" the kernel holds every address. During a policy swap two views exist and every pin is written
- * to both. Times are CLOCK_MONOTONIC seconds. Effects only through the writers.
+ * A view is one policy that judges the sandbox's packets, with its own rule bits and its own map in the kernel: the
+ * sandbox's own policy, the operator's floor, and, during a policy swap, the new ones of both beside those in force.
+ *
+ * Holds always: in each view, the kernel's entry for an address is, per rule bit, the latest expiry over all names that
+ * carry the bit there; a lease is never shortened; a pin that grants something is refused when a bound is reached, never
+ * put in another's place; after pin() returned "ok" the kernel holds every address in every view that has bits for it.
+ * Times are CLOCK_MONOTONIC seconds. Effects only through the writers.
  * Does not: judge names; bits come with each pin, or from the judge given to a rebuild.
  */
 import type { DnsLimits } from "./limits.js";
@@ -24,6 +27,15 @@ const NEAR_END = 20;
 /** Lease for a TTL, seconds. */
 export function leaseOf(ttl: number): number {
   return ttl < LEASE_MIN ? LEASE_MIN : ttl > LEASE_MAX ? LEASE_MAX : ttl;
+}
+
+/** Rule bits of a name, one list for each view in order: those in force, then those being swapped in. */
+export type ViewBits = readonly (readonly number[])[];
+
+/** Whether a pin with these bits grants anything in any view. */
+export function grants(bits: ViewBits): boolean {
+  for (const list of bits) if (list.length > 0) return true;
+  return false;
 }
 
 export interface PinEntry { readonly bit: number; readonly expires: number }
@@ -57,9 +69,7 @@ export interface PinCounters {
 
 interface PinnedName {
   readonly name: Name;
-  /** rule bits under the policy in force, and under the one that is being swapped in. */
-  bits: readonly number[];
-  nextBits: readonly number[];
+  bits: ViewBits;
   /** one per address; few, so that a list is both smaller and quicker than a map. */
   readonly leases: Lease[];
 }
@@ -76,15 +86,19 @@ interface PinnedAddress {
   readonly names: PinnedName[];
   /** seconds of grace on top of the leases, because it was in use; 0 when none. */
   graceUntil: number;
+  /** views whose map holds it, a bit each. */
+  held: number;
 }
 
-export interface PinListing { readonly name: Name; readonly address: Uint8Array; readonly expires: number; readonly bits: readonly number[] }
+export interface PinListing { readonly name: Name; readonly address: Uint8Array; readonly expires: number; /** in the views in force */ readonly bits: ViewBits }
 
 /** A pin whose lease is over. */
 export interface FormerPin { readonly name: Name; readonly address: Uint8Array; /** end of its lease. */ readonly expired: number }
 
 /** Former pins that are remembered. */
 const FORMER = 256;
+
+const NO_BITS: readonly number[] = [];
 
 /** The 16 octets as one string. */
 function keyOf(a: Uint8Array): string {
@@ -116,7 +130,9 @@ export class PinBook {
   private readonly addresses = new Map<string, PinnedAddress>();
   /** names without bits: shown in events and lists only, oldest use first. */
   private readonly shown = new Map<string, { name: Name; addresses: Map<string, { bytes: Uint8Array; expires: number }> }>();
-  private next: AddressWriter | null = null;
+  /** maps of the views, in order; the first `inForce` are in force. */
+  private views: readonly AddressWriter[];
+  private inForce: number;
   /** oldest first; to explain denials only. */
   private readonly former = new Map<string, FormerPin>();
   /** something was granted and the kernel has not been told yet that its denials are void. */
@@ -128,21 +144,26 @@ export class PinBook {
     refusedAddressesPerName: 0, refusedBits: 0, writeErrors: 0, graceExtensions: 0,
   };
 
-  constructor(private writer: AddressWriter, public limits: DnsLimits) {}
+  /** @param writers the maps of the views in force. */
+  constructor(writers: readonly AddressWriter[], public limits: DnsLimits) {
+    this.views = writers;
+    this.inForce = writers.length;
+  }
 
   /**
    * Records that the sandbox is about to be told `addresses` for `name`.
-   * @param bits rule bits under the policy in force, @param nextBits under the one being swapped in, if one is.
+   * @param bits rule bits, for each view there is.
    * @param expires end of the lease. A longer lease that is already held stays.
    * @returns "ok" when the kernel holds all of it; otherwise the bound that was reached, or "write" when the kernel
    *   refused: the answer must then not be sent.
    */
-  pin(name: Name, bits: readonly number[], nextBits: readonly number[], addresses: readonly Uint8Array[], expires: number, now: number): PinResult {
-    if (bits.length === 0 && nextBits.length === 0) {
+  pin(name: Name, bits: ViewBits, addresses: readonly Uint8Array[], expires: number, now: number): PinResult {
+    if (bits.length !== this.views.length) throw new Error(`bits for ${bits.length} views of ${this.views.length}`);
+    if (!grants(bits)) {
       this.show(name, addresses, expires);
       return "ok";
     }
-    const refused = this.room(name, bits, nextBits, addresses, now);
+    const refused = this.room(name, bits, addresses, now);
     if (refused !== "ok") {
       if (refused === "names") this.counters.refusedNames++;
       else if (refused === "addresses") this.counters.refusedAddresses++;
@@ -152,14 +173,13 @@ export class PinBook {
     }
     this.shown.delete(name.wire);
     let pinned = this.names.get(name.wire);
-    if (pinned === undefined) this.names.set(name.wire, (pinned = { name, bits, nextBits, leases: [] }));
+    if (pinned === undefined) this.names.set(name.wire, (pinned = { name, bits, leases: [] }));
     pinned.bits = bits;
-    pinned.nextBits = nextBits;
     let result: PinResult = "ok";
     for (const bytes of addresses) {
       const key = keyOf(bytes);
       let address = this.addresses.get(key);
-      if (address === undefined) this.addresses.set(key, (address = { key, bytes: bytes.slice(), names: [], graceUntil: 0 }));
+      if (address === undefined) this.addresses.set(key, (address = { key, bytes: bytes.slice(), names: [], graceUntil: 0, held: 0 }));
       const lease = leaseFor(pinned, address);
       const before = lease?.expires;
       if (before !== undefined && before >= expires) continue;
@@ -184,8 +204,7 @@ export class PinBook {
     }
     if (this.grantOwed) {
       try {
-        this.writer.granted?.();
-        this.next?.granted?.();
+        for (const view of this.views) view.granted?.();
         this.grantOwed = false;
       } catch {
         this.counters.writeErrors++;
@@ -198,18 +217,18 @@ export class PinBook {
   }
 
   /** Whether the pin fits into every bound; expired pins are swept first when it does not. */
-  private room(name: Name, bits: readonly number[], nextBits: readonly number[], addresses: readonly Uint8Array[], now: number): PinResult {
-    const first = this.fits(name, bits, nextBits, addresses);
+  private room(name: Name, bits: ViewBits, addresses: readonly Uint8Array[], now: number): PinResult {
+    const first = this.fits(name, bits, addresses);
     // Once a second is often enough: a guest at its bound must not make every query cost a sweep.
     if (first === "ok" || this.swept === now) return first;
     this.sweep(now, () => false);
-    return this.fits(name, bits, nextBits, addresses);
+    return this.fits(name, bits, addresses);
   }
 
-  private fits(name: Name, bits: readonly number[], nextBits: readonly number[], addresses: readonly Uint8Array[]): PinResult {
+  private fits(name: Name, bits: ViewBits, addresses: readonly Uint8Array[]): PinResult {
     const pinned = this.names.get(name.wire);
     if (pinned === undefined && this.names.size >= this.limits.names) return "names";
-    if (bits.length > PIN_BITS || nextBits.length > PIN_BITS) return "bits";
+    if (bits.some((list) => list.length > PIN_BITS)) return "bits";
     let fresh = 0;
     let freshForName = 0;
     const seen = addresses.length > 1 ? new Set<string>() : null;
@@ -223,14 +242,11 @@ export class PinBook {
       if (address === undefined) fresh++;
       if (address === undefined || pinned === undefined || leaseFor(pinned, address) === undefined) freshForName++;
       if (address === undefined || (address.names.length === 1 && address.names[0] === pinned)) continue;
-      const now = new Set(bits);
-      const next = new Set(nextBits);
-      for (const other of address.names) {
-        if (other === pinned) continue;
-        for (const bit of other.bits) now.add(bit);
-        for (const bit of other.nextBits) next.add(bit);
+      for (let view = 0; view < bits.length; view++) {
+        const all = new Set(bits[view]);
+        for (const other of address.names) if (other !== pinned) for (const bit of other.bits[view]!) all.add(bit);
+        if (all.size > PIN_BITS) return "bits";
       }
-      if (now.size > PIN_BITS || next.size > PIN_BITS) return "bits";
     }
     if (this.addresses.size + fresh > this.limits.addresses) return "addresses";
     if ((pinned?.leases.length ?? 0) + freshForName > this.limits.addressesPerName) return "addresses-per-name";
@@ -300,11 +316,11 @@ export class PinBook {
     const listing: PinListing[] = [];
     for (const pinned of this.names.values()) {
       for (const { address, expires } of pinned.leases) {
-        listing.push({ name: pinned.name, address: address.bytes, expires: Math.max(expires, address.graceUntil), bits: pinned.bits });
+        listing.push({ name: pinned.name, address: address.bytes, expires: Math.max(expires, address.graceUntil), bits: pinned.bits.slice(0, this.inForce) });
       }
     }
     for (const each of this.shown.values()) {
-      for (const { bytes, expires } of each.addresses.values()) listing.push({ name: each.name, address: bytes, expires, bits: [] });
+      for (const { bytes, expires } of each.addresses.values()) listing.push({ name: each.name, address: bytes, expires, bits: this.nothing(this.inForce) });
     }
     return listing;
   }
@@ -370,8 +386,7 @@ export class PinBook {
     }
     this.addresses.delete(address.key);
     try {
-      this.writer.remove(address.bytes);
-      this.next?.remove(address.bytes);
+      for (let view = 0; view < this.views.length; view++) this.remove(address, view);
     } catch {
       // The kernel judges expiry by itself; what could not be removed only takes room until the slot is given back.
       this.counters.writeErrors++;
@@ -379,84 +394,90 @@ export class PinBook {
   }
 
   /**
-   * Starts a policy swap: every pin is judged again and written to the new map; from now on both maps get every pin.
-   * @param judge bits of a name under the new policy, null when it is refused there.
-   * @returns pins written and pins left out, because the new policy refuses the name or gives an address too many bits.
-   * @throws what the writer throws; the swap is then off and the old map is as it was.
+   * Starts a policy swap: every pin is judged again and written to the new maps; from now on all views get every pin.
+   * @param writers the maps of the new views, empty.
+   * @param judge bits of a name in each of the new views, null when one of them refuses it.
+   * @returns pins written and pins left out, because a new policy refuses the name or gives an address too many bits.
+   * @throws what a writer throws; the swap is then off and the old maps are as they were.
    */
-  beginSwap(writer: AddressWriter, judge: (name: Name) => readonly number[] | null): { written: number; left: number } {
+  beginSwap(writers: readonly AddressWriter[], judge: (name: Name) => ViewBits | null): { written: number; left: number } {
     let written = 0;
     let left = 0;
-    for (const pinned of this.names.values()) pinned.nextBits = judge(pinned.name) ?? [];
-    for (const each of this.shown.values()) {
-      // A name without a rule may get one: its addresses become pins, as far as there is room.
-      const bits = judge(each.name) ?? [];
-      if (bits.length === 0) continue;
-      let promoted = this.names.get(each.name.wire);
-      for (const { bytes, expires } of each.addresses.values()) {
-        if (this.fits(each.name, [], bits, [bytes]) !== "ok") {
-          left++;
-          continue;
-        }
-        if (promoted === undefined) this.names.set(each.name.wire, (promoted = { name: each.name, bits: [], nextBits: bits, leases: [] }));
-        const key = keyOf(bytes);
-        let address = this.addresses.get(key);
-        if (address === undefined) this.addresses.set(key, (address = { key, bytes, names: [], graceUntil: 0 }));
-        const lease = leaseFor(promoted, address);
-        if (lease !== undefined) lease.expires = Math.max(lease.expires, expires);
-        else {
-          promoted.leases.push({ address, expires });
-          address.names.push(promoted);
+    const before = this.nothing(this.inForce);
+    const none = this.nothing(writers.length);
+    this.views = [...this.views, ...writers];
+    try {
+      for (const pinned of this.names.values()) pinned.bits = [...pinned.bits, ...(judge(pinned.name) ?? none)];
+      for (const each of this.shown.values()) {
+        // A name without a rule may get one: its addresses become pins, as far as there is room.
+        const bits = [...before, ...(judge(each.name) ?? none)];
+        if (!grants(bits)) continue;
+        let promoted = this.names.get(each.name.wire);
+        for (const { bytes, expires } of each.addresses.values()) {
+          if (this.fits(each.name, bits, [bytes]) !== "ok") {
+            left++;
+            continue;
+          }
+          if (promoted === undefined) this.names.set(each.name.wire, (promoted = { name: each.name, bits, leases: [] }));
+          const key = keyOf(bytes);
+          let address = this.addresses.get(key);
+          if (address === undefined) this.addresses.set(key, (address = { key, bytes, names: [], graceUntil: 0, held: 0 }));
+          const lease = leaseFor(promoted, address);
+          if (lease !== undefined) lease.expires = Math.max(lease.expires, expires);
+          else {
+            promoted.leases.push({ address, expires });
+            address.names.push(promoted);
+          }
         }
       }
-    }
-    try {
       for (const address of this.addresses.values()) {
-        const entries = this.entriesOf(address, true);
-        if (entries.length === 0) continue;
-        if (entries.length > PIN_BITS) {
-          left++;
-          continue;
+        let some = false;
+        let over = false;
+        for (let view = this.inForce; view < this.views.length; view++) {
+          const entries = this.entriesOf(address, view);
+          if (entries.length > PIN_BITS) over = true;
+          else if (entries.length > 0) {
+            this.write(address, view, entries);
+            some = true;
+          }
         }
-        writer.write(address.bytes, entries);
-        written++;
+        if (over) left++;
+        else if (some) written++;
       }
     } catch (error) {
       this.abortSwap();
       this.counters.writeErrors++;
       throw error;
     }
-    this.next = writer;
     this.gauge();
     return { written, left };
   }
 
-  /** The new policy is in force: its map is the only one, and names that it does not carry are forgotten or only shown. */
+  /** The new policies are in force: their maps are the only ones, and names that they do not carry are forgotten or only shown. */
   confirmSwap(): void {
-    if (this.next === null) return;
-    this.writer = this.next;
-    this.next = null;
-    this.settle((pinned) => pinned.nextBits);
+    if (this.views.length > this.inForce) this.settle(this.inForce, this.views.length);
   }
 
-  /** The old policy stays. */
+  /** The old policies stay. */
   abortSwap(): void {
-    this.next = null;
-    this.settle((pinned) => pinned.bits);
+    this.settle(0, this.inForce);
   }
 
-  private settle(bitsOf: (pinned: PinnedName) => readonly number[]): void {
+  /** Only the views from `first` to before `end` live on, and are in force. */
+  private settle(first: number, end: number): void {
+    this.views = this.views.slice(first, end);
+    this.inForce = this.views.length;
+    for (const address of this.addresses.values()) address.held = (address.held >> first) & ((1 << this.inForce) - 1);
     for (const pinned of [...this.names.values()]) {
-      pinned.bits = bitsOf(pinned);
-      pinned.nextBits = [];
-      if (pinned.bits.length > 0) {
+      pinned.bits = pinned.bits.slice(first, end);
+      if (grants(pinned.bits)) {
         this.shown.delete(pinned.name.wire);
         continue;
       }
       this.names.delete(pinned.name.wire);
       for (const { address, expires } of [...pinned.leases]) {
         part(pinned, address);
-        // The map in force never had this name's bits on it, so there is nothing to take out of the kernel.
+        // No map in force ever had this name's bits on it, so there is nothing to take out of the kernel.
         if (address.names.length === 0) this.addresses.delete(address.key);
         this.show(pinned.name, [address.bytes], expires);
       }
@@ -486,27 +507,43 @@ export class PinBook {
     this.counters.shownNames = this.shown.size;
   }
 
-  /** What the kernel should hold for the address: the latest expiry per bit. */
-  private entriesOf(address: PinnedAddress, next: boolean): PinEntry[] {
+  /** No bits in so many views. */
+  private nothing(views: number): ViewBits {
+    return new Array<readonly number[]>(views).fill(NO_BITS);
+  }
+
+  /** What the view's map should hold for the address: the latest expiry per bit. */
+  private entriesOf(address: PinnedAddress, view: number): PinEntry[] {
     const only = address.names.length === 1 ? address.names[0] : undefined;
     if (only !== undefined) {
       const expires = Math.max(endOf(only, address), address.graceUntil);
-      return (next ? only.nextBits : only.bits).map((bit) => ({ bit, expires }));
+      return only.bits[view]!.map((bit) => ({ bit, expires }));
     }
     const latest = new Map<number, number>();
     for (const pinned of address.names) {
       const expires = Math.max(endOf(pinned, address), address.graceUntil);
-      for (const bit of next ? pinned.nextBits : pinned.bits) if (expires > (latest.get(bit) ?? 0)) latest.set(bit, expires);
+      for (const bit of pinned.bits[view]!) if (expires > (latest.get(bit) ?? 0)) latest.set(bit, expires);
     }
     return [...latest].map(([bit, expires]) => ({ bit, expires }));
   }
 
+  private write(address: PinnedAddress, view: number, entries: readonly PinEntry[]): void {
+    this.views[view]!.write(address.bytes, entries);
+    address.held |= 1 << view;
+  }
+
+  private remove(address: PinnedAddress, view: number): void {
+    if ((address.held & (1 << view)) === 0) return;
+    this.views[view]!.remove(address.bytes);
+    address.held &= ~(1 << view);
+  }
+
   private flush(address: PinnedAddress): void {
-    const entries = this.entriesOf(address, false);
-    if (entries.length > 0) this.writer.write(address.bytes, entries);
-    if (this.next === null) return;
-    const nextEntries = this.entriesOf(address, true);
-    if (nextEntries.length > 0) this.next.write(address.bytes, nextEntries);
+    for (let view = 0; view < this.views.length; view++) {
+      const entries = this.entriesOf(address, view);
+      if (entries.length > 0) this.write(address, view, entries);
+      else this.remove(address, view); // the last name with bits here has gone, another view still has one
+    }
   }
 
   private tryFlush(address: PinnedAddress): boolean {

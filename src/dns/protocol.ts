@@ -5,9 +5,13 @@
  * numbers valid in the whole process: namespace descriptors stay the sender's, map descriptors are duplicated by the
  * worker before it replies. Requests that name a sandbox name its generation, and one that has gone gets an error.
  *
- * A policy swap: `swapPolicy` (worker judges every pin again, fills the new map, from then on writes every pin to both and
- * lets a name through only when both policies allow it) → reply → main thread puts the new policy in force in the kernel
- * → `confirmSwap` (only the new one counts) or `abortSwap` (the old one stays; the new map is let go).
+ * A sandbox is judged by its own policy and, where the operator has set one, by the floor: a name must be allowed by both,
+ * an exception to rebind protection must stand in both, and pins are written to the map of each with its own bits.
+ *
+ * A policy swap: `swapPolicy` (worker judges every pin again, fills the new maps, from then on writes every pin to old and
+ * new and lets a name through only when old and new policies allow it) → reply → main thread puts the new ones in force in
+ * the kernel → `confirmSwap` (only they count) or `abortSwap` (the old ones stay; the new maps are let go). The floor is
+ * changed by a swap of each sandbox.
  *
  * Another thread that must know what a sandbox was told (TLS) gets a port of its own by `connect`, with two questions
  * (LinkRequest) and no power: nothing on it changes what is pinned or allowed.
@@ -55,15 +59,19 @@ export interface AddSandboxMessage {
   readonly generation: number;
   readonly name: string;
   readonly policy: Policy;
+  /** the operator's; null: none. */
+  readonly floor: Policy | null;
   /** the table that compilePolicy was given, null if none. */
   readonly compiledGroups: GroupTable | null;
   /** inner map of `pins` in force. */
   readonly pinsFd: number;
+  /** the floor's map of the same kind; null exactly when there is no floor. */
+  readonly floorPinsFd: number | null;
   /** map `pin_epochs`; null: none (tests). */
   readonly pinEpochsFd: number | null;
   /** inner map of `flows`, read only, to see which pins are in use; null: pins get no grace. */
   readonly flowsFd: number | null;
-  /** null: policy.dns.upstreams, or else the host's. */
+  /** null: the floor's dns.upstreams, or else policy.dns.upstreams, or else the host's. */
   readonly upstreams: readonly UpstreamSetting[] | null;
 }
 
@@ -72,9 +80,12 @@ export interface SwapPolicyMessage {
   readonly slot: number;
   readonly generation: number;
   readonly policy: Policy;
+  readonly floor: Policy | null;
   readonly compiledGroups: GroupTable | null;
   /** the new policy's inner map of `pins`, empty. */
   readonly pinsFd: number;
+  /** the new floor's, empty; null exactly when there is no floor. */
+  readonly floorPinsFd: number | null;
   readonly pinEpochsFd: number | null;
   readonly upstreams: readonly UpstreamSetting[] | null;
 }
@@ -90,6 +101,8 @@ export interface RestorePinsMessage {
   readonly generation: number;
   readonly pins: readonly { readonly labels: readonly string[]; readonly address: Uint8Array; /** CLOCK_MONOTONIC seconds. */ readonly expires: number }[];
   readonly pinsFd: number | null;
+  /** the floor's map of addSandbox, likewise. */
+  readonly floorPinsFd: number | null;
 }
 
 export type Request =
@@ -179,8 +192,10 @@ export interface PinRow {
   readonly address: Uint8Array;
   /** CLOCK_MONOTONIC seconds. */
   readonly expires: number;
-  /** rule bits; empty: told under an open policy, held in memory only. */
+  /** rule bits under its own policy. */
   readonly bits: readonly number[];
+  /** rule bits under the floor; empty without one. Both empty: told under open policies, held in memory only. */
+  readonly floorBits: readonly number[];
 }
 
 /** A pin whose lease is over. */

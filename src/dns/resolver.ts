@@ -3,7 +3,8 @@
  *
  * Holds always: nothing goes upstream for a name that the policy refuses; no address goes to a guest before the kernel
  * holds its pin, and if the kernel refuses, neither goes the answer; every question gets an answer or SERVFAIL; a message
- * that is no question gets none. During a policy swap both policies must allow. One thread, no locks.
+ * that is no question gets none. The sandbox's own policy and the operator's floor must both allow, and during a policy
+ * swap the new ones as well. One thread, no locks.
  * Does not: touch sockets (clients and the upstream client are given), know how the kernel holds pins.
  */
 import { anyAnswer, buildMessage, deniedAnswer, encodeAnswer, patchTtls, sizeLimit, type WireAnswer } from "./answer.js";
@@ -14,8 +15,8 @@ import { FastTable } from "./fast.js";
 import { judgeQuestion, targetRefused, type Classify, type Judgement, type SandboxPolicy } from "./judge.js";
 import { TokenBucket, type DnsLimits } from "./limits.js";
 import { SandboxCounters, outcomeIndex, type Outcome } from "./metrics.js";
-import type { PinBook } from "./pins.js";
-import { leaseOf } from "./pins.js";
+import type { PinBook, ViewBits } from "./pins.js";
+import { grants, leaseOf } from "./pins.js";
 import { parseQuery, type Edns, type Question } from "./question.js";
 import { refusedAddress } from "./rebind.js";
 import { TOTAL_MS, type UpstreamClient, type UpstreamFault, type UpstreamServer } from "./upstream.js";
@@ -52,7 +53,6 @@ interface Waiter {
   readonly edns: Edns | null;
   readonly client: Client;
   readonly judgement: Judgement;
-  readonly nextJudgement: Judgement | null;
   readonly epoch: number;
   /** for one that had waited before: ends it in time, whatever the upstream does. */
   timer: NodeJS.Timeout | null;
@@ -74,20 +74,44 @@ export class Sandbox {
   readonly counters = new SandboxCounters();
   readonly fast = new FastTable();
   bucket: TokenBucket;
-  /** policy that is being swapped in. */
-  nextPolicy: SandboxPolicy | null = null;
+  /** every policy that must allow: those in force, then those being swapped in. */
+  judges: readonly SandboxPolicy[];
+  private inForce: readonly SandboxPolicy[];
   /** changes whenever an earlier judgement may no longer hold. */
   epoch = 1;
   inFlight = 0;
   connections = 0;
   closed = false;
 
-  /** @param owner a number that no other sandbox of this process has had. */
+  /**
+   * @param owner a number that no other sandbox of this process has had.
+   * @param policies its own first, then the floor's if there is one.
+   */
   constructor(
-    readonly slot: number, readonly generation: number, readonly owner: number, public policy: SandboxPolicy,
+    readonly slot: number, readonly generation: number, readonly owner: number, policies: readonly SandboxPolicy[],
     public limits: DnsLimits, readonly pins: PinBook, public upstreams: UpstreamSet, nowMs: number,
   ) {
+    this.inForce = policies;
+    this.judges = policies;
     this.bucket = new TokenBucket(limits.queriesPerSecond, limits.burst, nowMs);
+  }
+
+  /** Its own policy: how refusals are told. */
+  get policy(): SandboxPolicy { return this.inForce[0]!; }
+
+  get swapping(): boolean { return this.judges.length > this.inForce.length; }
+
+  /** From now on these must allow as well. */
+  beginSwap(policies: readonly SandboxPolicy[]): void {
+    this.judges = [...this.inForce, ...policies];
+    this.epoch++;
+  }
+
+  /** The new ones alone, or the old ones alone. */
+  endSwap(confirmed: boolean): void {
+    if (confirmed) this.inForce = this.judges.slice(this.inForce.length);
+    this.judges = this.inForce;
+    this.epoch++;
   }
 
   /** New bounds; what is over them stays until it ends. */
@@ -157,9 +181,9 @@ export class Resolver {
     this.fastLimit = Math.max(FAST_MIN, Math.min(FAST_MAX, Math.floor(FAST_TOTAL / Math.max(1, count))));
   }
 
-  /** Bits of a name's pins under a policy; null when it refuses the name. */
-  bitsUnder(policy: SandboxPolicy, name: Name): readonly number[] | null {
-    const judgement = judgeQuestion(policy, name, this.classify);
+  /** Bits of a name's pins under each of the policies; null when one refuses the name. */
+  bitsUnder(policies: readonly SandboxPolicy[], name: Name): ViewBits | null {
+    const judgement = judgeQuestion(policies, name, this.classify);
     return judgement.refusal === null ? judgement.bits : null;
   }
 
@@ -173,7 +197,7 @@ export class Resolver {
     sandbox.pins.revoke((name, address) => {
       if (group(address) === "public") return false;
       const labels = labelsOf(name);
-      return [sandbox.policy, sandbox.nextPolicy].some((policy) => policy !== null && policy.rebindProtection && !policy.privateAllowed(labels, address));
+      return sandbox.judges.some((policy) => policy.rebindProtection && !policy.privateAllowed(labels, address));
     });
   }
 
@@ -225,10 +249,10 @@ export class Resolver {
     let cap = NO_CAP;
     if (source.told.addresses.length > 0) {
       const lease = leaseOf(source.told.ttl - age);
-      if (entry.bits.length > 0 || entry.nextBits.length > 0) cap = lease;
+      if (grants(entry.bits)) cap = lease;
       const leaseEnd = now + 1 + lease;
       if (leaseEnd > entry.leaseEnd) {
-        if (sandbox.pins.pin(entry.name, entry.bits, entry.nextBits, source.told.addresses, leaseEnd, now) !== "ok") return false;
+        if (sandbox.pins.pin(entry.name, entry.bits, source.told.addresses, leaseEnd, now) !== "ok") return false;
         entry.leaseEnd = leaseEnd;
       }
     }
@@ -249,9 +273,8 @@ export class Resolver {
       return;
     }
     const { question, edns } = query;
-    const judgement = judgeQuestion(sandbox.policy, question.name, this.classify);
-    const nextJudgement = sandbox.nextPolicy === null ? null : judgeQuestion(sandbox.nextPolicy, question.name, this.classify);
-    const refusal = judgement.refusal ?? nextJudgement?.refusal ?? null;
+    const judgement = judgeQuestion(sandbox.judges, question.name, this.classify);
+    const { refusal } = judgement;
     if (refusal !== null) {
       const answer = deniedAnswer(question.name, sandbox.policy.deniedRcode);
       this.own(sandbox, b, offset, length, question, edns, client, answer, refusal);
@@ -268,7 +291,7 @@ export class Resolver {
     const entry = set.cache.get(key, now);
     if (entry !== undefined) {
       sandbox.counters.cacheHits++;
-      this.deliver(sandbox, b, offset, length, question, edns, client, judgement, nextJudgement, entry, now);
+      this.deliver(sandbox, b, offset, length, question, edns, client, judgement, entry, now);
       return;
     }
     if (sandbox.inFlight >= sandbox.limits.inFlight || client.waited > LATEST_MS) {
@@ -278,7 +301,7 @@ export class Resolver {
     sandbox.inFlight++;
     const waiter: Waiter = {
       sandbox, query: Buffer.from(b.subarray(offset, offset + length)), question, edns, client: client.retain(),
-      judgement, nextJudgement, epoch: sandbox.epoch, timer: null, done: false,
+      judgement, epoch: sandbox.epoch, timer: null, done: false,
     };
     if (client.waited > ANSWER_MS - TOTAL_MS) {
       waiter.timer = setTimeout(() => this.finish(waiter, null, "timeout", this.io.nowSeconds()), ANSWER_MS - client.waited);
@@ -335,29 +358,27 @@ export class Resolver {
       this.plain(sandbox, query, 0, question.end, Rcode.SERVFAIL, excess ? "excess" : "upstream-failed", edns, client, info);
       return;
     }
-    let { judgement, nextJudgement } = waiter;
+    let { judgement } = waiter;
     if (waiter.epoch !== sandbox.epoch) {
       // The policy changed while the query was under way: what counts is what is in force now.
-      judgement = judgeQuestion(sandbox.policy, question.name, this.classify);
-      nextJudgement = sandbox.nextPolicy === null ? null : judgeQuestion(sandbox.nextPolicy, question.name, this.classify);
-      const refusal = judgement.refusal ?? nextJudgement?.refusal ?? null;
+      judgement = judgeQuestion(sandbox.judges, question.name, this.classify);
+      const { refusal } = judgement;
       if (refusal !== null) {
         this.own(sandbox, query, 0, query.length, question, edns, client, deniedAnswer(question.name, sandbox.policy.deniedRcode), refusal);
         this.denied(sandbox, question.name, question.type, refusal, null);
         return;
       }
     }
-    this.deliver(sandbox, query, 0, query.length, question, edns, client, judgement, nextJudgement, entry, now);
+    this.deliver(sandbox, query, 0, query.length, question, edns, client, judgement, entry, now);
   }
 
   /** Checks an answer for one sandbox, pins, and sends. */
   private deliver(
     sandbox: Sandbox, b: Buffer, offset: number, length: number, question: Question, edns: Edns | null, client: Client,
-    judgement: Judgement, nextJudgement: Judgement | null, entry: CacheEntry, now: number,
+    judgement: Judgement, entry: CacheEntry, now: number,
   ): void {
     const { told, wire } = entry;
-    const policies = sandbox.nextPolicy === null ? [sandbox.policy] : [sandbox.policy, sandbox.nextPolicy];
-    for (const policy of policies) {
+    for (const policy of sandbox.judges) {
       if (told.targets.some((target) => targetRefused(policy, question.name, target, this.searchDomains))) {
         this.plain(sandbox, b, offset, question.end, sandbox.policy.rebindRcode, "target", edns, client);
         this.denied(sandbox, question.name, question.type, "target", null);
@@ -372,14 +393,13 @@ export class Resolver {
     }
     const age = now - entry.born;
     const bits = judgement.bits;
-    const nextBits = nextJudgement?.bits ?? [];
     let cap = NO_CAP;
     let leaseEnd = 0;
     if (told.addresses.length > 0) {
       const lease = leaseOf(told.ttl - age);
-      if (bits.length > 0 || nextBits.length > 0) cap = lease;
+      if (grants(bits)) cap = lease;
       leaseEnd = now + 1 + lease; // this second is partly over: the lease counts from its end
-      const result = sandbox.pins.pin(question.name, bits, nextBits, told.addresses, leaseEnd, now);
+      const result = sandbox.pins.pin(question.name, bits, told.addresses, leaseEnd, now);
       if (result !== "ok") {
         this.plain(sandbox, b, offset, question.end, Rcode.SERVFAIL, result === "write" ? "pin-failed" : "pin-limit", edns, client);
         return;
@@ -395,7 +415,7 @@ export class Resolver {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
         response: this.kept(size), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
-        expires: entry.expires, source: { wire, told, born: entry.born, at: question.end }, bits, nextBits, truncated,
+        expires: entry.expires, source: { wire, told, born: entry.born, at: question.end }, bits, truncated,
         patched: now, leaseEnd,
       }, this.fastLimit);
     }
@@ -422,7 +442,7 @@ export class Resolver {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
         response: this.kept(size), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
-        expires: Number.MAX_SAFE_INTEGER, source: null, bits: [], nextBits: [], truncated, patched: 0, leaseEnd: 0,
+        expires: Number.MAX_SAFE_INTEGER, source: null, bits: [], truncated, patched: 0, leaseEnd: 0,
       }, this.fastLimit);
     }
     client.send(this.out, size);

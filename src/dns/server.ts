@@ -85,14 +85,16 @@ interface Held {
 export interface NewSandbox {
   readonly slot: number;
   readonly generation: number;
-  readonly policy: SandboxPolicy;
+  /** its own, then the operator's floor if there is one: each must allow. */
+  readonly policies: readonly SandboxPolicy[];
   readonly limits: DnsLimits;
-  readonly writer: AddressWriter;
+  /** where pins are written: one for each of the policies. */
+  readonly writers: readonly AddressWriter[];
   /** null: the host's resolvers. */
   readonly upstreams: readonly UpstreamServer[] | null;
   /** takes a look at the sandbox's flows and says of addresses whether they are in use; null: no grace. */
   readonly inUse: (() => (address: Uint8Array) => boolean) | null;
-  /** lets go of the writer's map, and of the rest. */
+  /** lets go of the writers' maps, and of the rest. */
   readonly disposeWriter: () => void;
   readonly dispose: () => void;
 }
@@ -184,9 +186,9 @@ export class DnsService {
   /** @throws Error when the slot is taken. */
   add(options: NewSandbox): Sandbox {
     if (this.bySlot[options.slot] !== undefined) throw new Error(`slot ${options.slot} has a sandbox`);
-    const pins = new PinBook(options.writer, options.limits);
+    const pins = new PinBook(options.writers, options.limits);
     const sandbox = new Sandbox(
-      options.slot, options.generation, this.owners++, options.policy, options.limits, pins,
+      options.slot, options.generation, this.owners++, options.policies, options.limits, pins,
       this.set(options.upstreams ?? this.hostServers), this.io.nowMs(),
     );
     this.bySlot[options.slot] = { sandbox, own: options.upstreams, inUse: options.inUse, disposeWriter: options.disposeWriter, dispose: options.dispose, swap: null };
@@ -225,25 +227,22 @@ export class DnsService {
 
   /** See protocol.ts. @throws when a swap is under way, or what the writer throws (the swap is then off). */
   beginSwap(
-    slot: number, generation: number, policy: SandboxPolicy, writer: AddressWriter, upstreams: readonly UpstreamServer[] | null, disposeWriter: () => void,
+    slot: number, generation: number, policies: readonly SandboxPolicy[], writers: readonly AddressWriter[], upstreams: readonly UpstreamServer[] | null, disposeWriter: () => void,
   ): { written: number; left: number } {
     const held = this.held(slot, generation);
     if (held.swap !== null) throw new Error(`slot ${slot}: a policy swap is under way`);
-    const result = held.sandbox.pins.beginSwap(writer, (name) => this.resolver.bitsUnder(policy, name));
-    held.sandbox.nextPolicy = policy;
-    held.sandbox.epoch++;
+    const result = held.sandbox.pins.beginSwap(writers, (name) => this.resolver.bitsUnder(policies, name));
+    held.sandbox.beginSwap(policies);
     held.swap = { own: upstreams, disposeWriter };
     return result;
   }
 
   confirmSwap(slot: number, generation: number, limits: DnsLimits): void {
     const held = this.held(slot, generation);
-    if (held.swap === null || held.sandbox.nextPolicy === null) throw new Error(`slot ${slot}: no policy swap is under way`);
+    if (held.swap === null) throw new Error(`slot ${slot}: no policy swap is under way`);
     held.sandbox.pins.confirmSwap();
-    held.sandbox.policy = held.sandbox.nextPolicy;
-    held.sandbox.nextPolicy = null;
+    held.sandbox.endSwap(true);
     held.sandbox.setLimits(limits, this.io.nowMs());
-    held.sandbox.epoch++;
     held.own = held.swap.own;
     held.disposeWriter();
     held.disposeWriter = held.swap.disposeWriter;
@@ -256,8 +255,7 @@ export class DnsService {
     const held = this.held(slot, generation);
     if (held.swap === null) throw new Error(`slot ${slot}: no policy swap is under way`);
     held.sandbox.pins.abortSwap();
-    held.sandbox.nextPolicy = null;
-    held.sandbox.epoch++;
+    held.sandbox.endSwap(false);
     held.swap.disposeWriter();
     held.swap = null;
   }

@@ -11,15 +11,15 @@ import { BpfMap, UdpBatch, setNetns } from "../../native/index.js";
 import { DenialReport, EVENTS_PER_SECOND } from "./events.js";
 import { followFile, readHostResolvers, upstreamServer } from "./host-resolvers.js";
 import { decodePin, MapPinWriter, PinEpoch, addressesInUse } from "./kernel-pins.js";
+import type { SandboxPolicy } from "./judge.js";
 import type { DnsLimits } from "./limits.js";
 import { serveLink } from "./link-service.js";
 import { latencyBuckets, outcomes, type Outcome } from "./metrics.js";
-import type { AddSandboxMessage, Envelope, FromWorker, PinRow, Replies, Request, RestorePinsMessage, StartMessage, Stats, SwapPolicyMessage, UpstreamSetting } from "./protocol.js";
+import type { AddSandboxMessage, Envelope, FromWorker, PinRow, Replies, Request, RestorePinsMessage, StartMessage, Stats, SwapPolicyMessage } from "./protocol.js";
 import { dnsLimits, sandboxPolicy } from "./sandbox-policy.js";
 import { DnsService, GUEST_CELL } from "./server.js";
 import { UPSTREAM_CELL, type UpstreamServer } from "./upstream.js";
 import { labelsOf, nameOf, showName } from "./wire.js";
-import type { Policy } from "../policy/types.js";
 
 /** CLOCK_MONOTONIC, ms: performance.now() reads it without allocating, from the thread's own origin. */
 const origin = (() => {
@@ -28,6 +28,15 @@ const origin = (() => {
 })();
 const nowMs = (): number => origin + performance.now();
 const nowSeconds = (): number => Math.floor(nowMs() / 1_000);
+
+type PolicyMessage = AddSandboxMessage | SwapPolicyMessage;
+
+interface Views {
+  readonly policies: readonly SandboxPolicy[];
+  readonly writers: readonly MapPinWriter[];
+  /** lets go of the maps. */
+  readonly close: () => void;
+}
 
 class Worker {
   private service: DnsService | null = null;
@@ -145,38 +154,60 @@ class Worker {
     return found.servers.map((server) => server.host);
   }
 
-  private upstreamsOf(policy: Policy, given: readonly UpstreamSetting[] | null): UpstreamServer[] | null {
-    const chosen = given ?? policy.dns.upstreams;
+  /** A floor's resolvers stand before a policy's own: a policy can narrow the floor, not leave it. */
+  private upstreamsOf({ upstreams, floor, policy }: PolicyMessage): UpstreamServer[] | null {
+    const chosen = upstreams ?? floor?.dns.upstreams ?? policy.dns.upstreams;
     return chosen === null ? null : chosen.map(({ address, port }) => upstreamServer(address, port));
+  }
+
+  /** The policies of a message, its own first, each with the map that its pins go to. */
+  private views(message: PolicyMessage): Views {
+    const { policy, floor, pinsFd, floorPinsFd, pinEpochsFd, slot } = message;
+    if ((floor === null) !== (floorPinsFd === null)) throw new Error("a floor and its map of pins come together");
+    const policies: SandboxPolicy[] = [];
+    const writers: MapPinWriter[] = [];
+    const close = (): void => writers.forEach((writer) => writer.close());
+    try {
+      for (const [each, fd] of [[policy, pinsFd], [floor, floorPinsFd]] as const) {
+        if (each === null || fd === null) continue;
+        policies.push(sandboxPolicy(each, message.compiledGroups, () => this.started().groupTable()));
+        // One epoch for all: the kernel's memory of denials is the sandbox's.
+        const epoch = writers.length > 0 || pinEpochsFd === null ? null : new PinEpoch(BpfMap.fromFd(pinEpochsFd), slot);
+        writers.push(new MapPinWriter(BpfMap.fromFd(fd), epoch));
+      }
+    } catch (error) {
+      close();
+      throw error;
+    }
+    return { policies, writers, close };
   }
 
   private addSandbox(message: AddSandboxMessage): null {
     const service = this.started();
-    const policy = sandboxPolicy(message.policy, message.compiledGroups, () => service.groupTable());
-    const writer = new MapPinWriter(BpfMap.fromFd(message.pinsFd), message.pinEpochsFd === null ? null : new PinEpoch(BpfMap.fromFd(message.pinEpochsFd), message.slot));
+    const views = this.views(message);
     let flows: BpfMap | null = null;
     try {
       flows = message.flowsFd === null ? null : BpfMap.fromFd(message.flowsFd);
       const table = flows;
       service.add({
-        slot: message.slot, generation: message.generation, policy, limits: dnsLimits(message.policy), writer,
-        upstreams: this.upstreamsOf(message.policy, message.upstreams),
+        slot: message.slot, generation: message.generation, policies: views.policies, limits: dnsLimits(message.policy), writers: views.writers,
+        upstreams: this.upstreamsOf(message),
         inUse: table === null ? null : () => {
           const used = addressesInUse(table);
           return (address) => used.has(Buffer.from(address).toString("latin1"));
         },
-        disposeWriter: () => writer.close(),
+        disposeWriter: views.close,
         dispose: () => table?.close(),
       });
     } catch (error) {
-      writer.close();
+      views.close();
       flows?.close();
       throw error;
     }
     return null;
   }
 
-  private restorePins({ slot, generation, pins, pinsFd }: RestorePinsMessage): Replies["restorePins"] {
+  private restorePins({ slot, generation, pins, pinsFd, floorPinsFd }: RestorePinsMessage): Replies["restorePins"] {
     const service = this.started();
     const sandbox = service.find(slot, generation);
     const now = nowSeconds();
@@ -184,54 +215,55 @@ class Worker {
     for (const { labels, address, expires } of pins) {
       const name = nameOf(labels);
       if (name === null || expires <= now) continue;
-      const bits = service.resolver.bitsUnder(sandbox.policy, name);
-      if (bits !== null && sandbox.pins.pin(name, bits, [], [address], expires, now) === "ok") restored++;
+      const bits = service.resolver.bitsUnder(sandbox.judges, name);
+      if (bits !== null && sandbox.pins.pin(name, bits, [address], expires, now) === "ok") restored++;
       else left++;
     }
-    if (pinsFd === null) return { restored, left, unknown };
-    const map = BpfMap.fromFd(pinsFd);
+    const fds = sandbox.judges.length > 1 ? [pinsFd, floorPinsFd] : [pinsFd];
+    const maps = fds.map((fd) => (fd === null ? null : BpfMap.fromFd(fd)));
     try {
-      const { keys, count } = map.entries();
-      for (let i = 0; i < count; i++) {
-        const address = keys.subarray(i * 16, i * 16 + 16);
+      const addresses = new Map<string, Buffer>();
+      for (const map of maps) {
+        if (map === null) continue;
+        const { keys, count } = map.entries();
+        for (let i = 0; i < count; i++) addresses.set(keys.toString("latin1", i * 16, i * 16 + 16), Buffer.from(keys.subarray(i * 16, i * 16 + 16)));
+      }
+      let count = 0;
+      for (const address of addresses.values()) {
         if (sandbox.pins.holds(address)) continue;
-        const entries = decodePin(map.lookup(address)).filter(({ expires }) => expires > now);
-        if (entries.length === 0) {
-          map.delete(address);
-          continue;
+        const entries = maps.map((map) => (map === null ? [] : decodePin(map.lookup(address)).filter(({ expires }) => expires > now)));
+        const ends = new Set(entries.flat().map(({ expires }) => expires));
+        let kept = ends.size > 0;
+        if (kept) unknown++;
+        for (const expires of ends) {
+          const name = nameOf([`(unknown ${count++} ${expires})`])!;
+          const bits = entries.map((list) => list.filter((entry) => entry.expires === expires).map(({ bit }) => bit));
+          kept &&= sandbox.pins.pin(name, bits, [address], expires, now) === "ok";
         }
-        unknown++;
-        for (const expires of new Set(entries.map((entry) => entry.expires))) {
-          const name = nameOf([`(unknown ${i} ${expires})`])!;
-          const bits = entries.filter((entry) => entry.expires === expires).map(({ bit }) => bit);
-          if (sandbox.pins.pin(name, bits, [], [address], expires, now) !== "ok") map.delete(address);
-        }
+        if (!kept) for (const map of maps) map?.delete(address);
       }
     } finally {
-      map.close();
+      for (const map of maps) map?.close();
     }
     return { restored, left, unknown };
   }
 
   private swapPolicy(message: SwapPolicyMessage): Replies["swapPolicy"] {
     const service = this.started();
-    const policy = sandboxPolicy(message.policy, message.compiledGroups, () => service.groupTable());
-    const writer = new MapPinWriter(BpfMap.fromFd(message.pinsFd), message.pinEpochsFd === null ? null : new PinEpoch(BpfMap.fromFd(message.pinEpochsFd), message.slot));
+    const views = this.views(message);
     try {
-      const result = service.beginSwap(
-        message.slot, message.generation, policy, writer, this.upstreamsOf(message.policy, message.upstreams), () => writer.close(),
-      );
+      const result = service.beginSwap(message.slot, message.generation, views.policies, views.writers, this.upstreamsOf(message), views.close);
       this.swapLimits.set(message.slot, dnsLimits(message.policy));
       return result;
     } catch (error) {
-      writer.close();
+      views.close();
       throw error;
     }
   }
 
   private pins(slot: number, generation: number): PinRow[] {
     return this.started().find(slot, generation).pins.list().map(({ name, address, expires, bits }) => (
-      { name: showName(name), labels: labelsOf(name), address: address.slice(), expires, bits }
+      { name: showName(name), labels: labelsOf(name), address: address.slice(), expires, bits: bits[0] ?? [], floorBits: bits[1] ?? [] }
     ));
   }
 

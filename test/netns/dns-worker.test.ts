@@ -7,11 +7,12 @@ import { existsSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
-import { Worker } from "node:worker_threads";
+import { MessageChannel, Worker } from "node:worker_threads";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { BpfMap as BpfMapClass } from "../../native/index.js";
 import { formatAddress, parseAddress } from "../../src/addresses/address.js";
 import { groupTable, staticGroups } from "../../src/addresses/groups.js";
+import { ResolverLink } from "../../src/dns/link.js";
 import type { FromWorker, Replies, Request } from "../../src/dns/protocol.js";
 import { layouts } from "../../src/kernel/layout.gen.js";
 import { buildPolicy } from "../../src/policy/build.js";
@@ -127,7 +128,7 @@ describe.skipIf(missing !== undefined)(`worker${missing === undefined ? "" : ` (
   it("follows resolv.conf: none at first, then the host's stub on loopback", async () => {
     pins = pinsMap();
     await ask<"addSandbox">({
-      kind: "addSandbox", slot: 0, generation: 3, name: "one", compiledGroups: null, pinsFd: pins.fd, pinEpochsFd: null, flowsFd: null, upstreams: null,
+      kind: "addSandbox", slot: 0, generation: 3, name: "one", floor: null, floorPinsFd: null, compiledGroups: null, pinsFd: pins.fd, pinEpochsFd: null, flowsFd: null, upstreams: null,
       policy: policyOf(["allow@allowed.example:tcp:443", "allow@alias.example:tcp:443", "allow@private.example", "allow@mixed.example", "allow@many.example"]),
     });
     const before = await dig("@240.0.0.1", "allowed.example");
@@ -167,7 +168,7 @@ describe.skipIf(missing !== undefined)(`worker${missing === undefined ? "" : ` (
     expect(cut.text).toMatch(/flags:.* tc/);
     expect((await dig("@240.0.0.1", "many.example")).answers).toHaveLength(50);
     expect(pinned(pins)).toHaveLength(52);
-    await ask<"addSandbox">({ kind: "addSandbox", slot: 1, generation: 1, name: "two", compiledGroups: null, pinsFd: pinsMap(8).fd, pinEpochsFd: null, flowsFd: null, upstreams: null, policy: policyOf(["allow@many.example"]) });
+    await ask<"addSandbox">({ kind: "addSandbox", slot: 1, generation: 1, name: "two", floor: null, floorPinsFd: null, compiledGroups: null, pinsFd: pinsMap(8).fd, pinEpochsFd: null, flowsFd: null, upstreams: null, policy: policyOf(["allow@many.example"]) });
     const full = await dig("-b", "240.0.1.1", "@240.0.0.1", "many.example");
     expect([full.status, full.answers]).toEqual(["SERVFAIL", []]);
     expect((await ask<"stats">({ kind: "stats" })).sandboxes[1]!.queries["pin-failed"]).toBe(1);
@@ -181,7 +182,7 @@ describe.skipIf(missing !== undefined)(`worker${missing === undefined ? "" : ` (
 
   it("swaps policies: the new map is filled before the reply, and takes over when confirmed", async () => {
     const fresh = pinsMap();
-    const swap = await ask<"swapPolicy">({ kind: "swapPolicy", slot: 0, generation: 3, compiledGroups: null, pinsFd: fresh.fd, pinEpochsFd: null, upstreams: null, policy: policyOf(["allow@allowed.example:tcp:80", "allow@two.example"]) });
+    const swap = await ask<"swapPolicy">({ kind: "swapPolicy", slot: 0, generation: 3, floor: null, floorPinsFd: null, compiledGroups: null, pinsFd: fresh.fd, pinEpochsFd: null, upstreams: null, policy: policyOf(["allow@allowed.example:tcp:80", "allow@two.example"]) });
     expect(swap).toEqual({ written: 1, left: 0 }); // the AAAA was told for alias.example, which the new policy does not name
     expect(pinned(fresh)).toEqual(["93.184.216.34"]);
     expect((await dig("@240.0.0.1", "two.example")).status).toBe("NXDOMAIN");
@@ -203,17 +204,44 @@ describe.skipIf(missing !== undefined)(`worker${missing === undefined ? "" : ` (
 
   it("a block list crosses to the thread", async () => {
     const { policy } = buildPolicy({ file: parsePolicyText("dns: {block: [two.example]}\nrules: [{allow: public}]", "test.yaml") });
-    await ask<"addSandbox">({ kind: "addSandbox", slot: 7, generation: 1, name: "seven", compiledGroups: null, pinsFd: pinsMap().fd, pinEpochsFd: null, flowsFd: null, upstreams: null, policy });
+    await ask<"addSandbox">({ kind: "addSandbox", slot: 7, generation: 1, name: "seven", floor: null, floorPinsFd: null, compiledGroups: null, pinsFd: pinsMap().fd, pinEpochsFd: null, flowsFd: null, upstreams: null, policy });
     ip("-n", space("guest"), "addr", "add", "240.0.1.7/4", "dev", "g0");
     expect((await dig("-b", "240.0.1.7", "@240.0.0.1", "two.example")).status).toBe("NXDOMAIN");
     expect((await dig("-b", "240.0.1.7", "@240.0.0.1", "allowed.example")).status).toBe("NOERROR");
   });
 
+  it("with a floor, pins stand in both maps; another thread may ask what was pinned and have questions answered", async () => {
+    const own = pinsMap();
+    const floor = pinsMap();
+    const message = { slot: 8, generation: 2, name: "eight", compiledGroups: null, pinEpochsFd: null, flowsFd: null, upstreams: null, policy: policyOf(["allow@allowed.example:tcp:443", "allow@two.example"]) } as const;
+    await expect(ask<"addSandbox">({ kind: "addSandbox", ...message, floor: message.policy, pinsFd: own.fd, floorPinsFd: null })).rejects.toThrow("come together");
+    await ask<"addSandbox">({ kind: "addSandbox", ...message, floor: policyOf(["deny@two.example", "allow@allowed.example"]), pinsFd: own.fd, floorPinsFd: floor.fd });
+    ip("-n", space("guest"), "addr", "add", "240.0.1.8/4", "dev", "g0");
+    expect((await dig("-b", "240.0.1.8", "@240.0.0.1", "two.example")).status).toBe("NXDOMAIN");
+    expect((await dig("-b", "240.0.1.8", "@240.0.0.1", "allowed.example")).status).toBe("NOERROR");
+    expect([pinned(own), pinned(floor)]).toEqual([["93.184.216.34"], ["93.184.216.34"]]);
+
+    const { port1, port2 } = new MessageChannel();
+    const id = ++next;
+    const joined = new Promise((done) => waiting.set(id, done));
+    worker.postMessage({ id, request: { kind: "connect", port: port2 } }, [port2]);
+    await joined;
+    const link = new ResolverLink(port1);
+    const address = parseAddress("93.184.216.34")!;
+    expect(await Promise.all([["allowed", "example"], ["two", "example"]].map((labels) => link.pinned(8, 2, address, labels)))).toEqual([true, false]);
+    const question = Buffer.from("\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x07allowed\x07example\0\0\x01\0\x01", "latin1");
+    const answer = Buffer.from((await link.answer(8, 2, question))!);
+    expect([answer.readUInt16BE(0), answer[3]! & 15, answer.readUInt16BE(6)]).toEqual([0x1234, 0, 1]);
+    await ask<"removeSandbox">({ kind: "removeSandbox", slot: 8, generation: 2 });
+    expect([await link.pinned(8, 2, address, ["allowed", "example"]), await link.answer(8, 2, question)]).toEqual([false, null]);
+    link.close();
+  });
+
   it("errors are replies: unknown sandbox, stale generation, taken slot, started twice", async () => {
     await expect(ask<"pins">({ kind: "pins", slot: 9, generation: 1 })).rejects.toThrow("slot 9");
     await expect(ask<"removeSandbox">({ kind: "removeSandbox", slot: 0, generation: 2 })).rejects.toThrow("generation 2");
-    await expect(ask<"addSandbox">({ kind: "addSandbox", slot: 0, generation: 4, name: "x", compiledGroups: null, pinsFd: pins.fd, pinEpochsFd: null, flowsFd: null, upstreams: null, policy: policyOf([]) })).rejects.toThrow("slot 0");
-    await expect(ask<"addSandbox">({ kind: "addSandbox", slot: 2, generation: 4, name: "x", compiledGroups: null, pinsFd: 999_999, pinEpochsFd: null, flowsFd: null, upstreams: null, policy: policyOf([]) })).rejects.toThrow();
+    await expect(ask<"addSandbox">({ kind: "addSandbox", slot: 0, generation: 4, name: "x", floor: null, floorPinsFd: null, compiledGroups: null, pinsFd: pins.fd, pinEpochsFd: null, flowsFd: null, upstreams: null, policy: policyOf([]) })).rejects.toThrow("slot 0");
+    await expect(ask<"addSandbox">({ kind: "addSandbox", slot: 2, generation: 4, name: "x", floor: null, floorPinsFd: null, compiledGroups: null, pinsFd: 999_999, pinEpochsFd: null, flowsFd: null, upstreams: null, policy: policyOf([]) })).rejects.toThrow();
   });
 
   it("a removed sandbox gets nothing; stopping ends the thread", async () => {

@@ -1,6 +1,7 @@
 /** The resolver's table (SPEC: DNS), row by row, and the attack rows A26 to A38 as far as they need no packets. */
 import { describe, expect, it } from "vitest";
-import { a, aaaa, addressesOf, always, cname, ip, opt, query, see, soa, u16, u32, wireName, World, type ReplyOptions } from "./dns-world.js";
+import { grants } from "../../src/dns/pins.js";
+import { a, aaaa, addressesOf, always, cname, ip, opt, query, see, soa, u16, u32, wireName, World, type ReplyOptions, type WorldOptions } from "./dns-world.js";
 
 const PUBLIC = "93.184.216.34";
 const allowTwo = { tokens: ["allow@allowed.example:tcp:443", "allow@*.wild.example:tcp:443"] };
@@ -541,7 +542,7 @@ describe("policy swap", () => {
     await world.ask("two.example");
     const next = new KernelPins();
     let disposed = 0;
-    const result = world.service.beginSwap(0, 1, policyOf(world, { tokens: ["deny@two.example", "allow@new.example:tcp:1", "allow@one.example:tcp:443"] }), next, world.sandbox.upstreams.servers, () => disposed++);
+    const result = world.service.beginSwap(0, 1, [policyOf(world, { tokens: ["deny@two.example", "allow@new.example:tcp:1", "allow@one.example:tcp:443"] })], [next], world.sandbox.upstreams.servers, () => disposed++);
     expect(result).toEqual({ written: 1, left: 0 });
     expect(next.entries.get(PUBLIC)).toEqual([{ bit: 2, expires: 1_301 }]);
     expect((await world.ask("two.example")).rcode).toBe(3);
@@ -550,7 +551,7 @@ describe("policy swap", () => {
     world.service.confirmSwap(0, 1, world.sandbox.limits);
     expect((await world.ask("new.example")).rcode).toBe(0);
     expect(next.entries.get("93.184.216.35")).toEqual([{ bit: 1, expires: 1_301 }]);
-    expect(world.sandbox.pins.list().filter((p) => p.bits.length > 0)).toHaveLength(2);
+    expect(world.sandbox.pins.list().filter((p) => grants(p.bits))).toHaveLength(2);
     expect(disposed).toBe(0);
   });
 
@@ -559,11 +560,11 @@ describe("policy swap", () => {
     const world = new World({ yaml: "rules: [{allow: public}]", upstream: always({ answers: [a("one.example", PUBLIC)] }) });
     await world.ask("one.example");
     const next = new KernelPins();
-    world.service.beginSwap(0, 1, policyOf(world, { tokens: ["allow@one.example:tcp:443"] }), next, null, () => undefined);
+    world.service.beginSwap(0, 1, [policyOf(world, { tokens: ["allow@one.example:tcp:443"] })], [next], null, () => undefined);
     expect([...next.entries.keys()]).toEqual([PUBLIC]);
     world.service.abortSwap(0, 1);
     expect(world.kernel.writes).toBe(0);
-    expect(world.sandbox.pins.list().map((p) => p.bits)).toEqual([[]]);
+    expect(world.sandbox.pins.list().map((p) => p.bits)).toEqual([[[]]]);
   });
 
   it("an answer that was under way is judged by what is in force when it comes", async () => {
@@ -572,10 +573,83 @@ describe("policy swap", () => {
     const world = new World({ ...allowTwo, upstream: (q, send) => { release = () => send(replyTo(q, { answers: [a("allowed.example", PUBLIC)] })); } });
     const waiting = world.ask("allowed.example");
     await new Promise((resolve) => setImmediate(resolve));
-    world.service.beginSwap(0, 1, policyOf(world, { tokens: ["deny@allowed.example"] }), new KernelPins(), null, () => undefined);
+    world.service.beginSwap(0, 1, [policyOf(world, { tokens: ["deny@allowed.example"] })], [new KernelPins()], null, () => undefined);
     release();
     expect((await waiting).rcode).toBe(3);
     expect(world.kernel.entries.size).toBe(0);
+  });
+});
+
+describe("the operator's floor", () => {
+  const both = always((q) => ({ answers: [a(q.toString("latin1", 13, 16) + ".example", q[13] === 0x6f ? PUBLIC : "93.184.216.35")] }));
+
+  it.each<[string, WorldOptions, WorldOptions, string, number, number | undefined, number | undefined]>([
+    ["allowed by both, with the bits of each", { tokens: ["allow@x.example", "allow@one.example:tcp:443"] }, { tokens: ["allow@one.example"] }, "one", 0, 1, 0],
+    ["not allowed by the floor", { tokens: ["allow@one.example"] }, { tokens: ["allow@two.example"] }, "one", 3, undefined, undefined],
+    ["not allowed by its own", { tokens: ["allow@two.example"] }, { tokens: ["allow@one.example"] }, "one", 3, undefined, undefined],
+    ["denied by the floor", { tokens: ["allow@one.example"] }, { tokens: ["deny@one.example", "allow@public"] }, "one", 3, undefined, undefined],
+    ["on the floor's block list", { tokens: ["allow@one.example"] }, { yaml: "dns: {block: [one.example]}\nrules: [{allow: public}]" }, "one", 3, undefined, undefined],
+    ["under an open floor a pin in the own map alone", { tokens: ["allow@one.example:tcp:443"] }, { tokens: ["allow@public"] }, "one", 0, 0, undefined],
+    ["under an open policy a pin in the floor's map alone", { tokens: ["allow@public"] }, { tokens: ["allow@one.example:tcp:443"] }, "one", 0, undefined, 0],
+  ])("%s", async (_what, own, floor, name, rcode, ownBit, floorBit) => {
+    const world = new World({ ...own, floor, upstream: both });
+    expect((await world.ask(`${name}.example`)).rcode).toBe(rcode);
+    expect(world.asked).toHaveLength(rcode === 0 ? 1 : 0);
+    expect([world.kernel, world.floorKernel].map((kernel) => kernel.entries.get(PUBLIC)?.map(({ bit }) => bit))).toEqual([ownBit, floorBit].map((bit) => (bit === undefined ? undefined : [bit])));
+  });
+
+  it("an exception to rebind protection must stand in both", async () => {
+    const exception = "dns: {allow_private: {one.example: [10.0.0.0/8]}}\nrules: [{allow: one.example}]";
+    const without = "rules: [{allow: one.example}]";
+    const off = "dns: {rebind_protection: false}\nrules: [{allow: one.example}]";
+    const upstream = always({ answers: [a("one.example", "10.1.2.3")] });
+    for (const [own, floor, rcode] of [[exception, exception, 0], [exception, without, 5], [without, exception, 5], [off, without, 5], [off, exception, 0], [exception, off, 0], [off, off, 0]] as const) {
+      const world = new World({ yaml: own, floor: { yaml: floor }, upstream });
+      expect([own, floor, (await world.ask("one.example")).rcode]).toEqual([own, floor, rcode]);
+      expect([world.kernel.entries.size, world.floorKernel.entries.size]).toEqual(rcode === 0 ? [1, 1] : [0, 0]);
+    }
+  });
+
+  it("a name that an answer leads to must be refused by neither", async () => {
+    const upstream = always({ answers: [cname("one.example", "bad.example"), a("bad.example", PUBLIC)] });
+    const world = new World({ tokens: ["allow@one.example"], floor: { tokens: ["deny@bad.example", "allow@public"] }, upstream });
+    expect((await world.ask("one.example")).rcode).toBe(5);
+    expect(world.kernel.entries.size).toBe(0);
+  });
+
+  it("a write that the floor's map refuses keeps the answer back and leaves nothing behind", async () => {
+    const world = new World({ tokens: ["allow@one.example"], floor: { tokens: ["allow@one.example"] }, upstream: both });
+    world.floorKernel.fail = () => true;
+    expect((await world.ask("one.example")).rcode).toBe(2);
+    expect([world.kernel.entries.size, world.floorKernel.entries.size]).toEqual([0, 0]);
+    world.floorKernel.fail = null;
+    expect((await world.ask("one.example")).rcode).toBe(0);
+    expect([world.kernel.entries.size, world.floorKernel.entries.size]).toEqual([1, 1]);
+  });
+
+  it("comes, changes and goes with a swap; meanwhile all must allow and all maps are written", async () => {
+    const { KernelPins, policyOf } = await import("./dns-world.js");
+    const world = new World({ tokens: ["allow@one.example", "allow@two.example"], upstream: both });
+    const policy = (...tokens: string[]) => policyOf(world, { tokens });
+    const { servers } = world.sandbox.upstreams;
+    await world.ask("one.example");
+    const maps = Array.from({ length: 5 }, () => new KernelPins());
+    const sizes = (): number[] => [world.kernel, ...maps].map((kernel) => kernel.entries.size);
+    world.service.beginSwap(0, 1, [policy("allow@one.example", "allow@two.example"), policy("allow@one.example")], [maps[0]!, maps[1]!], servers, () => undefined);
+    expect(sizes()).toEqual([1, 1, 1, 0, 0, 0]);
+    expect((await world.ask("two.example")).rcode).toBe(3);
+    world.service.confirmSwap(0, 1, world.sandbox.limits);
+    expect((await world.ask("two.example")).rcode).toBe(3);
+    world.service.beginSwap(0, 1, [policy("allow@one.example", "allow@two.example"), policy("allow@two.example:tcp:80", "allow@one.example")], [maps[2]!, maps[3]!], servers, () => undefined);
+    expect(maps[3]!.entries.get(PUBLIC)?.map(({ bit }) => bit)).toEqual([1]);
+    world.service.confirmSwap(0, 1, world.sandbox.limits);
+    expect((await world.ask("two.example")).rcode).toBe(0);
+    expect(sizes()).toEqual([1, 1, 1, 2, 2, 0]);
+    world.service.beginSwap(0, 1, [policy("allow@two.example")], [maps[4]!], servers, () => undefined);
+    world.service.confirmSwap(0, 1, world.sandbox.limits);
+    expect(sizes()).toEqual([1, 1, 1, 2, 2, 1]);
+    expect((await world.ask("one.example")).rcode).toBe(3);
+    expect(world.sandbox.judges).toHaveLength(1);
   });
 });
 

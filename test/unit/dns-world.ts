@@ -181,6 +181,13 @@ export interface WorldOptions {
   readonly tokens?: readonly string[]; readonly yaml?: string; readonly defaultEgress?: "allow" | "deny"; readonly noRebind?: boolean;
   readonly policy?: SandboxPolicy; readonly limits?: Partial<DnsLimits>; readonly upstream?: Upstream; readonly servers?: readonly string[]; readonly groups?: GroupInput;
   readonly tcp?: Upstream;
+  /** the operator's policy beside the sandbox's own. */
+  readonly floor?: WorldOptions;
+}
+
+/** The sandbox's own policy, and the floor's when there is one. */
+export function policiesOf(world: { service: DnsService }, o: WorldOptions): SandboxPolicy[] {
+  return [policyOf(world, o), ...(o.floor === undefined ? [] : [policyOf(world, o.floor)])];
 }
 
 export function policyOf(world: { service: DnsService }, o: WorldOptions): SandboxPolicy {
@@ -201,6 +208,7 @@ export class World {
   readonly denied: DenialEvent[] = [];
   readonly service: DnsService;
   readonly kernel = new KernelPins();
+  readonly floorKernel = new KernelPins();
   sandbox!: Sandbox;
   sockets = 0;
   private ports = 40_000;
@@ -223,12 +231,13 @@ export class World {
         (this.tcp ?? this.upstream)(q, send, server.host);
       }) as unknown as Socket,
     }, groupTable(options.groups ?? {}));
-    this.sandbox = this.add(options, this.kernel);
+    this.sandbox = this.add(options, this.kernel, this.floorKernel);
   }
 
-  add(o: WorldOptions, writer: KernelPins = new KernelPins()): Sandbox {
+  add(o: WorldOptions, writer: KernelPins = new KernelPins(), floorWriter: KernelPins = new KernelPins()): Sandbox {
+    const policies = policiesOf(this, o);
     return this.service.add({
-      slot: this.slots++, generation: 1, policy: policyOf(this, o), limits: { ...defaultLimits, ...o.limits }, writer,
+      slot: this.slots++, generation: 1, policies, limits: { ...defaultLimits, ...o.limits }, writers: [writer, floorWriter].slice(0, policies.length),
       upstreams: (o.servers ?? this.options.servers ?? ["192.0.2.53"]).map((text) => upstreamServer(parseAddress(text)!, 53)), inUse: null, disposeWriter: () => undefined, dispose: () => undefined,
     });
   }
