@@ -3,12 +3,14 @@
  * with a fixed handle and priority below that.
  *
  * Holds always: a TCX link is pinned before attach() returns, so that it outlives the process; whoever stands before us
- * in the chain is reported; a device is never left with only one of its hooks attached.
+ * in the chain is reported; a device is never left with only one of its hooks attached. A clsact filter has no pin: it is
+ * an instance's own when its program uses that instance's maps, so that no crash can leave one that nobody knows.
  */
 import { existsSync, mkdirSync, readdirSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
-import { attachClsact, BpfLink, BpfProgram, detachClsact, queryClsact, queryTcx, type TcHook } from "../../native/index.js";
+import { attachClsact, BpfLink, BpfProgram, detachClsact, queryClsact, queryTcx, removeClsact, type TcHook } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
+import { listLinks } from "../net/links.js";
 import type { Instance, ProgramName } from "./instance.js";
 
 export type Mechanism = "tcx" | "clsact";
@@ -22,6 +24,9 @@ export const RESOLVER_HOOKS: readonly Hook[] = [{ hook: "ingress", program: "fro
 const OWN = new Set<string>(["from_guest", "to_guest", "from_resolver"]);
 
 let mechanism: Mechanism | null = null;
+
+/** Takes the older mechanism on a kernel that has both: for tests. null: what the kernel offers. */
+export function useMechanism(wanted: Mechanism | null): void { mechanism = wanted; }
 
 /** What this kernel offers. */
 export function tcMechanism(): Mechanism {
@@ -71,7 +76,7 @@ function attachOne(instance: Instance, ifindex: number, name: string, { hook, pr
   const own = instance.program(program);
   if (kind === "clsact") {
     const there = queryClsact(ifindex, hook);
-    if (there !== null && !isOurs(there.programId)) throw taken(name, hook, there.programId);
+    if (there !== null && !usesMapsOf(instance, there.programId)) throw taken(name, hook, there.programId);
     attachClsact(own, ifindex, hook, { replace: there !== null });
     return there === null;
   }
@@ -119,7 +124,10 @@ export function detachHooks(instance: Instance, ifindex: number, hooks: readonly
 function detachOne(instance: Instance, ifindex: number, hook: TcHook, kind: Mechanism): void {
   if (kind === "clsact") {
     try {
-      if (queryClsact(ifindex, hook) !== null) detachClsact(ifindex, hook);
+      const there = queryClsact(ifindex, hook);
+      if (there !== null && usesMapsOf(instance, there.programId)) detachClsact(ifindex, hook);
+      // The qdisc goes with its last filter; an empty one that somebody else made is not told from ours.
+      removeClsact(ifindex);
     } catch (error) {
       if (!isGone(error)) throw error;
     }
@@ -168,7 +176,7 @@ export function hooksHeld(instance: Instance, ifindex: number, hooks: readonly H
     return hooks.every(({ hook }) => {
       if (tcMechanism() === "clsact") {
         const there = queryClsact(ifindex, hook);
-        return there !== null && isOurs(there.programId);
+        return there !== null && usesMapsOf(instance, there.programId);
       }
       if (directory === null || !existsSync(pinPath(directory, ifindex, hook))) return false;
       const link = BpfLink.fromPin(pinPath(directory, ifindex, hook));
@@ -183,8 +191,14 @@ export function hooksHeld(instance: Instance, ifindex: number, hooks: readonly H
   }
 }
 
-/** Devices that pinned links were made for, by the names of the pins. */
+/** Devices that carry this instance's programs: for TCX by the names of the pins, whether or not the device still exists. */
 export function linkedDevices(instance: Instance): number[] {
+  if (tcMechanism() === "clsact") {
+    return listLinks().map(({ ifindex }) => ifindex).filter((ifindex) => (["ingress", "egress"] as const).some((hook) => {
+      const there = queryClsact(ifindex, hook);
+      return there !== null && usesMapsOf(instance, there.programId);
+    }));
+  }
   const directory = instance.linkDirectory;
   if (directory === null || !existsSync(directory)) return [];
   return [...new Set(readdirSync(directory).map((name) => Number(/^(\d+)-(?:ingress|egress)$/.exec(name)?.[1] ?? 0)).filter((ifindex) => ifindex > 0))];
@@ -221,10 +235,25 @@ function programName(id: number): string {
   }
 }
 
+/** Whether a program was loaded for this instance, by this process or a former one: they share its pinned maps. */
+function usesMapsOf(instance: Instance, programId: number): boolean {
+  try {
+    const program = BpfProgram.fromId(programId);
+    try {
+      return program.info.mapIds.includes(instance.map("sandboxes").info.id);
+    } finally {
+      program.close();
+    }
+  } catch (error) {
+    if (isGone(error)) return false;
+    throw error;
+  }
+}
+
 function isOurs(programId: number): boolean { return OWN.has(programName(programId)); }
 
 function taken(name: string, hook: TcHook, programId: number): EnforcerError {
-  return new EnforcerError("E_TAP_TAKEN", `${name}: an enforcer's program (id ${programId}) is on its ${hook} hook already`);
+  return new EnforcerError("E_TAP_TAKEN", `${name}: ${isOurs(programId) ? "another enforcer's" : "somebody's"} program ${programName(programId)} (id ${programId}) is on its ${hook} hook already`);
 }
 
 function isGone(error: unknown): boolean {

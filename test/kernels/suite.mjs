@@ -1,7 +1,7 @@
 // @ts-check
 /**
  * What is tried on each kernel, run on that kernel: in a guest by ./init, on this machine by run.mjs itself.
- *   suite.mjs PART...    parts: load, self-test, or a folder or file of tests, such as test/prog
+ *   suite.mjs PART...    parts: load, self-test, load-object, or a folder or file of tests, such as test/prog
  *
  * Holds always: each part gives one line "@JSON" on standard output, {part, ok, ...}; a part that throws is not ok, and the
  * next one runs all the same. The exit status is 0 when all were ok. What else there is to say goes to standard error.
@@ -28,6 +28,22 @@ async function load() {
     return { release: os.release(), mechanism: tcMechanism(), hz: Math.round(1e9 / native.tickNanoseconds()), cpus: os.cpus().length, programs };
   } finally {
     instance.close();
+  }
+}
+
+/** The object alone, whatever the agent thinks of its layouts; where it is refused, with the verifier's last lines. */
+async function loadObject() {
+  const native = await import("../../native/index.js");
+  const file = path.join(ROOT, "bpf/build/enforcer.bpf.o");
+  try {
+    const object = native.BpfObject.load(file, { disabledPrograms: ["abi_types"] });
+    const programs = Object.fromEntries(object.programs.map((name) => [name, object.program(name).info.verifiedInstructions]));
+    object.close();
+    return { release: os.release(), programs };
+  } catch (error) {
+    const { stderr } = spawnSync("bpftool", ["prog", "loadall", file, "/sys/fs/bpf/load-object"], { encoding: "utf8", maxBuffer: 1 << 30 });
+    const lines = (stderr ?? "").split("\n").filter((line) => line !== "");
+    throw new Error([error instanceof Error ? error.message : String(error), ...lines.slice(-60)].join("\n"));
   }
 }
 
@@ -67,7 +83,7 @@ function tests(folder) {
   const report = path.join(os.tmpdir(), `suite-${process.pid}.json`);
   const began = Date.now();
   const { status } = spawnSync(process.execPath, [path.join(ROOT, "node_modules/vitest/vitest.mjs"), "run", "--maxWorkers=1", "--testTimeout=600000",
-    "--hookTimeout=600000", "--reporter=default", "--reporter=json", `--outputFile.json=${report}`, folder], { cwd: ROOT, stdio: ["ignore", 2, 2] });
+    "--hookTimeout=600000", "--reporter=default", "--reporter=json", `--outputFile.json=${report}`, folder], { cwd: ROOT, stdio: ["ignore", 2, 2], env: { ...process.env, CI: "1", NO_COLOR: "1" } });
   const result = JSON.parse(readFileSync(report, "utf8"));
   rmSync(report, { force: true });
   const failures = result.testResults.flatMap((/** @type {any} */ file) => {
@@ -82,12 +98,14 @@ function tests(folder) {
   };
 }
 
+const alone = new Map([["load", load], ["self-test", selfTest], ["load-object", loadObject]]);
+
 let all = true;
 for (const part of process.argv.slice(2)) {
   /** @type {Record<string, unknown>} */
   let record;
   try {
-    record = { part, ok: true, ...(part === "load" ? await load() : part === "self-test" ? await selfTest() : tests(part)) };
+    record = { part, ok: true, ...await (alone.get(part)?.() ?? tests(part)) };
   } catch (error) {
     record = { part, ok: false, error: error instanceof Error ? `${error.message}` : String(error) };
   }

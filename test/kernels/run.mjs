@@ -1,0 +1,170 @@
+// @ts-check
+/**
+ * make test-kernels: the programs and the packet tests on other kernels (Debian's, in QEMU without KVM) and on this one.
+ *   run.mjs [KERNEL...] [--part PART]... [--replace FILE=PATH]...
+ * KERNEL is a name in `kernels` below, or "here"; without any it is all of them. PART is what suite.mjs takes. --replace puts
+ * FILE at PATH of the guest's copy of the tree, such as another bpf/build/enforcer.bpf.o.
+ *
+ * Holds always: the guest's disk is thrown away with it; a guest that does not end by itself is ended; a kernel on which any
+ * part failed makes the exit status 1. A run of everything writes results.json, from which docs/KERNELS.md is made.
+ * It does not build the tree (make build does) and installs nothing.
+ */
+import { spawn, spawnSync } from "node:child_process";
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+const HERE = path.dirname(fileURLToPath(import.meta.url));
+const ROOT = path.resolve(HERE, "../..");
+const BUILD = path.join(HERE, "build");
+/** A guest that says nothing for so long hangs. Without KVM a file of tests may take minutes before its line comes. */
+const SILENCE_MS = 20 * 60_000;
+
+/** Debian's kernels: name → package. The package that depends on the newest one stands for it. */
+const kernels = new Map([["6.1", "linux-image-cloud-amd64"], ["6.12", "linux-image-6.12-cloud-amd64"]]);
+
+/** What is tried everywhere. */
+const PARTS = ["load", "self-test", "test/prog/reasons.test.ts", "test/netns/works.test.ts", "test/netns/packets.test.ts", "test/netns/sandboxes.test.ts", "test/netns/lifecycle.test.ts"];
+
+/**
+ * @typedef {{part: string, ok: boolean, error?: string, failures?: string[], passed?: number, failed?: number, skipped?: number, seconds?: number,
+ *   release?: string, mechanism?: string, programs?: Record<string, {verifiedInstructions: number, jited: boolean}>}} Part
+ * @typedef {{kernel: string, parts: Part[], fault: string | null}} Row
+ */
+
+/** @param {string[]} command */
+function must(command) {
+  const { status, error } = spawnSync(/** @type {string} */ (command[0]), command.slice(1), { stdio: ["ignore", 2, 2] });
+  if (status !== 0) throw new Error(`${command.join(" ")}: ${error?.message ?? `status ${status}`}`);
+}
+
+/** @param {string} kernel @param {string} text */
+const say = (kernel, text) => process.stderr.write(`${kernel}: ${text}\n`);
+
+/** Reads "@JSON" lines as they come. @param {string} kernel @param {Row} row */
+function reader(kernel, row) {
+  let rest = "";
+  return (/** @type {string} */ text) => {
+    const lines = (rest + text).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines.map((one) => one.trim())) {
+      if (line.startsWith("@{")) {
+        const part = /** @type {Part} */ (JSON.parse(line.slice(1)));
+        row.parts.push(part);
+        say(kernel, `${part.ok ? "ok    " : "NOT OK"} ${part.part}${part.passed === undefined ? "" : `: ${part.passed} passed, ${part.failed} failed, ${part.skipped} skipped, ${part.seconds} s`}`);
+        if (part.part === "load-object" && part.programs !== undefined) say(kernel, `       ${JSON.stringify(part.programs)}`);
+        for (const failure of [...(part.error === undefined ? [] : [part.error]), ...(part.failures ?? [])]) say(kernel, `       ${failure}`);
+      } else if (line.startsWith("@end")) row.fault = null;
+    }
+  };
+}
+
+/**
+ * Waits for a process whose standard output carries the suite's lines; ends it when it has been silent for too long.
+ * @param {import("node:child_process").ChildProcess} child @param {string} kernel @param {Row} row
+ */
+async function follow(child, kernel, row) {
+  const read = reader(kernel, row);
+  const hangs = () => {
+    row.fault = `silent for ${SILENCE_MS / 60_000} minutes`;
+    child.kill("SIGKILL");
+  };
+  let timer = setTimeout(hangs, SILENCE_MS);
+  child.stdout?.setEncoding("utf8").on("data", (text) => {
+    clearTimeout(timer);
+    timer = setTimeout(hangs, SILENCE_MS);
+    read(text);
+  });
+  await new Promise((resolve, reject) => child.on("close", resolve).on("error", reject));
+  clearTimeout(timer);
+}
+
+/** @param {string} kernel @param {string[]} parts @param {[string, string][]} replaced @returns {Promise<Row>} */
+async function guest(kernel, parts, replaced) {
+  /** @type {Row} */
+  const row = { kernel, parts: [], fault: "the guest did not come to its end; see console.log" };
+  const folder = path.join(BUILD, kernel);
+  must([path.join(HERE, "kernel.sh"), /** @type {string} */ (kernels.get(kernel)), folder]);
+  must([path.join(HERE, "userland.sh"), path.join(BUILD, "disk.img")]);
+  const overlay = mkdtempSync(path.join(os.tmpdir(), "enforcer-kernel-"));
+  const ended = () => child.kill("SIGKILL");
+  /** @type {string[]} */
+  let second = [];
+  if (replaced.length > 0) {
+    const tree = path.join(overlay, "tree");
+    for (const [file, to] of replaced) {
+      mkdirSync(path.dirname(path.join(tree, to)), { recursive: true });
+      copyFileSync(file, path.join(tree, to));
+    }
+    must(["tar", "-b", "1024", "-C", tree, "-cf", path.join(overlay, "tree.tar"), "."]);
+    second = ["-drive", `file=${path.join(overlay, "tree.tar")},if=virtio,format=raw,readonly=on`];
+  }
+  say(kernel, "booting (QEMU without KVM)");
+  const child = spawn("qemu-system-x86_64", [
+    "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "2048",
+    "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+    "-kernel", path.join(folder, "vmlinuz"), "-initrd", path.join(folder, "initramfs.cpio"),
+    "-append", `console=ttyS0 quiet panic=-1 mitigations=off enf.parts=${parts.join(",")}`,
+    "-serial", `file:${path.join(folder, "console.log")}`, "-serial", "stdio",
+    "-drive", `file=${path.join(BUILD, "disk.img")},if=virtio,format=raw,snapshot=on`, ...second,
+  ], { stdio: ["ignore", "pipe", "inherit"] });
+  process.once("exit", ended);
+  await follow(child, kernel, row);
+  process.off("exit", ended);
+  rmSync(overlay, { recursive: true, force: true });
+  return row;
+}
+
+/** @param {string[]} parts @returns {Promise<Row>} */
+async function here(parts) {
+  /** @type {Row} */
+  const row = { kernel: "here", parts: [], fault: null };
+  const child = spawn(process.execPath, [path.join(HERE, "suite.mjs"), ...parts], { stdio: ["ignore", "pipe", "ignore"] });
+  await follow(child, "here", row);
+  return row;
+}
+
+/** The table, as it is printed and as docs/KERNELS.md carries it. @param {Row[]} rows @param {string[]} parts */
+export function table(rows, parts) {
+  const cell = (/** @type {Row} */ row, /** @type {string} */ name) => {
+    const part = row.parts.find((one) => one.part === name);
+    if (part === undefined) return "not reached";
+    if (part.passed === undefined) return part.ok ? "yes" : "no";
+    return `${part.passed} of ${part.passed + (part.failed ?? 0) + (part.skipped ?? 0)}`;
+  };
+  const lines = [["kernel", "mechanism", "loads", "self-test", ...parts.filter((part) => part.startsWith("test/")).map((part) => `\`${part}\``)]];
+  for (const row of rows) {
+    const load = row.parts.find((one) => one.part === "load");
+    lines.push([load?.release ?? row.kernel, load?.mechanism ?? "?", ...["load", "self-test"].map((name) => cell(row, name)), ...parts.filter((part) => part.startsWith("test/")).map((part) => cell(row, part))]);
+  }
+  lines.splice(1, 0, /** @type {string[]} */ (lines[0]).map(() => "---"));
+  return lines.map((line) => `| ${line.join(" | ")} |`).join("\n");
+}
+
+async function main() {
+  const { values, positionals } = parseArgs({ allowPositionals: true, options: { part: { type: "string", multiple: true }, replace: { type: "string", multiple: true } } });
+  const parts = values.part ?? PARTS;
+  const names = positionals.length > 0 ? positionals : [...kernels.keys(), "here"];
+  const replaced = (values.replace ?? []).map((pair) => /** @type {[string, string]} */ (pair.split("=")));
+  for (const name of names) if (name !== "here" && !kernels.has(name)) throw new Error(`no such kernel: ${name} (${[...kernels.keys()].join(", ")}, here)`);
+  mkdirSync(BUILD, { recursive: true });
+
+  /** @type {Row[]} */
+  const rows = [];
+  for (const name of names) {
+    rows.push(name === "here" ? await here(parts) : await guest(name, parts, replaced));
+    const row = /** @type {Row} */ (rows.at(-1));
+    if (row.fault !== null) say(name, row.fault);
+  }
+  if (parts.includes("load")) console.log(`\n${table(rows, parts)}`);
+  const good = rows.every((row) => row.fault === null && row.parts.length === parts.length && row.parts.every((part) => part.ok));
+  if (values.part === undefined && positionals.length === 0) {
+    writeFileSync(path.join(HERE, "results.json"), `${JSON.stringify({ parts, rows }, null, 1)}\n`);
+    console.log("\nwritten to test/kernels/results.json; docs/KERNELS.md is made from it by scripts/gen-docs.mjs");
+  }
+  process.exitCode = good ? 0 : 1;
+}
+
+if (process.argv[1] !== undefined && existsSync(process.argv[1]) && path.resolve(process.argv[1]) === fileURLToPath(import.meta.url)) await main();
