@@ -75,7 +75,7 @@ export class BareAgent {
     const pins = tables.stage(compilePolicy(policy, { uid }), uid, sizes.pins);
     const flows = tables.inner("flows");
     await this.resolver?.ask({
-      kind: "addSandbox", slot, generation, name: guest.device, policy, compiledGroups: this.groups, pinsFd: pins.fd, flowsFd: flows?.fd ?? null,
+      kind: "addSandbox", slot, generation, name: guest.device, policy, floor: null, compiledGroups: this.groups, pinsFd: pins.fd, floorPinsFd: null, flowsFd: flows?.fd ?? null,
       pinEpochsFd: this.instance.map("pin_epochs").fd, upstreams: upstreams.map((text) => ({ address: address(text), port: 53 })),
     });
     pins.close();

@@ -5,10 +5,11 @@
  * cannot be read gives no resolvers, and queries fail closed. Does not: ask anybody.
  */
 import { readFileSync, realpathSync, watch, type FSWatcher } from "node:fs";
+import { hostname } from "node:os";
 import { basename, dirname } from "node:path";
 import { formatAddress, isV4 } from "../addresses/address.js";
 import { parseResolvConf } from "../net/resolv-conf.js";
-import { parseName } from "../policy/names.js";
+import { parseName, publicSuffix } from "../policy/names.js";
 import type { UpstreamServer } from "./upstream.js";
 import { nameOf, type Name } from "./wire.js";
 
@@ -22,18 +23,28 @@ export function upstreamServer(address: Uint8Array, port: number): UpstreamServe
   return { family: isV4(address) ? 4 : 6, address, port, host: formatAddress(address) };
 }
 
-/** Names of the `search` and `domain` lines; those of one label, and what is no name, are left out. */
-export function searchDomains(text: string): Name[] {
-  const found: Name[] = [];
+/**
+ * The host's search domains: names of the `search` and `domain` lines, or without such a line the domain of the host's own
+ * name (resolv.conf(5)). A public suffix (`search com`) and what is no name are left out.
+ */
+export function searchDomains(text: string, hostname: string): Name[] {
+  const found = new Map<string, Name>();
+  let some = false;
   for (const line of text.split("\n")) {
     const words = /^(?:search|domain)[ \t]+(.*)$/.exec(line)?.[1]?.split(/[ \t]+/) ?? [];
-    for (const word of words) {
-      const parsed = parseName(word);
-      const name = parsed.ok && parsed.value.length > 1 ? nameOf(parsed.value) : null;
-      if (name !== null) found.push(name);
-    }
+    some ||= words.length > 0;
+    for (const word of words) add(found, word);
   }
-  return found;
+  const dot = hostname.indexOf(".");
+  if (!some && dot >= 0) add(found, hostname.slice(dot + 1));
+  return [...found.values()];
+}
+
+function add(found: Map<string, Name>, text: string): void {
+  const parsed = parseName(text);
+  if (!parsed.ok || publicSuffix({ kind: "suffix", labels: parsed.value }) === "icann") return;
+  const name = nameOf(parsed.value);
+  if (name !== null) found.set(name.wire, name);
 }
 
 export function readHostResolvers(path: string): HostResolvers {
@@ -41,9 +52,9 @@ export function readHostResolvers(path: string): HostResolvers {
   try {
     text = readFileSync(path, "utf8");
   } catch {
-    return { servers: [], searchDomains: [] };
+    return { servers: [], searchDomains: searchDomains("", hostname()) };
   }
-  return { servers: parseResolvConf(text).nameservers.map((address) => upstreamServer(address, 53)), searchDomains: searchDomains(text) };
+  return { servers: parseResolvConf(text).nameservers.map((address) => upstreamServer(address, 53)), searchDomains: searchDomains(text, hostname()) };
 }
 
 /**

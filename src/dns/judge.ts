@@ -65,18 +65,19 @@ export function judgeQuestion(policies: readonly SandboxPolicy[], name: Name, cl
 }
 
 /**
- * Judges a name that an answer leads to. Refused: names on the block list or always refused, names that a rule denies, names
- * no rule can match, single labels, and (from outside of them) names in the host's own search domains; all save where a
- * rule allows the name itself.
+ * Judges a name that an answer leads to. Refused: names on the block list or that need a rule of their own, names that a rule
+ * denies, names no rule can match, single labels; all save where a rule allows the name itself. A name in the host's own
+ * search domain may be led to from inside of it: the question's name had a rule of its own.
  */
 export function targetRefused(policy: SandboxPolicy, question: Name, target: Name, searchDomains: readonly Name[]): boolean {
   if (!target.matchable) return true;
   const labels = labelsOf(target);
   const verdict = policy.judge(labels);
   if (verdict.allowed && verdict.reason === "rule") return false;
-  if (verdict.reason === "blocked" || verdict.special !== undefined || (!verdict.allowed && verdict.reason === "rule")) return true;
-  if (labels.length < 2) return true;
-  return searchDomains.some((domain) => isWithin(target, domain) && !isWithin(question, domain));
+  if (verdict.reason === "blocked" || (!verdict.allowed && verdict.reason === "rule") || labels.length < 2) return true;
+  const domains = searchDomains.filter((domain) => isWithin(target, domain));
+  if (domains.length > 0 && (verdict.special === undefined || verdict.special === "local")) return !domains.every((domain) => isWithin(question, domain));
+  return verdict.special !== undefined;
 }
 
 /** The address of a whole reverse name (RFC 1035 section 3.5, RFC 3596 section 2.5), or null. */

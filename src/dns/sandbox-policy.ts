@@ -14,18 +14,25 @@ import type { SandboxPolicy } from "./judge.js";
 import { defaultLimits, type DnsLimits } from "./limits.js";
 import { Rcode } from "./wire.js";
 
+/** What is true of the host at the moment: asked at every use. */
+export interface HostFacts {
+  groupTable(): GroupTable;
+  /** domains of its search list, as labels. */
+  localSuffixes(): readonly (readonly string[])[];
+}
+
 /**
  * @param compiled the group table that the compiler was given for this policy, null if none: bits must agree with it.
- * @param current the group table of the moment.
  */
-export function sandboxPolicy(policy: Policy, compiled: GroupTable | null, current: () => GroupTable): SandboxPolicy {
-  const judge = new NameJudge(policy, compiled === null ? {} : { groups: compiled });
+export function sandboxPolicy(policy: Policy, compiled: GroupTable | null, host: HostFacts): SandboxPolicy {
+  const localSuffixes = (): readonly (readonly string[])[] => host.localSuffixes();
+  const judge = new NameJudge(policy, compiled === null ? { localSuffixes } : { localSuffixes, groups: compiled });
   return {
     judge: (labels) => judge.judge(labels),
     rebindProtection: policy.dns.rebindProtection,
     privateAllowed: (labels, address) =>
       policy.dns.allowPrivate.some(({ pattern, prefixes }) => matchesPattern(pattern, labels) && prefixes.some((p) => prefixContains(p, address)))
-      || addressAllowedByRule(policy, address, current()),
+      || addressAllowedByRule(policy, address, host.groupTable()),
     deniedRcode: policy.dns.onBlocked === "refused" ? Rcode.REFUSED : Rcode.NXDOMAIN,
     rebindRcode: policy.dns.onRebind === "nxdomain" ? Rcode.NXDOMAIN : Rcode.REFUSED,
   };

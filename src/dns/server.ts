@@ -18,7 +18,7 @@ import { PinBook, type AddressWriter } from "./pins.js";
 import { Resolver, Sandbox, upstreamSet, type Client, type DenialEvent, type UpstreamSet } from "./resolver.js";
 import { TcpConnection } from "./tcp.js";
 import { UpstreamClient, type UpstreamIo, type UpstreamServer } from "./upstream.js";
-import type { Name } from "./wire.js";
+import { labelsOf, type Name } from "./wire.js";
 
 /** Octets of a guest's datagram that are looked at: the largest question with a generous OPT; a longer one is FORMERR. */
 export const GUEST_CELL = 2_048;
@@ -117,6 +117,7 @@ export class DnsService {
   private evictedBefore = 0;
   private readonly sweeper: NodeJS.Timeout;
   private net6: Uint8Array | null = null;
+  private suffixes: readonly (readonly string[])[] = [];
 
   constructor(private readonly io: ServiceIo, private groups: GroupTable) {
     const onFault = (error: unknown): void => {
@@ -130,6 +131,9 @@ export class DnsService {
   }
 
   groupTable(): GroupTable { return this.groups; }
+
+  /** Domains of the host's search list. */
+  localSuffixes(): readonly (readonly string[])[] { return this.suffixes; }
 
   setSandboxNet6(net6: Uint8Array | null): void { this.net6 = net6; }
 
@@ -150,6 +154,7 @@ export class DnsService {
   setHostResolvers(servers: readonly UpstreamServer[], searchDomains: readonly Name[]): void {
     this.hostServers = servers;
     this.resolver.searchDomains = searchDomains;
+    this.suffixes = searchDomains.map(labelsOf);
     for (const held of this.bySlot) {
       if (held === undefined) continue;
       this.point(held);

@@ -170,7 +170,7 @@ class Worker {
     try {
       for (const [each, fd] of [[policy, pinsFd], [floor, floorPinsFd]] as const) {
         if (each === null || fd === null) continue;
-        policies.push(sandboxPolicy(each, message.compiledGroups, () => this.started().groupTable()));
+        policies.push(sandboxPolicy(each, message.compiledGroups, this.started()));
         // One epoch for all: the kernel's memory of denials is the sandbox's.
         const epoch = writers.length > 0 || pinEpochsFd === null ? null : new PinEpoch(BpfMap.fromFd(pinEpochsFd), slot);
         writers.push(new MapPinWriter(BpfMap.fromFd(fd), epoch));

@@ -208,6 +208,9 @@ describe.skipIf(missing !== undefined)(`worker${missing === undefined ? "" : ` (
     ip("-n", space("guest"), "addr", "add", "240.0.1.7/4", "dev", "g0");
     expect((await dig("-b", "240.0.1.7", "@240.0.0.1", "two.example")).status).toBe("NXDOMAIN");
     expect((await dig("-b", "240.0.1.7", "@240.0.0.1", "allowed.example")).status).toBe("NOERROR");
+    // resolv.conf has "search corp.test".
+    const local = await dig("-b", "240.0.1.7", "@240.0.0.1", "db.corp.test");
+    expect([local.status, /EDE: \d+/.exec(local.text)?.[0]]).toEqual(["NXDOMAIN", "EDE: 15"]);
   });
 
   it("with a floor, pins stand in both maps; another thread may ask what was pinned and have questions answered", async () => {

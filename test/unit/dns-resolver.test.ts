@@ -1,6 +1,8 @@
 /** The resolver's table (SPEC: DNS), row by row, and the attack rows A26 to A38 as far as they need no packets. */
 import { describe, expect, it } from "vitest";
+import { searchDomains } from "../../src/dns/host-resolvers.js";
 import { grants } from "../../src/dns/pins.js";
+import { showName } from "../../src/dns/wire.js";
 import { a, aaaa, addressesOf, always, cname, ip, opt, query, see, soa, u16, u32, wireName, World, type ReplyOptions, type WorldOptions } from "./dns-world.js";
 
 const PUBLIC = "93.184.216.34";
@@ -380,11 +382,30 @@ describe("A35: where a chain may not lead", () => {
   });
 
   it("CNAME into the host's search domain is refused from outside it", async () => {
-    const { nameOf } = await import("../../src/dns/wire.js");
-    const world = new World({ yaml: "rules: [{allow: public}]", upstream: always((q) => ({ answers: [cname(q.toString("latin1").includes("corp") ? "www.corp.test" : "x.example", "db.corp.test"), a("db.corp.test", PUBLIC)] })) });
-    world.service.resolver.searchDomains = [nameOf(["corp", "test"])!];
+    const world = new World({ yaml: "rules: [{allow: www.corp.test}, {allow: public}]", upstream: always((q) => ({ answers: [cname(q.toString("latin1").includes("corp") ? "www.corp.test" : "x.example", "db.corp.test"), a("db.corp.test", PUBLIC)] })) });
+    world.service.setHostResolvers([], searchDomains("search corp.test", "host"));
     expect((await world.ask("x.example")).rcode).toBe(5);
     expect((await world.ask("www.corp.test")).rcode).toBe(0);
+  });
+
+  it("names of the host's search domain are refused unless a rule names them, and the list is followed", async () => {
+    const world = new World({ yaml: "rules: [{allow: www.corp.test}, {allow: '*.dev.corp.test'}, {allow: public}]", upstream: always({ answers: [] }) });
+    const rcodes = async () => Promise.all(["x.corp.test", "corp.test", "www.corp.test", "a.dev.corp.test", "x.test", "notcorp.test", "nas.lan"].map(async (name) => (await world.ask(name)).rcode));
+    expect(await rcodes()).toEqual([0, 0, 0, 0, 0, 0, 0]);
+    world.service.setHostResolvers([], searchDomains("search corp.test lan", "host"));
+    expect(await rcodes()).toEqual([3, 3, 0, 0, 0, 0, 3]);
+    expect(world.count("blocked")).toBe(3);
+    world.service.setHostResolvers([], searchDomains("nameserver 9.9.9.9", "host"));
+    expect(await rcodes()).toEqual([0, 0, 0, 0, 0, 0, 0]);
+  });
+
+  it.each([
+    ["search a.example b.example\n", ["a.example", "b.example"]], ["domain A.Example.\nsearch\tb.example", ["a.example", "b.example"]], ["search lan", ["lan"]],
+    ["search com co.uk . b.example", ["b.example"]], ["nameserver 1.1.1.1", ["of.host.example"]], ["# search a.example", ["of.host.example"]], ["search .", []],
+    ["search a..b *.c.example 10.0.0.1 b.example", ["b.example"]],
+  ])("search domains of %j: %j", (text, domains) => {
+    expect(searchDomains(text, "name.of.host.example").map(showName)).toEqual(domains);
+    expect(searchDomains(text, "name").map(showName)).toEqual(domains[0] === "of.host.example" ? [] : domains);
   });
 
   it("a chain through names that no rule knows is what CDNs do: answered, pinned to the question", async () => {

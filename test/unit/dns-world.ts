@@ -196,7 +196,7 @@ export function policyOf(world: { service: DnsService }, o: WorldOptions): Sandb
     ...(o.yaml === undefined ? {} : { file: parsePolicyText(o.yaml, "test.yaml") }), ...(o.tokens === undefined ? {} : { tokens: o.tokens }),
     ...(o.defaultEgress === undefined ? {} : { defaultEgress: o.defaultEgress }), ...(o.noRebind === undefined ? {} : { noRebind: o.noRebind }),
   });
-  return sandboxPolicy(policy, null, () => world.service.groupTable());
+  return sandboxPolicy(policy, null, world.service);
 }
 
 export class World {

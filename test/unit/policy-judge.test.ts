@@ -119,7 +119,7 @@ describe("A35: names of the host, its network and metadata endpoints", () => {
     expect(judge(`rules: [{allow: public}, {deny: ${destination}}, {allow: ${destination}}]`, name).allowed).toBe(false);
   });
   it("the host's own search domains", () => {
-    const options = { localSuffixes: [["corp", "example"]] };
+    const options = { localSuffixes: () => [["corp", "example"]] };
     expect(judge("rules: [{allow: public}]", "db.corp.example", options)).toMatchObject({ allowed: false, special: "local" });
     expect(judge("rules: [{allow: public}]", "corp.example", options)).toMatchObject({ allowed: false, special: "local" });
     expect(judge("rules: [{allow: '*.corp.example'}]", "db.corp.example", options)).toMatchObject({ allowed: true });
