@@ -13,7 +13,7 @@
 
 /* Limits that shape a map or a loop. Those marked (default) may be set smaller or larger at load or attach time. */
 enum abi_limit {
-	ABI_VERSION = 1,
+	ABI_VERSION = 2,
 	MAX_SANDBOXES = 4096,       /* (default) slots in `sandboxes` and in every outer map */
 	MAX_RULES = 512,            /* bits of a rule vector: distinct rules after the compiler has merged equal ones */
 	RULE_WORDS = 8,             /* MAX_RULES / 64 */
@@ -26,7 +26,11 @@ enum abi_limit {
 	PINS_DEFAULT = 1024,        /* (default) pinned addresses per sandbox */
 	FRAGMENTS_DEFAULT = 256,    /* (default) datagrams in fragments per sandbox */
 	REDIRECTS = 512,            /* intercepted DNS conversations per sandbox at one time; power of two */
-	REDIRECT_PORT_BASE = 16384, /* source port that slot 0 of the redirect table shows to the agent */
+	REDIRECT_PORT_BASE = 16384, /* source port that entry 0 of `redirects` shows to the agent */
+	INTERCEPTED = 2048,         /* connections per sandbox that the agent looks into at one time; power of two */
+	INTERCEPTED_PORT_BASE = 32768, /* source port that entry 0 of `intercepted` shows to the agent */
+	INTERCEPTED_PORT = 443,     /* where the agent takes them, whatever port the guest aimed at */
+	INSPECT_PORTS = 16,         /* ports of one policy whose connections may need a look */
 	ADDR_CACHE = 1024,          /* per-CPU entries of the address cache; power of two */
 	RECENT_FLOWS = 512,         /* per-CPU entries of flows seen lately; power of two */
 	DENIAL_CACHE = 512,         /* per-CPU entries of the denial cache; power of two */
@@ -106,6 +110,12 @@ enum reason {
 	REASON_MAP_MISSING,       /* a table that must be there is not */
 	REASON_REWRITE,           /* a packet could not be rewritten for the resolver */
 	REASON_UNSOLICITED_ANSWER,/* packet from the resolver's device that answers nothing */
+	/* since ABI 2 */
+	REASON_INTERCEPTED,       /* redirected: allowed by address, and the agent looks who is meant */
+	REASON_INTERCEPT_ANSWER,  /* allowed: the agent's side of such a connection, to the guest */
+	REASON_QUIC,              /* denied: UDP where the agent must look who is meant */
+	REASON_FLOOR,             /* denied: the operator's floor does not allow it */
+	REASON_REFUSAL,           /* allowed: what tells the guest that it was refused (RST, ICMP port unreachable) */
 	REASON_MAX,
 };
 
@@ -160,6 +170,7 @@ enum sandbox_flag {
 	SANDBOX_LEARN_LL = 8, /* the same for one IPv6 link-local address */
 	SANDBOX_REDIRECT_DNS = 16,
 	SANDBOX_DHCP = 32, /* guest may act as DHCP and DHCPv6 client */
+	SANDBOX_REDIRECT_DOT = 64, /* TCP 853 goes to the agent, as port 53 does; else it is refused */
 };
 
 struct net4 {
@@ -175,12 +186,12 @@ struct net6 {
 /*
  * `sandboxes`: everything the packet path needs to know of one sandbox that only the agent writes. Array values are
  * copied in 8-byte words, so rewriting the struct with one word changed is atomic for that word: a policy swap changes
- * `policy` alone, and its lowest bit says which of two entries in the outer maps belongs to it.
+ * `policy` alone, and its lowest bit says which entries in the outer maps belong to it.
  */
 struct sandbox {
 	__u32 state;        /* enum sandbox_state */
 	__u32 generation;   /* of the attach; never 0 when enforced */
-	__u64 policy;       /* uid of the policy in force; entry slot * 2 + (uid & 1) of policies, prefixes4/6 and pins is its own */
+	__u64 policy;       /* uid of the policy in force; see POLICY_FLOOR_UID for its entries in policies, prefixes4/6 and pins */
 	__u32 event_rate;   /* denial events a second at most */
 	__u32 ifindex;      /* the tap */
 	__u32 flags;        /* SANDBOX_* */
@@ -257,7 +268,15 @@ enum policy_flag {
 	POLICY_HAS_PREFIXES4 = 4,
 	POLICY_HAS_PREFIXES6 = 8,
 	POLICY_HAS_PINS = 16, /* some rule is by name: pins are asked */
+	POLICY_HAS_FLOOR = 32, /* what this policy allows, the floor beside it must allow too */
+	POLICY_INSPECT_DEFAULT = 64, /* what the default allows outward needs a look on the inspected ports */
 };
+
+/*
+ * A sandbox's policy and the operator's floor are two sets of tables under one uid. The floor's carries this bit in its
+ * header's uid. Entry slot * 4 + (floor ? 2 : 0) + (uid & 1) of policies, prefixes4, prefixes6 and pins is the set's own.
+ */
+#define POLICY_FLOOR_UID (1ULL << 63)
 
 struct policy_header {
 	__u64 uid; /* unique over the life of the pinned maps, never 0; flows and cache entries carry it */
@@ -268,7 +287,9 @@ struct policy_header {
 	__u64 allow[RULE_WORDS];   /* bit i: rule i allows; else it denies */
 	__u64 ingress[RULE_WORDS]; /* bit i: rule i is of direction ingress */
 	__u64 domain[RULE_WORDS];  /* bit i: rule i is by name (its address bits come from pins) */
-	__u8 _pad[296];
+	__u64 inspect[RULE_WORDS]; /* bit i: what rule i allows needs a look on the inspected ports */
+	__u16 inspect_ports[INSPECT_PORTS]; /* host order; 0: unused */
+	__u8 _pad[200];
 };
 
 union policy_page {
@@ -298,7 +319,10 @@ struct pin {
 
 enum flow_flag {
 	FLOW_REPLIED = 1, /* the other side answered */
-	FLOW_CLOSING = 2, /* FIN or RST seen: short timeout, no new use */
+	FLOW_CLOSING = 2, /* RST, or FIN from both sides: short timeout, no new use */
+	FLOW_FIN_GUEST = 4, /* half closed */
+	FLOW_FIN_REMOTE = 8,
+	FLOW_INSPECT = 16, /* its packets go to the agent */
 };
 
 struct flow_key {
@@ -341,20 +365,24 @@ enum redirect_state {
 	REDIRECT_LIVE = 2,
 };
 
-/* inner array of `redirects`: slot i is shown to the agent as source port REDIRECT_PORT_BASE + i */
+/*
+ * inner arrays of `redirects` (DNS) and `intercepted` (everything else): entry i is shown to the agent as source port
+ * REDIRECT_PORT_BASE + i or INTERCEPTED_PORT_BASE + i
+ */
 struct redirect {
 	__u32 state;        /* REDIRECT_*; claimed by compare-and-swap */
 	__u32 outstanding;  /* UDP queries without their answer yet */
 	__u64 last_seen_ticks;
 	__u8 guest_addr[16];
-	__u8 resolver[16];  /* address the guest asked */
+	__u8 remote[16];    /* address the guest aimed at */
 	__be16 guest_port;
-	__be16 resolver_port;
+	__be16 remote_port;
 	__u8 proto;
 	__u8 closing;       /* TCP: FIN or RST seen */
 	__u8 guest_mac[6];
 	__u8 gateway_mac[6];
-	__u8 _pad[6];
+	__u8 guest;         /* as in flow_key */
+	__u8 _pad[5];
 };
 
 /* inner per-CPU array of `counters`: index direction * REASON_MAX + reason */

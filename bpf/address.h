@@ -128,7 +128,7 @@ inline_stage struct addr_cache *address_rules(struct question *q, void *policy, 
 	const __u64 *group_bits = groups->group_bits[group], *scope_bits = scopes->group_bits[group];
 	__u64 *prefix_bits = 0;
 	if (header->flags & (q->v6 ? POLICY_HAS_PREFIXES6 : POLICY_HAS_PREFIXES4)) {
-		__u32 index = q->slot * 2 + (header->uid & 1);
+		__u32 index = policy_index(q->slot, header->uid);
 		struct prefix_entry *prefix;
 
 		if (q->v6) {

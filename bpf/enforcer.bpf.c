@@ -4,10 +4,10 @@
  *
  *   from_guest     TC ingress of a tap:   guest -> world
  *   to_guest       TC egress of a tap:    world -> guest
- *   from_resolver  TC ingress of the veth's near end: the agent's DNS answers -> guest
+ *   from_resolver  TC ingress of the veth's near end: what the agent answers -> guest
  *
- * A packet goes: pull headers, parse, identity, then port 53 to the resolver, everything else to flow table and policy;
- * then count, and tell of a denial. Each step is the header of that name. Whatever is not understood is dropped.
+ * A packet goes: pull headers, parse, identity, then port 53 to the resolver, everything else to flow table and policy,
+ * and from there to the agent where a name must be looked at; then count, and tell of a denial. Each step is the header of that name. Whatever is not understood is dropped.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -34,6 +34,7 @@
 #include "fragment.h"
 #include "intercept.h"
 #include "events.h"
+#include "refuse.h"
 #include "verdict.h"
 #include "fast.h"
 
@@ -102,7 +103,9 @@ inline_stage __u32 egress(struct pkt *p)
 		return deny(p, REASON_DHCP_SERVER);
 	if (p->destination_port == DNS_PORT && (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && unicast(p) &&
 	    p->sandbox->flags & SANDBOX_REDIRECT_DNS)
-		return redirect_to_resolver(p);
+		return TO_RESOLVER;
+	if (p->destination_port == DOT_PORT && p->proto == IPPROTO_TCP && unicast(p) && p->sandbox->flags & SANDBOX_REDIRECT_DOT)
+		return TO_AGENT;
 	return TO_FLOW;
 }
 
@@ -112,7 +115,9 @@ inline_stage __u32 ingress(struct pkt *p)
 		return VERDICT_DENY;
 	/* the near end of the resolver's veth forwards nothing but from_resolver's answers */
 	if (p->global->resolver_ifindex && p->skb->ingress_ifindex == p->global->resolver_ifindex)
-		return allow(p, REASON_DNS_ANSWER);
+		return allow(p, p->source_port == DNS_PORT ? REASON_DNS_ANSWER : REASON_INTERCEPT_ANSWER);
+	if (is_refusal(p))
+		return allow(p, REASON_REFUSAL);
 	if (p->ethertype == ETH_P_ARP)
 		return allow(p, REASON_NEIGHBOUR);
 	if (p->v6 && is_icmp(p) && p->l4 && is_nd(bpf_ntohs(p->source_port) >> 8))
@@ -136,9 +141,10 @@ inline_stage __u32 ingress(struct pkt *p)
 /* What form and identity left open, flow table and policy decide. */
 inline_stage __u32 decide(struct pkt *p, __u32 verdict)
 {
-	if (verdict != TO_FLOW)
-		return verdict;
-	verdict = flow_verdict(p);
+	if (verdict == TO_FLOW)
+		verdict = flow_verdict(p);
+	if (verdict == TO_RESOLVER || verdict == TO_AGENT)
+		return p->direction == DIR_EGRESS ? redirect_to_agent(p, verdict == TO_RESOLVER) : deny(p, REASON_UNSOLICITED_ANSWER);
 	return verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST ? fragment_first(p) : verdict;
 }
 

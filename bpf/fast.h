@@ -11,10 +11,10 @@
 #ifndef ENFORCER_FAST_H
 #define ENFORCER_FAST_H
 
-/* Ports whose packets have their own place on the long way: DNS, DHCP, DHCPv6. */
+/* Ports whose packets have their own place on the long way: DNS, DNS over TLS, DHCP, DHCPv6. */
 inline_stage int has_own_way(__be16 source, __be16 destination)
 {
-	return destination == bpf_htons(53) || destination == bpf_htons(67) || destination == bpf_htons(547) || source == bpf_htons(67) ||
+	return destination == bpf_htons(53) || destination == bpf_htons(853) || destination == bpf_htons(67) || destination == bpf_htons(547) || source == bpf_htons(67) ||
 	       source == bpf_htons(547);
 }
 
@@ -179,7 +179,7 @@ inline_stage __u32 fast(struct pkt *p)
 			return UNDECIDED;
 		struct flow *flow = bpf_map_lookup_elem(table, &key);
 		if (flow) {
-			if (flow->policy != p->sandbox->policy || flow->flags & FLOW_CLOSING ||
+			if (flow->policy != p->sandbox->policy || flow->flags & (FLOW_CLOSING | FLOW_INSPECT) ||
 			    (flow->origin != p->direction && !(flow->flags & FLOW_REPLIED)) ||
 			    now - flow->last_seen_ticks > p->global->hz / 2)
 				return TO_FLOW;

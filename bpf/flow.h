@@ -12,6 +12,7 @@
  * answered. */
 #define TCP_IDLE 7440
 #define TCP_OPENING 60
+#define TCP_HALF_CLOSED 240
 #define TCP_CLOSING 10
 #define UDP_IDLE 180
 #define UDP_OPENING 60
@@ -20,7 +21,8 @@
 inline_stage __u32 flow_lifetime(__u8 proto, __u8 flags)
 {
 	if (proto == IPPROTO_TCP)
-		return flags & FLOW_CLOSING ? TCP_CLOSING : flags & FLOW_REPLIED ? TCP_IDLE : TCP_OPENING;
+		return flags & FLOW_CLOSING ? TCP_CLOSING : !(flags & FLOW_REPLIED) ? TCP_OPENING :
+		       flags & (FLOW_FIN_GUEST | FLOW_FIN_REMOTE) ? TCP_HALF_CLOSED : TCP_IDLE;
 	if (proto == IPPROTO_UDP)
 		return flags & FLOW_REPLIED ? UDP_IDLE : UDP_OPENING;
 	return OTHER_IDLE;
@@ -96,14 +98,17 @@ inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, s
 {
 	__u64 now = bpf_jiffies64();
 
+	__u32 opened = p->question.inspect ? TO_AGENT : VERDICT_ALLOW;
+	__u8 flags = p->question.inspect ? FLOW_INSPECT : 0;
+
 	if (old) {
 		old->last_seen_ticks = now;
 		old->created_ticks = now;
 		old->policy = p->question.uid;
 		old->rule = p->rule;
 		old->origin = origin;
-		old->flags = 0;
-		return VERDICT_ALLOW;
+		old->flags = flags;
+		return opened;
 	}
 	struct flow flow = {
 		.last_seen_ticks = now,
@@ -111,14 +116,37 @@ inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, s
 		.policy = p->question.uid,
 		.rule = p->rule,
 		.origin = origin,
+		.flags = flags,
 	};
 
 	if (bpf_map_update_elem(table, key, &flow, BPF_ANY) == 0)
-		return VERDICT_ALLOW;
+		return opened;
 	/* Full. The agent sweeps every few seconds; without it, or faster than it, room is made here. */
 	if (flow_reclaim(p->slot, 1) && bpf_map_update_elem(table, key, &flow, BPF_ANY) == 0)
-		return VERDICT_ALLOW;
+		return opened;
 	return deny(p, REASON_FLOW_TABLE_FULL);
+}
+
+/* The TCP state of a living flow, as far as its time-outs need it. */
+inline_stage void flow_note(struct pkt *p, struct flow *flow, __u64 now)
+{
+	__u8 flags = flow->flags;
+
+	if (p->proto == IPPROTO_TCP && p->tcp_flags & (TCP_FIN | TCP_RST)) {
+		if (p->tcp_flags & TCP_FIN)
+			flags |= p->direction == DIR_EGRESS ? FLOW_FIN_GUEST : FLOW_FIN_REMOTE;
+		if (p->tcp_flags & TCP_RST || (flags & FLOW_FIN_GUEST && flags & FLOW_FIN_REMOTE))
+			flags |= FLOW_CLOSING;
+	}
+	if (flow->origin != p->direction)
+		flags |= FLOW_REPLIED;
+	if (flags != flow->flags) {
+		flow->flags = flags;
+		flow->last_seen_ticks = now;
+	}
+	/* a busy flow's entry is written twice a second, not per packet */
+	if (now - flow->last_seen_ticks > p->global->hz / 2)
+		flow->last_seen_ticks = now;
 }
 
 /* Verdict on an IP packet by flow table and policy. The caller has checked identity and form. */
@@ -141,28 +169,22 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 			__be16 port = origin == DIR_EGRESS ? key.remote_port : key.guest_port;
 			const __u64 *remote = p->direction == DIR_EGRESS ? p->destination : p->source;
 
-			__u32 verdict = judge(ask(p, origin, remote, port, 1));
+			__u32 verdict = verdict_of(ask(p, origin, remote, port, 1));
 			p->rule = p->question.rule;
-			if (verdict != VERDICT_ALLOW) {
-				bpf_map_delete_elem(table, &key);
+			if (verdict != VERDICT_ALLOW || p->question.inspect != !!(flow->flags & FLOW_INSPECT)) {
+				/* what the remote sends only makes the guest speak, and then both are told; see reject.h */
+				if (p->direction == DIR_EGRESS)
+					bpf_map_delete_elem(table, &key);
 				return deny(p, REASON_POLICY_CHANGED);
 			}
 			flow->rule = p->rule;
 			flow->policy = uid;
 		}
 		p->rule = flow->rule;
-		if (p->proto == IPPROTO_TCP && p->tcp_flags & (TCP_FIN | TCP_RST) && !(flow->flags & FLOW_CLOSING)) {
-			flow->flags |= FLOW_CLOSING;
-			flow->last_seen_ticks = now;
-		}
-		if (flow->origin != p->direction && !(flow->flags & FLOW_REPLIED)) {
-			flow->flags |= FLOW_REPLIED;
-			flow->last_seen_ticks = now;
-		}
-		/* a busy flow's entry is written twice a second, not per packet */
-		if (now - flow->last_seen_ticks > hz / 2)
-			flow->last_seen_ticks = now;
-		return allow(p, REASON_ESTABLISHED);
+		if (flow->flags & FLOW_INSPECT && p->direction == DIR_INGRESS)
+			return deny(p, REASON_UNSOLICITED_ANSWER); /* only the agent may speak for the other side */
+		flow_note(p, flow, now);
+		return flow->flags & FLOW_INSPECT ? TO_AGENT : allow(p, REASON_ESTABLISHED);
 	}
 
 	if (p->proto == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
@@ -174,7 +196,7 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 	const __u64 *remote = p->direction == DIR_EGRESS ? p->destination : p->source;
 	__be16 port = p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP ? p->destination_port : 0;
 	__u64 groups = p->global->groups_epoch, pinned = pin_epoch(p->slot);
-	__u32 verdict = judge(ask(p, p->direction, remote, port, 0));
+	__u32 verdict = verdict_of(ask(p, p->direction, remote, port, 0));
 	p->rule = p->question.rule;
 	p->reason = p->question.reason;
 	if (verdict != VERDICT_ALLOW) {
@@ -227,7 +249,7 @@ inline_stage __u32 icmp_error_ingress(struct pkt *p)
 	}
 	void *table = bpf_map_lookup_elem(&flows, &p->slot);
 	struct flow *flow = table ? bpf_map_lookup_elem(table, &key) : 0;
-	if (!flow || flow->policy != p->sandbox->policy || flow_expired(proto, flow, bpf_jiffies64(), p->global->hz))
+	if (!flow || flow->policy != p->sandbox->policy || flow->flags & FLOW_INSPECT || flow_expired(proto, flow, bpf_jiffies64(), p->global->hz))
 		return deny(p, REASON_ICMP_TYPE);
 	return allow(p, REASON_ICMP_RELATED);
 }

@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * Port 53, whatever resolver it was meant for, goes to the agent over a veth pair, and the answers come back from the
- * address that was asked.
+ * What the agent must see goes to it over a veth pair, and what it answers comes back from the address that was asked: port
+ * 53, whatever resolver was meant; DNS over TLS, where the agent ends it; and connections that are allowed by address but
+ * whose name the agent must look at.
  *
  * Out: the packet's source becomes the sandbox's own address in 240.0.0.0/4 (or the ULA /96) and a port that is an index
- * into the sandbox's redirect table; its destination becomes the agent. So the agent sees an address that no guest can
- * choose. Back: the index gives everything that was replaced.
+ * into one of the sandbox's two tables; its destination becomes the agent. So the agent sees an address that no guest can
+ * choose, and reads in the table what was meant. Back: the index gives everything that was replaced.
  *
  * Holds always: once a packet was changed, every later error drops it. Nothing leaves the veth's near end but answers to
- * live entries, and nothing reaches the agent but what was rewritten here.
+ * live entries, and nothing reaches the agent but what was rewritten here. DNS has a table of its own, so that connections
+ * cannot use up its places.
  */
 #ifndef ENFORCER_INTERCEPT_H
 #define ENFORCER_INTERCEPT_H
 
 #define DNS_PORT bpf_htons(53)
+#define DOT_PORT bpf_htons(853)
 #define REDIRECT_PROBES 8
 /* seconds */
 #define REDIRECT_UDP_IDLE 6   /* the agent answers within five seconds or not at all */
@@ -25,26 +28,26 @@ inline_stage int redirect_expired(const struct redirect *e, __u64 now, __u32 hz)
 	__u64 idle = now - e->last_seen_ticks;
 
 	if (e->proto == IPPROTO_TCP)
-		return idle > (e->closing ? REDIRECT_TCP_CLOSING : REDIRECT_TCP_IDLE) * hz;
+		return idle > (e->closing ? REDIRECT_TCP_CLOSING : e->remote_port == DNS_PORT ? REDIRECT_TCP_IDLE : TCP_IDLE) * hz;
 	return !e->outstanding || idle > REDIRECT_UDP_IDLE * hz;
 }
 
 inline_stage int redirect_is(const struct redirect *e, struct pkt *p)
 {
 	return e->state == REDIRECT_LIVE && e->proto == p->proto && e->guest_port == p->source_port &&
-	       same16((const __u64 *)e->resolver, p->destination) && same16((const __u64 *)e->guest_addr, p->source);
+	       e->remote_port == p->destination_port && same16((const __u64 *)e->remote, p->destination) && same16((const __u64 *)e->guest_addr, p->source);
 }
 
-/* Entry for this conversation, found or claimed; its index in *index. NULL: no place. */
-inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 *index, __u64 now)
+/* Entry for this conversation, found or claimed; its index in *index. mask: entries of the table - 1. NULL: no place. */
+inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 mask, __u32 *index, __u64 now)
 {
-	__u64 mix = p->destination[0] ^ p->destination[1] ^ p->source[1] ^ (__u64)p->source_port << 16 ^ p->proto;
+	__u64 mix = p->destination[0] ^ p->destination[1] ^ p->source[1] ^ (__u64)p->source_port << 16 ^ (__u64)p->destination_port << 32 ^ p->proto;
 	__u32 hash = (mix * 0x9e3779b97f4a7c15ULL) >> 40;
 	struct redirect *free_entry = 0;
 	__u32 free_index = 0, free_state = 0;
 
 	for (int i = 0; i < REDIRECT_PROBES; i++) {
-		__u32 at = (hash + i) & (REDIRECTS - 1);
+		__u32 at = (hash + i) & mask;
 		struct redirect *e = bpf_map_lookup_elem(table, &at);
 		if (!e)
 			return 0;
@@ -64,9 +67,10 @@ inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 *
 	free_entry->outstanding = 0;
 	free_entry->last_seen_ticks = now;
 	__builtin_memcpy(free_entry->guest_addr, p->source, 16);
-	__builtin_memcpy(free_entry->resolver, p->destination, 16);
+	__builtin_memcpy(free_entry->remote, p->destination, 16);
 	free_entry->guest_port = p->source_port;
-	free_entry->resolver_port = p->destination_port;
+	free_entry->remote_port = p->destination_port;
+	free_entry->guest = p->guest;
 	free_entry->proto = p->proto;
 	free_entry->closing = 0;
 	__sync_val_compare_and_swap(&free_entry->state, REDIRECT_CLAIMED, REDIRECT_LIVE);
@@ -75,7 +79,7 @@ inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 *
 }
 
 /*
- * Writes addresses, one port and MACs into the packet and mends both checksums. Not inlined: its frame would not fit beside
+ * Writes addresses, ports and MACs into the packet and mends both checksums. Not inlined: its frame would not fit beside
  * the caller's and judge's.
  */
 static __attribute__((noinline)) int rewrite(struct pkt *p, struct rewrite *r)
@@ -100,8 +104,9 @@ static __attribute__((noinline)) int rewrite(struct pkt *p, struct rewrite *r)
 		    bpf_l3_csum_replace(skb, ETH_HEADER + 10, 0, diff, 0) || bpf_skb_store_bytes(skb, ETH_HEADER + 12, after, 8, 0))
 			return -1;
 	}
-	if (bpf_l4_csum_replace(skb, checksum, r->old_port, r->new_port, udp | 2) ||
-	    bpf_skb_store_bytes(skb, p->l4 + r->port_offset, &r->new_port, 2, 0) || bpf_skb_store_bytes(skb, 0, r->macs, 12, 0))
+	if (bpf_l4_csum_replace(skb, checksum, p->source_port, r->source_port, udp | 2) ||
+	    bpf_l4_csum_replace(skb, checksum, p->destination_port, r->destination_port, udp | 2) ||
+	    bpf_skb_store_bytes(skb, p->l4, &r->source_port, 4, 0) || bpf_skb_store_bytes(skb, 0, r->macs, 12, 0))
 		return -1;
 	return 0;
 }
@@ -115,19 +120,22 @@ inline_stage int unicast(struct pkt *p)
 	return first && first < 224;
 }
 
-/* From the guest to port 53. VERDICT_REDIRECT: the packet is rewritten and p->sandbox's table remembers it. */
-inline_stage __u32 redirect_to_resolver(struct pkt *p)
+/* From the guest. dns: port 53. VERDICT_REDIRECT: the packet is rewritten and p->sandbox's table remembers it. */
+inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
 {
 	__u32 zero = 0, index = 0;
 	const struct globals *global = p->global;
-	void *table = bpf_map_lookup_elem(&redirects, &p->slot);
+	void *table = dns ? bpf_map_lookup_elem(&redirects, &p->slot) : bpf_map_lookup_elem(&intercepted, &p->slot);
 
 	if (!global->resolver_ifindex || !table)
 		return deny(p, REASON_MAP_MISSING);
+	/* the short way left its pointers behind */
+	if (pkt_pull(p))
+		return deny(p, REASON_TRUNCATED);
 	if (p->fragment || (p->proto == IPPROTO_UDP && p->skb->gso_size))
 		return deny(p, REASON_FRAGMENT);
 	__u64 now = bpf_jiffies64();
-	struct redirect *e = redirect_entry(p, table, &index, now);
+	struct redirect *e = redirect_entry(p, table, dns ? REDIRECTS - 1 : INTERCEPTED - 1, &index, now);
 	if (!e)
 		return deny(p, REASON_REDIRECT_TABLE_FULL);
 	struct ethhdr *eth = pkt_at(p, 0, sizeof(*eth));
@@ -147,9 +155,8 @@ inline_stage __u32 redirect_to_resolver(struct pkt *p)
 	if (!room)
 		return deny(p, REASON_MAP_MISSING);
 	struct rewrite *r = &room->rewrite;
-	r->old_port = p->source_port;
-	r->new_port = bpf_htons(REDIRECT_PORT_BASE + index);
-	r->port_offset = 0;
+	r->source_port = bpf_htons((dns ? REDIRECT_PORT_BASE : INTERCEPTED_PORT_BASE) + index);
+	r->destination_port = dns ? DNS_PORT : bpf_htons(INTERCEPTED_PORT);
 	__be32 id = bpf_htonl(p->slot + SANDBOX_ADDR_OFFSET);
 
 	if (p->v6) {
@@ -165,19 +172,38 @@ inline_stage __u32 redirect_to_resolver(struct pkt *p)
 	if (rewrite(p, r))
 		return deny(p, REASON_REWRITE);
 	p->redirect_ifindex = global->resolver_ifindex;
-	p->reason = REASON_DNS_REDIRECT;
+	p->reason = dns ? REASON_DNS_REDIRECT : REASON_INTERCEPTED;
 	return VERDICT_REDIRECT;
+}
+
+/* The flow of an intercepted connection learns what the agent's side does, which the tap's own programs do not see. */
+inline_stage void note_agent(struct pkt *p, const struct redirect *e, __u64 now)
+{
+	void *table = bpf_map_lookup_elem(&flows, &p->slot);
+	struct flow_key key = {
+		.remote_port = e->remote_port,
+		.guest_port = e->guest_port,
+		.proto = p->proto,
+		.guest = e->guest,
+	};
+	__builtin_memcpy(key.remote, e->remote, 16);
+	struct flow *flow = table ? bpf_map_lookup_elem(table, &key) : 0;
+
+	if (flow && flow->flags & FLOW_INSPECT)
+		flow_note(p, flow, now);
 }
 
 /*
  * From the agent, at the veth's near end: gives the packet back its guest. Finds the sandbox by the address that only
- * redirect_to_resolver hands out, so this program serves all taps.
+ * redirect_to_agent hands out, so this program serves all taps.
  */
 inline_stage __u32 redirect_to_guest(struct pkt *p)
 {
 	__u32 zero = 0;
 	const struct globals *global = p->global;
-	if (p->fragment || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) || p->source_port != DNS_PORT)
+	int dns = p->source_port == DNS_PORT;
+	if (p->fragment || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) ||
+	    !(dns || (p->source_port == bpf_htons(INTERCEPTED_PORT) && p->proto == IPPROTO_TCP)))
 		return deny(p, REASON_UNSOLICITED_ANSWER);
 	__u32 id = bpf_ntohl((__u32)(p->destination[1] >> 32));
 	if (p->v6) {
@@ -200,8 +226,8 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 		p->sandbox = 0;
 		return deny(p, REASON_NOT_ENFORCED);
 	}
-	void *table = bpf_map_lookup_elem(&redirects, &p->slot);
-	__u32 index = bpf_ntohs(p->destination_port) - REDIRECT_PORT_BASE;
+	void *table = dns ? bpf_map_lookup_elem(&redirects, &p->slot) : bpf_map_lookup_elem(&intercepted, &p->slot);
+	__u32 index = bpf_ntohs(p->destination_port) - (dns ? REDIRECT_PORT_BASE : INTERCEPTED_PORT_BASE);
 	struct redirect *e = table ? bpf_map_lookup_elem(table, &index) : 0;
 	if (!e || e->state != REDIRECT_LIVE || e->proto != p->proto)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
@@ -214,29 +240,30 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 		if (p->tcp_flags & (TCP_FIN | TCP_RST))
 			e->closing = 1;
 		e->last_seen_ticks = now;
+		if (!dns && p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
+			note_agent(p, e, now);
 	}
 	struct scratch *room = bpf_map_lookup_elem(&scratch, &zero);
 	if (!room)
 		return deny(p, REASON_MAP_MISSING);
 	struct rewrite *r = &room->rewrite;
-	r->old_port = p->destination_port;
-	r->new_port = e->guest_port;
-	r->port_offset = 2;
+	r->source_port = e->remote_port;
+	r->destination_port = e->guest_port;
 
-	__builtin_memcpy(r->after, e->resolver, 16);
+	__builtin_memcpy(r->after, e->remote, 16);
 	__builtin_memcpy(r->after + 2, e->guest_addr, 16);
 	__builtin_memcpy(r->macs, e->guest_mac, 6);
 	__builtin_memcpy(r->macs + 6, e->gateway_mac, 6);
 	barrier();
 	/* claimed by another conversation while it was read: nobody waits for this answer any more */
-	if (e->state != REDIRECT_LIVE || e->guest_port != r->new_port)
+	if (e->state != REDIRECT_LIVE || e->guest_port != r->destination_port)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
 	if (is_mapped(r->after) == p->v6)
 		return deny(p, REASON_UNSOLICITED_ANSWER);
 	if (rewrite(p, r))
 		return deny(p, REASON_REWRITE);
 	p->redirect_ifindex = p->sandbox->ifindex;
-	p->reason = REASON_DNS_ANSWER;
+	p->reason = dns ? REASON_DNS_ANSWER : REASON_INTERCEPT_ANSWER;
 	return VERDICT_REDIRECT;
 }
 

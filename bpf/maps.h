@@ -13,7 +13,7 @@
  * nor in taps_more passes nothing. A power of two, twice the sandboxes at least. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_SANDBOXES * 2);
+	__uint(max_entries, MAX_SANDBOXES * 4);
 	__type(key, __u32);
 	__type(value, struct tap);
 } taps SEC(".maps");
@@ -21,7 +21,7 @@ struct {
 /* ifindex -> the same, for devices whose place in `taps` is another's. Full: the attach fails. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_SANDBOXES * 2);
+	__uint(max_entries, MAX_SANDBOXES * 4);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
 	__type(value, struct tap);
@@ -60,7 +60,7 @@ struct {
 	__type(value, struct globals);
 } globals SEC(".maps");
 
-/* slot * 2 + (uid & 1) -> compiled policy, an array of pages as abi.h describes. Made by the agent before the uid in
+/* policy_index(slot, uid) -> compiled policy, an array of pages as abi.h describes. Made by the agent before the uid in
  * `sandboxes` is changed; its size is that of the policy. */
 struct policy_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -71,12 +71,12 @@ struct policy_map {
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, MAX_SANDBOXES * 2);
+	__uint(max_entries, MAX_SANDBOXES * 4);
 	__type(key, __u32);
 	__array(values, struct policy_map);
 } policies SEC(".maps");
 
-/* slot * 2 + (uid & 1) -> configured prefixes of the policy, per family. Written by the agent before the policy is in force;
+/* policy_index(slot, uid) -> configured prefixes of the policy, per family. Written by the agent before the policy is in force;
  * absent when the policy has none (its flags say so). Sized to the policy. */
 struct prefix4_map {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -87,7 +87,7 @@ struct prefix4_map {
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, MAX_SANDBOXES * 2);
+	__uint(max_entries, MAX_SANDBOXES * 4);
 	__type(key, __u32);
 	__array(values, struct prefix4_map);
 } prefixes4 SEC(".maps");
@@ -101,12 +101,12 @@ struct prefix6_map {
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, MAX_SANDBOXES * 2);
+	__uint(max_entries, MAX_SANDBOXES * 4);
 	__type(key, __u32);
 	__array(values, struct prefix6_map);
 } prefixes6 SEC(".maps");
 
-/* slot * 2 + (uid & 1) -> pins: address (16 octets) -> rule bits with their expiry. Written by the agent before the answer
+/* policy_index(slot, uid) -> pins: address (16 octets) -> rule bits with their expiry. Written by the agent before the answer
  * leaves, read on a flow's first packet. Full: the agent answers SERVFAIL and counts. */
 struct pin_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -117,7 +117,7 @@ struct pin_map {
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, MAX_SANDBOXES * 2);
+	__uint(max_entries, MAX_SANDBOXES * 4);
 	__type(key, __u32);
 	__array(values, struct pin_map);
 } pins SEC(".maps");
@@ -166,6 +166,21 @@ struct {
 	__type(key, __u32);
 	__array(values, struct redirect_map);
 } redirects SEC(".maps");
+
+/* slot -> connections that the agent looks into; the index is the source port that it sees. Written and read here, read by the
+ * agent. Absent while the policy needs none. All places near a conversation's hash taken: its packet is dropped and counted. */
+struct intercepted_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INTERCEPTED);
+	__type(key, __u32);
+	__type(value, struct redirect);
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__array(values, struct intercepted_map);
+} intercepted SEC(".maps");
 
 /* slot -> packets and octets by direction and reason. Written here, read by the agent. */
 struct counter_map {
@@ -240,20 +255,21 @@ struct {
 	__type(value, __u64);
 } pin_epochs SEC(".maps");
 
-/* What a packet is rewritten to. The port is the source's or the destination's. */
+/* What a packet is rewritten to. */
 struct rewrite {
 	__u64 after[4]; /* source, destination; IPv4: mapped */
 	__u8 macs[12];  /* destination, source */
-	__be16 old_port;
-	__be16 new_port;
-	__u32 port_offset; /* in the L4 header: 0 source, 2 destination */
-	__u32 _pad;
+	__be16 source_port;
+	__be16 destination_port;
 };
+
+#define REJECT_ROOM 112 /* octets of the longest frame that refuses: Ethernet, IPv6, ICMPv6, IPv6, eight more; rounded up */
 
 /* What one packet needs while it is judged and the stack has no room for. Per CPU; nothing in it outlives the packet. */
 struct scratch {
 	__u64 pin_bits[RULE_WORDS];
 	struct rewrite rewrite;
+	__u8 frame[REJECT_ROOM];
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -267,5 +283,11 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
+
+/* Where a sandbox's tables of the policy or floor with this uid are in policies, prefixes4, prefixes6 and pins. */
+static __always_inline __u32 policy_index(__u32 slot, __u64 uid)
+{
+	return slot * 4 + (uid >> 63) * 2 + (uid & 1);
+}
 
 #endif

@@ -54,7 +54,7 @@ inline_stage __u32 arp_egress(struct pkt *p)
 		if (l && !l->addr4)
 			return allow(p, REASON_NEIGHBOUR);
 	}
-	return reachable(ask(p, DIR_EGRESS, p->destination, 0, 0)) ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ARP_TARGET);
+	return may_ask_for(ask(p, DIR_EGRESS, p->destination, 0, 0)) ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ARP_TARGET);
 }
 
 /* Options of an ND message: well formed to the end, and any link-layer address in them is the guest's. */
@@ -114,7 +114,7 @@ inline_stage __u32 nd_egress(struct pkt *p)
 		return allow(p, REASON_NEIGHBOUR);
 	if (unspecified)
 		return deny(p, REASON_ND_SPOOF);
-	if (is_gateway6(p->sandbox, target) || reachable(ask(p, DIR_EGRESS, target, 0, 0)))
+	if (is_gateway6(p->sandbox, target) || may_ask_for(ask(p, DIR_EGRESS, target, 0, 0)))
 		return allow(p, REASON_NEIGHBOUR);
 	return deny(p, REASON_ARP_TARGET);
 }

@@ -42,6 +42,18 @@ struct sk_buff {
 
 extern void *bpf_cast_to_kern_ctx(void *) __ksym __weak;
 
+inline_stage int checksum_is_partial(struct pkt *p)
+{
+	if (bpf_cast_to_kern_ctx) {
+		struct sk_buff *skb = bpf_cast_to_kern_ctx(p->skb);
+
+		return BPF_CORE_READ_BITFIELD(skb, ip_summed) == CHECKSUM_PARTIAL;
+	}
+	struct sk_buff *skb = (struct sk_buff *)p->skb;
+
+	return BPF_CORE_READ_BITFIELD_PROBED(skb, ip_summed) == CHECKSUM_PARTIAL;
+}
+
 /*
  * The guest names csum_start and csum_offset, and the kernel writes the checksum there after this verdict. Anywhere but the
  * checksum field of the header that was judged, that is a write into a judged packet. Kernels before 6.2 have no cast to the
@@ -51,18 +63,16 @@ inline_stage int partial_checksum_fits(struct pkt *p)
 {
 	__u32 start, offset, expected;
 
+	if (!checksum_is_partial(p))
+		return 1;
 	if (bpf_cast_to_kern_ctx) {
 		struct sk_buff *skb = bpf_cast_to_kern_ctx(p->skb);
 
-		if (BPF_CORE_READ_BITFIELD(skb, ip_summed) != CHECKSUM_PARTIAL)
-			return 1;
 		start = skb->csum_start - (__u32)(skb->data - skb->head);
 		offset = skb->csum_offset;
 	} else {
 		struct sk_buff *skb = (struct sk_buff *)p->skb;
 
-		if (BPF_CORE_READ_BITFIELD_PROBED(skb, ip_summed) != CHECKSUM_PARTIAL)
-			return 1;
 		start = BPF_CORE_READ(skb, csum_start) - (__u32)(BPF_CORE_READ(skb, data) - BPF_CORE_READ(skb, head));
 		offset = BPF_CORE_READ(skb, csum_offset);
 	}

@@ -25,7 +25,10 @@ struct question {
 	__u8 direction;
 	__u8 keep;        /* a flow allowed under a pin is judged again: the pin's expiry does not count */
 	__u32 reason;     /* answer */
-	__u32 lapses;     /* answer: live pins had a say, so that time alone may change it */
+	__u8 lapses;      /* answer: live pins had a say, so that time alone may change it */
+	__u8 inspect;     /* answer: allowed, and the agent must look who is meant */
+	__u8 floor;       /* answer: the floor must be asked too */
+	__u8 _pad;
 };
 
 struct pkt {
@@ -61,7 +64,13 @@ struct pkt {
 
 /* What a stage says beside enum verdict. */
 #define TO_FLOW 3   /* form and identity are right: flow table and policy decide */
+#define TO_AGENT 5  /* allowed by address: the agent decides by name */
+#define TO_RESOLVER 6
 #define UNDECIDED 4 /* the short way does not know */
+
+/* TC codes, see verdict.h */
+#define CODE_NEXT (-1)
+#define CODE_DROP 2
 
 #define FRAGMENT_NONE 0
 #define FRAGMENT_FIRST 1

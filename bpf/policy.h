@@ -15,7 +15,7 @@
 
 inline_stage void *policy_of(__u32 slot, __u64 uid)
 {
-	__u32 index = slot * 2 + (uid & 1);
+	__u32 index = policy_index(slot, uid);
 
 	return bpf_map_lookup_elem(&policies, &index);
 }
@@ -27,7 +27,7 @@ inline_stage void *policy_of(__u32 slot, __u64 uid)
  */
 inline_stage int pin_rules(struct question *q, const __u64 *addr, __u64 *bits)
 {
-	__u32 index = q->slot * 2 + (q->uid & 1);
+	__u32 index = policy_index(q->slot, q->uid);
 	void *pinned = bpf_map_lookup_elem(&pins, &index);
 	if (!pinned)
 		return PIN_NONE;
@@ -115,6 +115,32 @@ inline_stage struct policy_header *header_of(void *policy, __u64 uid)
 	return first && first->header.uid == uid ? &first->header : 0;
 }
 
+/* Must the agent look at what was allowed to this port? For UDP that means QUIC, which it cannot look into. */
+inline_stage int inspected_port(const struct policy_header *header, const struct question *q)
+{
+	__u16 port = bpf_ntohs(q->port);
+	int found = 0;
+
+	if (q->direction != DIR_EGRESS || (q->proto != IPPROTO_TCP && q->proto != IPPROTO_UDP) || !port)
+		return 0;
+#pragma unroll
+	for (int i = 0; i < INSPECT_PORTS; i++)
+		found |= header->inspect_ports[i] == port;
+	return found;
+}
+
+/* What is allowed goes on, goes to the agent, or, where the agent could not look into it, is refused. */
+inline_stage __u32 allowed(struct question *q, struct policy_header *header, int inspect, __u32 reason)
+{
+	q->floor = !!(header->flags & POLICY_HAS_FLOOR);
+	if (!inspect || !inspected_port(header, q))
+		return answer(q, VERDICT_ALLOW, reason);
+	if (q->proto == IPPROTO_UDP)
+		return answer(q, VERDICT_DENY, REASON_QUIC);
+	q->inspect = 1;
+	return answer(q, VERDICT_ALLOW, reason);
+}
+
 /*
  * Judges one flow. A global function: the verifier checks it once, for any question, and not once per caller and path.
  * Sets q->rule and q->reason; returns enum verdict.
@@ -124,7 +150,7 @@ __attribute__((noinline)) int judge(struct question *q)
 	if (!q)
 		return VERDICT_DENY;
 	q->rule = MAX_RULES;
-	q->lapses = 0;
+	q->lapses = q->inspect = q->floor = 0;
 	void *policy = policy_of(q->slot, q->uid);
 	struct policy_header *header = policy ? header_of(policy, q->uid) : 0;
 	if (!header)
@@ -157,7 +183,7 @@ __attribute__((noinline)) int judge(struct question *q)
 		if (match) {
 			__u64 lowest = match & -match;
 			q->rule = w * 64 + lowest_bit(match);
-			return header->allow[w] & lowest ? answer(q, VERDICT_ALLOW, REASON_RULE_ALLOW)
+			return header->allow[w] & lowest ? allowed(q, header, !!(header->inspect[w] & lowest), REASON_RULE_ALLOW)
 							 : answer(q, VERDICT_DENY, REASON_RULE_DENY);
 		}
 	}
@@ -167,7 +193,7 @@ __attribute__((noinline)) int judge(struct question *q)
 		return header->flags & POLICY_DEFAULT_ALLOW_INGRESS ? answer(q, VERDICT_ALLOW, REASON_DEFAULT_ALLOW)
 								    : answer(q, VERDICT_DENY, REASON_INGRESS_DEFAULT);
 	if (header->flags & POLICY_DEFAULT_ALLOW_EGRESS)
-		return answer(q, VERDICT_ALLOW, REASON_DEFAULT_ALLOW);
+		return allowed(q, header, !!(header->flags & POLICY_INSPECT_DEFAULT), REASON_DEFAULT_ALLOW);
 	if (pinned == PIN_STALE)
 		return answer(q, VERDICT_DENY, REASON_PIN_EXPIRED);
 	if (known->group == GROUP_PUBLIC && header->flags & POLICY_HAS_PINS && pinned == PIN_NONE)
@@ -185,6 +211,7 @@ __attribute__((noinline)) int reachable(struct question *q)
 	struct addr_cache *known = header ? address_rules(q, policy, header) : 0;
 	if (!known)
 		return 0;
+	q->floor = !!(header->flags & POLICY_HAS_FLOOR);
 #pragma unroll
 	for (int w = 0; w < RULE_WORDS; w++)
 		if (known->bits[w] & header->allow[w] & ~header->ingress[w])
@@ -209,7 +236,46 @@ inline_stage struct question *ask(struct pkt *p, __u32 direction, const __u64 *r
 	q->direction = direction;
 	q->keep = keep;
 	q->reason = REASON_UNKNOWN;
+	q->lapses = q->inspect = q->floor = q->_pad = 0;
 	return q;
+}
+
+/*
+ * The sandbox's policy, and where it allows, the operator's floor: both must. The rule that is told is the policy's own.
+ */
+inline_stage __u32 verdict_of(struct question *q)
+{
+	__u32 verdict = judge(q);
+
+	if (verdict != VERDICT_ALLOW || !q->floor)
+		return verdict;
+	__u16 rule = q->rule;
+	__u32 reason = q->reason;
+	__u8 inspect = q->inspect, lapses = q->lapses;
+
+	q->uid |= POLICY_FLOOR_UID;
+	verdict = judge(q);
+	q->uid &= ~POLICY_FLOOR_UID;
+	q->rule = rule;
+	q->inspect |= inspect;
+	q->lapses |= lapses;
+	if (verdict == VERDICT_ALLOW)
+		q->reason = reason;
+	else if (q->reason != REASON_QUIC && q->reason != REASON_MAP_MISSING)
+		q->reason = REASON_FLOOR;
+	return verdict;
+}
+
+inline_stage int may_ask_for(struct question *q)
+{
+	if (!reachable(q))
+		return 0;
+	if (!q->floor)
+		return 1;
+	q->uid |= POLICY_FLOOR_UID;
+	int both = reachable(q);
+	q->uid &= ~POLICY_FLOOR_UID;
+	return both;
 }
 
 #endif
