@@ -50,7 +50,7 @@ enum direction {
 	DIR_INGRESS = 1, /* world -> guest: the tap's TC egress hook, program to_guest */
 };
 
-/* One enum for the counter index, the event field, the metric label and the row in the docs. Append only. */
+/* One enum for the counter index, the event field, the metric label and the row in the docs. Changed only with ABI_VERSION. */
 enum reason {
 	REASON_UNKNOWN = 0, /* never counted: a packet left without a reason is a bug */
 	/* allowed or redirected */
@@ -63,6 +63,9 @@ enum reason {
 	REASON_FRAGMENT_FOLLOWS,  /* later fragment of a datagram whose first fragment passed */
 	REASON_DNS_REDIRECT,      /* port 53, to the agent's resolver */
 	REASON_DNS_ANSWER,        /* the resolver's answer, to the guest */
+	REASON_INTERCEPTED,       /* allowed by address, and to the agent, which looks who is meant */
+	REASON_INTERCEPT_ANSWER,  /* the agent's side of such a connection, to the guest */
+	REASON_REFUSAL,           /* what tells the guest that it was refused: RST, ICMP port unreachable */
 	/* denied: policy */
 	REASON_RULE_DENY,         /* first matching rule denies */
 	REASON_DEFAULT_HOST,      /* default denies; destination in group host */
@@ -77,6 +80,8 @@ enum reason {
 	REASON_PIN_EXPIRED,       /* default denies; the pin that would have allowed it has expired */
 	REASON_INGRESS_DEFAULT,   /* inbound, no rule allows the port */
 	REASON_POLICY_CHANGED,    /* flow was allowed once and is not under the policy in force */
+	REASON_FLOOR,             /* the operator's floor does not allow what the sandbox's policy would */
+	REASON_QUIC,              /* UDP to a port where the agent must look who is meant */
 	REASON_NAME_SERVICE,      /* DoT, DoQ, mDNS, LLMNR, NetBIOS name service */
 	REASON_ICMP_TYPE,         /* ICMP other than echo */
 	REASON_PROTOCOL,          /* IP protocol that no rule names */
@@ -110,12 +115,6 @@ enum reason {
 	REASON_MAP_MISSING,       /* a table that must be there is not */
 	REASON_REWRITE,           /* a packet could not be rewritten for the resolver */
 	REASON_UNSOLICITED_ANSWER,/* packet from the resolver's device that answers nothing */
-	/* since ABI 2 */
-	REASON_INTERCEPTED,       /* redirected: allowed by address, and the agent looks who is meant */
-	REASON_INTERCEPT_ANSWER,  /* allowed: the agent's side of such a connection, to the guest */
-	REASON_QUIC,              /* denied: UDP where the agent must look who is meant */
-	REASON_FLOOR,             /* denied: the operator's floor does not allow it */
-	REASON_REFUSAL,           /* allowed: what tells the guest that it was refused (RST, ICMP port unreachable) */
 	REASON_MAX,
 };
 

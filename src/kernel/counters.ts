@@ -20,7 +20,7 @@ export function reasonName(reason: number): string { return names.get(reason) ??
 /** Every reason but the never counted REASON_UNKNOWN, in order. */
 export const reasonNames: readonly string[] = [...names].filter(([number]) => number > 0 && number < Reason.REASON_MAX).map(([, name]) => name);
 
-const redirects: ReadonlySet<number> = new Set([Reason.REASON_DNS_REDIRECT]);
+const redirects: ReadonlySet<number> = new Set([Reason.REASON_DNS_REDIRECT, Reason.REASON_INTERCEPTED]);
 
 /** The reasons before REASON_RULE_DENY let the packet on, those from it on do not. */
 export function verdictOf(reason: number): VerdictName {

@@ -15,7 +15,7 @@ import { AbiLimit, layouts } from "./layout.gen.js";
 const BPFFS_MAGIC = 0xcafe4a11;
 const OBJECT = fileURLToPath(new URL("../../bpf/build/enforcer.bpf.o", import.meta.url));
 /** Maps sized by the number of sandboxes, and by twice that. */
-const PER_SANDBOX = ["sandboxes", "learned", "event_limits", "flows", "fragments", "redirects", "counters", "pin_epochs"] as const;
+const PER_SANDBOX = ["sandboxes", "learned", "event_limits", "flows", "fragments", "redirects", "intercepted", "counters", "pin_epochs"] as const;
 const PER_SANDBOX_TWICE = ["policies", "prefixes4", "prefixes6", "pins"] as const;
 /** Power of two, twice the sandboxes at least. */
 const TAPS = ["taps", "taps_more"] as const;

@@ -31,12 +31,25 @@ export interface Identity {
 
 export interface TableSizes { readonly flows: number; readonly pins: number; readonly eventsPerSecond: number }
 
+/** See POLICY_FLOOR_UID in bpf/abi.h. */
+const FLOOR_UID = 1n << 63n;
+/** Inner maps by slot that every sandbox has, and those that belong to one policy. */
+const OF_SLOT = ["flows", "fragments", "redirects", "counters"] as const;
+const OF_POLICY = ["policies", "prefixes4", "prefixes6", "pins"] as const;
+export type SlotMap = (typeof OF_SLOT)[number] | "intercepted";
+
+/** The uid that a floor is compiled with, beside the policy with this uid. */
+export function floorUid(uid: bigint): bigint { return uid | FLOOR_UID; }
+
 export class SandboxTables {
   readonly slot: number;
   readonly generation: number;
   readonly #instance: Instance;
   readonly #record = Buffer.alloc(layouts.sandbox.size);
   #uid = 0n;
+  /** Whether DNS over TLS goes to the agent: under the staged policy, and under the one in force. */
+  #stagedDot = false;
+  #dot = false;
 
   private constructor(instance: Instance, slot: number, generation: number) {
     this.#instance = instance;
@@ -74,7 +87,8 @@ export class SandboxTables {
     const tables = new SandboxTables(instance, slot, record.readUInt32LE(field.generation.offset));
     record.copy(tables.#record);
     tables.#uid = record.readBigUInt64LE(field.policy.offset);
-    for (const name of ["flows", "fragments", "redirects", "counters"] as const) if (tables.inner(name) === null) return null;
+    tables.#dot = tables.#stagedDot = (record.readUInt32LE(field.flags.offset) & SandboxFlag.SANDBOX_REDIRECT_DOT) !== 0;
+    for (const name of OF_SLOT) if (tables.inner(name) === null) return null;
     return tables;
   }
 
@@ -88,7 +102,23 @@ export class SandboxTables {
    * discard() takes it away.
    */
   stage(compiled: CompiledPolicy, uid: bigint, pins: number): BpfMap {
-    const index = this.slot * 2 + Number(uid & 1n);
+    if (compiled.intercepts && !this.#has("intercepted", this.slot)) this.#install("intercepted", this.slot, null);
+    this.#stagedDot = compiled.dot;
+    return this.#stage(compiled, uid, pins);
+  }
+
+  /**
+   * Puts the operator's floor beside the policy that was staged with this uid, which was compiled with `floor`; the floor is
+   * compiled with floorUid(uid). Returns its map for pins.
+   */
+  stageFloor(compiled: CompiledPolicy, uid: bigint, pins: number): BpfMap {
+    if (compiled.intercepts && !this.#has("intercepted", this.slot)) this.#install("intercepted", this.slot, null);
+    return this.#stage(compiled, floorUid(uid), pins);
+  }
+
+  #stage(compiled: CompiledPolicy, uid: bigint, pins: number): BpfMap {
+    if (compiled.uid !== uid) throw new RangeError("a policy is staged under the uid that it was compiled with");
+    const index = this.#index(uid);
     const policy = this.#create("policies", compiled.pages.length / AbiLimit.POLICY_PAGE);
     try {
       const pages = compiled.pages.length / AbiLimit.POLICY_PAGE;
@@ -121,6 +151,8 @@ export class SandboxTables {
   commit(uid: bigint): void {
     const former = this.#uid;
     this.#record.writeBigUInt64LE(uid, field.policy.offset);
+    this.#dot = this.#stagedDot;
+    this.#writeDot();
     this.#write();
     this.#uid = uid;
     if (former !== 0n && (former & 1n) !== (uid & 1n)) this.discard(former);
@@ -128,8 +160,7 @@ export class SandboxTables {
 
   /** Frees the tables of a policy that is not in force. */
   discard(uid: bigint): void {
-    const key = slotKey(this.slot * 2 + Number(uid & 1n));
-    for (const name of ["policies", "prefixes4", "prefixes6", "pins"] as const) this.#instance.map(name).delete(key);
+    for (const tables of [uid, floorUid(uid)]) for (const name of OF_POLICY) this.#instance.map(name).delete(slotKey(this.#index(tables)));
   }
 
   /** Identity may be given anew (an address added on the tap); counters, flows and pins stay. */
@@ -146,14 +177,14 @@ export class SandboxTables {
   }
 
   /** The inner map in the slot; the caller closes it. null when there is none. */
-  inner(name: "flows" | "fragments" | "redirects" | "counters"): BpfMap | null {
+  inner(name: SlotMap): BpfMap | null {
     const id = this.#instance.map(name).lookup(slotKey(this.slot));
     return id === null ? null : BpfMap.fromId(id.readUInt32LE(0));
   }
 
-  /** The map of pins of the policy in force; the caller closes it. */
-  pins(): BpfMap | null {
-    const id = this.#instance.map("pins").lookup(slotKey(this.slot * 2 + Number(this.#uid & 1n)));
+  /** The map of pins of the policy in force, or of its floor; the caller closes it. null when there is none. */
+  pins(of: "policy" | "floor" = "policy"): BpfMap | null {
+    const id = this.#instance.map("pins").lookup(slotKey(this.#index(of === "policy" ? this.#uid : floorUid(this.#uid))));
     return id === null ? null : BpfMap.fromId(id.readUInt32LE(0));
   }
 
@@ -167,8 +198,8 @@ export class SandboxTables {
       sum += map.memory();
       map.close();
     };
-    for (const name of ["flows", "fragments", "redirects", "counters"] as const) add(name, this.slot);
-    for (const name of ["policies", "prefixes4", "prefixes6", "pins"] as const) for (const half of [0, 1]) add(name, this.slot * 2 + half);
+    for (const name of [...OF_SLOT, "intercepted"] as const) add(name, this.slot);
+    for (const name of OF_POLICY) for (const uid of [0n, 1n]) for (const tables of [uid, floorUid(uid)]) add(name, this.#index(tables));
     return sum + layouts.sandbox.size + layouts.learned.size + layouts.event_limit.size;
   }
 
@@ -176,19 +207,29 @@ export class SandboxTables {
   clear(): void {
     const key = slotKey(this.slot);
     this.#instance.map("sandboxes").update(key, Buffer.alloc(layouts.sandbox.size));
-    for (const name of ["flows", "fragments", "redirects", "counters"] as const) this.#instance.map(name).delete(key);
+    for (const name of [...OF_SLOT, "intercepted"] as const) this.#instance.map(name).delete(key);
     for (const half of [0n, 1n]) this.discard(half);
     this.#uid = 0n;
   }
 
   #write(): void { this.#instance.map("sandboxes").update(slotKey(this.slot), this.#record); }
 
+  /** policy_index() of bpf/maps.h. */
+  #index(uid: bigint): number { return this.slot * 4 + Number(uid >> 63n) * 2 + Number(uid & 1n); }
+
+  #has(outer: MapName, index: number): boolean { return this.#instance.map(outer).lookup(slotKey(index)) !== null; }
+
+  #writeDot(): void {
+    const flags = this.#record.readUInt32LE(field.flags.offset) & ~SandboxFlag.SANDBOX_REDIRECT_DOT;
+    this.#record.writeUInt32LE((flags | (this.#dot ? SandboxFlag.SANDBOX_REDIRECT_DOT : 0)) >>> 0, field.flags.offset);
+  }
+
   #create(outer: MapName, entries: number | null): BpfMap {
     const { type, keySize, valueSize, maxEntries, flags } = this.#instance.innerTemplate(outer);
     return BpfMap.create({ type, name: outer.slice(0, 15), keySize, valueSize, maxEntries: entries ?? maxEntries, flags });
   }
 
-  #install(outer: "flows" | "fragments" | "redirects" | "counters", index: number, entries: number | null): void {
+  #install(outer: SlotMap, index: number, entries: number | null): void {
     const map = this.#create(outer, entries);
     try {
       this.#instance.map(outer).updateInner(index, map);
@@ -229,6 +270,7 @@ export class SandboxTables {
     if (!hasLinkLocal) flags |= SandboxFlag.SANDBOX_LEARN_LL;
     if (identity.dhcp) flags |= SandboxFlag.SANDBOX_DHCP;
     record.writeUInt32LE(flags, field.flags.offset);
+    this.#writeDot();
   }
 }
 

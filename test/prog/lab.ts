@@ -17,13 +17,13 @@ import { decodeEvent, type PacketEvent } from "../../src/kernel/events.js";
 import { Globals } from "../../src/kernel/globals.js";
 import { Instance, type ProgramName } from "../../src/kernel/instance.js";
 import { AbiLimit, layouts, Reason } from "../../src/kernel/layout.gen.js";
-import { type Identity, SandboxTables, slotKey } from "../../src/kernel/sandbox-tables.js";
+import { floorUid, type Identity, SandboxTables, slotKey } from "../../src/kernel/sandbox-tables.js";
 import { buildPolicy } from "../../src/policy/build.js";
 import { type CompiledPolicy, compilePolicy } from "../../src/policy/compile.js";
 import { NameJudge } from "../../src/policy/judge.js";
 import { parsePolicyText } from "../../src/policy/parse.js";
 import type { Policy } from "../../src/policy/types.js";
-import { type Bytes, type Endpoints, ip, mac, multicastMac } from "../lib/frames.js";
+import { type Bytes, type Endpoints, ip, mac, multicastMac, TCP } from "../lib/frames.js";
 
 /** TC codes (linux/pkt_cls.h): next program, TC_ACT_SHOT, TC_ACT_REDIRECT. */
 export const CODE = { next: -1, drop: 2, redirect: 7 } as const;
@@ -87,6 +87,8 @@ export interface SandboxOptions {
   readonly pins?: number;
   readonly eventsPerSecond?: number;
   readonly generation?: number;
+  /** The operator's floor beside the policy. */
+  readonly floor?: string | Policy;
 }
 
 export interface FlowEntry {
@@ -110,6 +112,18 @@ export const policyOf = (text: string, groups?: GroupTable): Policy => buildPoli
 /** Seconds of CLOCK_MONOTONIC, as the programs read them. */
 export const nowSeconds = (): number => Number(clockMonotonicCoarse() / 1_000_000_000n);
 export const hz = Math.round(1e9 / tickNanoseconds());
+
+/** Reasons whose packets are answered; see bpf/refuse.h. */
+const REFUSED: ReadonlySet<string> = new Set(["quic", "name-service", "policy-changed"]);
+
+/** Whether what leaves is a refusal and nothing of the frame that was refused: no payload, and headers of our own. */
+export function isRefusal(program: ProgramName, code: number, frame: Bytes, left: Bytes): boolean {
+  const ip = left[12] === 0x86 ? 40 : 20, proto = left[14 + (ip === 40 ? 6 : 9)], l4 = 14 + ip;
+  const toGuest = frame.subarray(6, 12).every((octet, i) => octet === left[i]);
+  const tcp = proto === 6 && left.length === l4 + 20;
+  if (code === CODE.redirect) return toGuest && (tcp ? (left[l4 + 13]! & TCP.rst) !== 0 : left.length === l4 + 8 + ip + 8 && (ip === 40 ? proto === 58 && left[l4] === 1 && left[l4 + 1] === 4 : proto === 1 && left[l4] === 3 && left[l4 + 1] === 3));
+  return code === CODE.next && tcp && !toGuest && (program === "to_guest" ? left[l4 + 13] === TCP.ack : (left[l4 + 13]! & TCP.rst) !== 0);
+}
 
 export class Lab {
   readonly instance: Instance;
@@ -211,14 +225,18 @@ export class Lab {
     if (counted.length === 0) counted.push(...this.#countedOrphans());
     this.#ring.drain();
     const events = this.#events.splice(0);
+    // What the agent answers is counted where it passes the tap.
+    if (program === "from_resolver" && code === CODE.redirect && counted.length === 0) {
+      return { code, verdict: "redirect", reason: frame[frame[12] === 0x86 ? 54 : 34]! * 256 + frame[frame[12] === 0x86 ? 55 : 35]! === 53 ? "dns-answer" : "intercept-answer", slot: null, event: null, frame: Uint8Array.from(data) };
+    }
     const [row, ...more] = counted;
     if (row === undefined || more.length > 0 || row.packets !== 1n) throw new Error(`${program}: counted ${counted.length} times (code ${code})`);
     if (row.bytes !== BigInt(frame.length)) throw new Error(`${program}: counted ${row.bytes} octets of ${frame.length}`);
     const number = row.index % Reason.REASON_MAX;
     if (number === Reason.REASON_UNKNOWN) throw new Error(`${program}: a packet left without a reason (code ${code})`);
     const reason = reasonName(number), verdict = verdictOf(number);
-    const expected = verdict === "deny" ? CODE.drop : verdict === "redirect" || (program === "from_resolver" && reason === "dns-answer") ? CODE.redirect : CODE.next;
-    if (code !== expected) throw new Error(`${program}: code ${code} with reason ${reason}`);
+    const expected = verdict === "deny" ? CODE.drop : verdict === "redirect" ? CODE.redirect : CODE.next;
+    if (code !== expected && !(REFUSED.has(reason) && isRefusal(program, code, frame, data))) throw new Error(`${program}: code ${code} with reason ${reason}`);
     if (events.length > 1 || (verdict !== "deny" && events.length > 0)) throw new Error(`${program}: ${events.length} events for ${reason}`);
     const event = events[0] ?? null;
     if (event !== null && (event.reason !== reason || event.slot !== row.slot || event.length !== frame.length)) throw new Error(`${program}: the event says ${event.reason}, counted ${reason}`);
@@ -237,6 +255,7 @@ export class LabSandbox {
   #policy!: Policy;
   #compiled!: CompiledPolicy;
   #judge!: NameJudge;
+  #floor: Policy | null = null;
 
   constructor(lab: Lab, slot: number, options: SandboxOptions) {
     this.#lab = lab;
@@ -276,12 +295,17 @@ export class LabSandbox {
     this.#policy = typeof policy === "string" ? policyOf(policy, this.#lab.groups) : policy;
     this.#judge = new NameJudge(this.#policy);
     const uid = this.tables.nextUid();
-    this.#compiled = compilePolicy(this.#policy, { uid });
+    const { floor } = this.#options;
+    this.#compiled = compilePolicy(this.#policy, { uid, inspect: true, floor: floor !== undefined });
     const map = this.tables.stage(this.#compiled, uid, this.#options.pins ?? 1024);
     try {
       for (const one of pins) this.#writePin(map, one);
     } finally {
       map.close();
+    }
+    if (floor !== undefined) {
+      this.#floor = typeof floor === "string" ? policyOf(floor, this.#lab.groups) : floor;
+      this.tables.stageFloor(compilePolicy(this.#floor, { uid: floorUid(uid), inspect: true }), uid, this.#options.pins ?? 1024).close();
     }
     this.tables.commit(uid);
   }
@@ -293,6 +317,9 @@ export class LabSandbox {
     const there = fragments.entries();
     if (there.count > 0) fragments.deleteBatch(there.keys, there.count);
     for (const { index } of this.redirects()) redirects.update(slotKey(index), Buffer.alloc(layouts.redirect.size));
+    const intercepted = this.tables.inner("intercepted");
+    for (const { index } of this.redirects("intercepted")) intercepted?.update(slotKey(index), Buffer.alloc(layouts.redirect.size));
+    intercepted?.close();
     const pinned = pins.entries();
     if (pinned.count > 0) pins.deleteBatch(pinned.keys, pinned.count);
     this.#advance();
@@ -305,11 +332,14 @@ export class LabSandbox {
 
   /** Pins an address under names, as the DNS worker does; granted: tells the kernel's cache of denials. */
   pin(pin: LabPin, granted = true): void {
-    const map = this.tables.pins()!;
-    try {
-      this.#writePin(map, pin);
-    } finally {
-      map.close();
+    for (const [of, policy] of [["policy", this.#policy], ["floor", this.#floor]] as const) {
+      if (policy === null) continue;
+      const map = this.tables.pins(of)!;
+      try {
+        this.#writePin(map, pin, new NameJudge(policy));
+      } finally {
+        map.close();
+      }
     }
     if (granted) this.#advance();
   }
@@ -330,8 +360,9 @@ export class LabSandbox {
     map.close();
   }
 
-  #writePin(map: BpfMap, { address: where, names, seconds = 3600 }: LabPin): void {
-    const bits = [...new Set(names.flatMap((name) => this.bitsOf(name)))];
+  #writePin(map: BpfMap, { address: where, names, seconds = 3600 }: LabPin, judge = this.#judge): void {
+    const bits = [...new Set(names.flatMap((name) => judge.judge(name.split(".")).bits))];
+    if (bits.length === 0) return;
     map.update(typeof where === "string" ? address(where) : where, encodePin(typeof where === "string" ? address(where) : where, bits.map((bit) => ({ bit, expires: nowSeconds() + seconds }))));
   }
 
@@ -411,8 +442,9 @@ export class LabSandbox {
     map.close();
   }
 
-  redirects(): RedirectEntry[] {
-    const map = this.tables.inner("redirects")!;
+  redirects(of: "redirects" | "intercepted" = "redirects"): RedirectEntry[] {
+    const map = this.tables.inner(of);
+    if (map === null) return [];
     const { keys, values, count } = map.entries();
     map.close();
     const { size, fields } = layouts.redirect;

@@ -81,6 +81,22 @@ twins("dns-redirect", "TCP 53 to any resolver", (s, v6) => out(tcpFrame(s.to(sit
 twins("dns-redirect", "UDP 53 to the gateway, without any rule", (s, v6) => out(udpFrame(s.to(gateway(v6)), { sourcePort: 5000, destinationPort: 53 })), () => policy(""));
 twins("dns-answer", "the agent's answer", (s, v6) => answer(fromAgent(s, v6, 16384 + s.redirects()[0]!.index)), (v6) => ({ prepare: (s) => { s.out(dnsQuery(s, v6)); } }));
 twins("dns-answer", "the answer at the tap, come in by the resolver's device", (s, v6) => into(udpFrame(s.from(site(v6)), { sourcePort: 53, destinationPort: 5000 }), { ingressIfindex: RESOLVER.near }));
+const named = (more = ""): string => `{allow: api.example.com}, {allow: "198.51.0.0/16"}${more}`;
+const pinned = (v6: boolean): Partial<Row> => ({ ...policy(named()), pins: [{ address: site(v6), names: ["api.example.com"] }] });
+const agentTcp = (s: LabSandbox, v6: boolean, port: number, flags: number): Bytes => tcpFrame(
+  { sourceMac: RESOLVER.farMac, destinationMac: RESOLVER.nearMac, source: resolverOf(v6), destination: shown(v6, s.slot) }, { sourcePort: 443, destinationPort: port, flags });
+twins("intercepted", "TLS to an address that a name allows", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), pinned);
+twins("intercepted", "HTTP to the same", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, destinationPort: 80 })), pinned);
+twins("intercepted", "the next packet of such a flow", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, flags: TCP.ack })), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
+twins("intercepted", "what the default allows behind a name that is denied", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => policy("{deny: bad.example.com}", "default_egress: allow"));
+twins("rule-allow", "a port nobody looks into", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, destinationPort: 22 })), pinned);
+twins("rule-allow", "an address that an address rule allows, beside names", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => policy("{allow: api.example.com}, {allow: public}"));
+twins("intercept-answer", "the agent's side", (s, v6) => answer(agentTcp(s, v6, 32768 + s.redirects("intercepted")[0]!.index, TCP.syn | TCP.ack)), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
+twins("intercept-answer", "the same at the tap", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.syn | TCP.ack }), { ingressIfindex: RESOLVER.near }));
+twins("unsolicited-answer", "somebody else than the agent speaks in such a connection", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.ack })), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
+twins("unsolicited-answer", "the agent's TLS port with an entry of DNS", (s, v6) => answer(agentTcp(s, v6, 16384 + s.redirects()[0]!.index, TCP.ack)), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), { sourcePort: 5000, destinationPort: 53 })); } }));
+twins("refusal", "a reset on its way to the guest", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.rst }), { ingressIfindex: s.ifindex, mark: 0x52535421 }));
+twins("ingress-default", "the mark of a refusal on a packet from elsewhere", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.rst }), { ingressIfindex: 1, mark: 0x52535421 }));
 row("neighbour", "ARP for the gateway", () => out(arpFrom({ targetIp: HOST.gateway4 })));
 row("neighbour", "ARP reply of the guest", () => out(arpFrom({ targetIp: HOST.gateway4, operation: 2 })));
 row("neighbour", "ARP to the guest", () => into(arpFrame({ senderMac: HOST.tapMac, senderIp: HOST.gateway4, targetIp: GUEST.v4 })));
@@ -119,6 +135,17 @@ twins("ingress-default", "inbound to a port that no rule names", (s, v6) => into
 twins("ingress-default", "inbound echo", (s, v6) => into(echoFrame(s.from(site(v6)))));
 twins("ingress-default", "inbound without a flow, as if it were an answer", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.ack })));
 twins("policy-changed", "a flow that the new policy forbids", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, flags: TCP.ack })), (v6) => ({ fresh: true, prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); s.setPolicy("rules: []"); } }));
+twins("policy-changed", "the far end of such a flow speaks", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.ack, payload: filler(50) })), (v6) => ({ fresh: true, prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); s.setPolicy("rules: []"); } }));
+twins("policy-changed", "a flow that somebody must look into from now on", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, flags: TCP.ack })), (v6) => ({ fresh: true, prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); s.setPolicy("rules: [{deny: bad.example.com}, {allow: public}]"); } }));
+twins("quic", "UDP 443 to an address that a name allows", (s, v6) => out(udpFrame(s.to(site(v6)), { ...https, payload: filler(200) })), pinned);
+twins("quic", "a second time", (s, v6) => out(udpFrame(s.to(site(v6)), https)), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(udpFrame(s.to(site(v6)), https)); } }));
+const floored = (rules: string, floor: string): Partial<Row> => ({ sandbox: { policy: `rules: [${rules}]`, floor: `rules: [${floor}]` } });
+twins("floor", "the policy allows and the floor denies", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), (v6) => floored("{allow: public}", `{deny: "${site(v6)}"}, {allow: public}`));
+twins("floor", "the floor's default", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => floored("{allow: public}", "{allow: 198.51.0.0/16}"));
+twins("floor", "a name that only the policy knows", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, destinationPort: 22 })), (v6) => ({ ...floored("{allow: api.example.com}", "{allow: other.example.com}"), pins: [{ address: site(v6), names: ["api.example.com"] }] }));
+twins("rule-allow", "a name that both allow", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, destinationPort: 22 })), (v6) => ({ ...floored("{allow: api.example.com}", "{allow: suffix:example.com}"), pins: [{ address: site(v6), names: ["api.example.com"] }] }));
+twins("intercepted", "the floor is by name, the policy by address", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), (v6) => ({ ...floored("{allow: public}", "{allow: suffix:example.com}"), pins: [{ address: site(v6), names: ["api.example.com"] }] }));
+twins("default-public", "the policy denies, whatever the floor", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => floored("", "{allow: public}"));
 for (const [proto, port] of [["udp", 853], ["udp", 5353], ["udp", 5355], ["udp", 137], ["tcp", 853], ["tcp", 5355]] as const) {
   const build = proto === "udp" ? udpFrame : tcpFrame;
   twins("name-service", `${proto} ${port}, whatever the rules`, (s, v6) => out(build(s.to(site(v6)), { sourcePort: 40000, destinationPort: port })), () => policy("{allow: any}", "default_egress: allow"));
@@ -221,7 +248,7 @@ twins("not-enforced", "an answer for a slot that is empty", (s, v6) => answer(fr
 for (const name of ["flows", "policies", "prefixes"] as const) {
   twins("map-missing", `no ${name}`, (s, v6) => out(tcpFrame(s.to(site(v6)), https)), (v6) => ({
     ...policy(`{allow: "${v6 ? "2606:4700::/32" : "93.184.216.0/24"}"}`), fresh: true, prepare: (s, lab) => {
-      lab.instance.map(name === "flows" ? "flows" : name === "policies" ? "policies" : v6 ? "prefixes6" : "prefixes4").delete(slotKey(name === "flows" ? s.slot : s.slot * 2 + 1));
+      lab.instance.map(name === "flows" ? "flows" : name === "policies" ? "policies" : v6 ? "prefixes6" : "prefixes4").delete(slotKey(name === "flows" ? s.slot : s.slot * 4 + 1));
     },
   }));
 }
