@@ -172,8 +172,8 @@ struct {
 struct intercepted_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, INTERCEPTED);
-	__type(key, __u32);
-	__type(value, struct redirect);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct redirect));
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);

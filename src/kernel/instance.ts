@@ -14,13 +14,13 @@ import { AbiLimit, layouts } from "./layout.gen.js";
 
 const BPFFS_MAGIC = 0xcafe4a11;
 const OBJECT = fileURLToPath(new URL("../../bpf/build/enforcer.bpf.o", import.meta.url));
-/** Maps sized by the number of sandboxes, and by twice that. */
+/** Maps sized by the number of sandboxes, and by four times that: two policies and two floors. */
 const PER_SANDBOX = ["sandboxes", "learned", "event_limits", "flows", "fragments", "redirects", "intercepted", "counters", "pin_epochs"] as const;
-const PER_SANDBOX_TWICE = ["policies", "prefixes4", "prefixes6", "pins"] as const;
+const PER_POLICY = ["policies", "prefixes4", "prefixes6", "pins"] as const;
 /** Power of two, twice the sandboxes at least. */
 const TAPS = ["taps", "taps_more"] as const;
 const SHARED = ["globals", "groups4", "groups6", "orphans", "events"] as const;
-const PINNED = [...PER_SANDBOX, ...PER_SANDBOX_TWICE, ...TAPS, ...SHARED] as const;
+const PINNED = [...PER_SANDBOX, ...PER_POLICY, ...TAPS, ...SHARED] as const;
 
 export type MapName = (typeof PINNED)[number];
 export type ProgramName = "from_guest" | "to_guest" | "from_resolver" | "from_guest_long" | "sweep" | "empty";
@@ -60,7 +60,7 @@ export class Instance {
 
     const maxEntries: Record<string, number> = {};
     for (const name of PER_SANDBOX) maxEntries[name] = sandboxes + SPARE_SLOTS;
-    for (const name of PER_SANDBOX_TWICE) maxEntries[name] = 2 * (sandboxes + SPARE_SLOTS);
+    for (const name of PER_POLICY) maxEntries[name] = 4 * (sandboxes + SPARE_SLOTS);
     for (const name of TAPS) maxEntries[name] = 2 ** Math.ceil(Math.log2(2 * (sandboxes + SPARE_SLOTS)));
     let object: BpfObject;
     try {

@@ -87,6 +87,8 @@ export interface SandboxOptions {
   readonly pins?: number;
   readonly eventsPerSecond?: number;
   readonly generation?: number;
+  /** There is somebody who looks into connections. */
+  readonly inspect?: boolean;
   /** The operator's floor beside the policy. */
   readonly floor?: string | Policy;
 }
@@ -295,8 +297,8 @@ export class LabSandbox {
     this.#policy = typeof policy === "string" ? policyOf(policy, this.#lab.groups) : policy;
     this.#judge = new NameJudge(this.#policy);
     const uid = this.tables.nextUid();
-    const { floor } = this.#options;
-    this.#compiled = compilePolicy(this.#policy, { uid, inspect: true, floor: floor !== undefined });
+    const { floor, inspect = false } = this.#options;
+    this.#compiled = compilePolicy(this.#policy, { uid, inspect, floor: floor !== undefined });
     const map = this.tables.stage(this.#compiled, uid, this.#options.pins ?? 1024);
     try {
       for (const one of pins) this.#writePin(map, one);
@@ -305,7 +307,7 @@ export class LabSandbox {
     }
     if (floor !== undefined) {
       this.#floor = typeof floor === "string" ? policyOf(floor, this.#lab.groups) : floor;
-      this.tables.stageFloor(compilePolicy(this.#floor, { uid: floorUid(uid), inspect: true }), uid, this.#options.pins ?? 1024).close();
+      this.tables.stageFloor(compilePolicy(this.#floor, { uid: floorUid(uid), inspect }), uid, this.#options.pins ?? 1024).close();
     }
     this.tables.commit(uid);
   }

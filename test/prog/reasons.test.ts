@@ -82,15 +82,16 @@ twins("dns-redirect", "UDP 53 to the gateway, without any rule", (s, v6) => out(
 twins("dns-answer", "the agent's answer", (s, v6) => answer(fromAgent(s, v6, 16384 + s.redirects()[0]!.index)), (v6) => ({ prepare: (s) => { s.out(dnsQuery(s, v6)); } }));
 twins("dns-answer", "the answer at the tap, come in by the resolver's device", (s, v6) => into(udpFrame(s.from(site(v6)), { sourcePort: 53, destinationPort: 5000 }), { ingressIfindex: RESOLVER.near }));
 const named = (more = ""): string => `{allow: api.example.com}, {allow: "198.51.0.0/16"}${more}`;
-const pinned = (v6: boolean): Partial<Row> => ({ ...policy(named()), pins: [{ address: site(v6), names: ["api.example.com"] }] });
+const inspected = (rules: string, more = ""): Partial<Row> => ({ sandbox: { ...policy(rules, more).sandbox, inspect: true } });
+const pinned = (v6: boolean): Partial<Row> => ({ ...inspected(named()), pins: [{ address: site(v6), names: ["api.example.com"] }] });
 const agentTcp = (s: LabSandbox, v6: boolean, port: number, flags: number): Bytes => tcpFrame(
   { sourceMac: RESOLVER.farMac, destinationMac: RESOLVER.nearMac, source: resolverOf(v6), destination: shown(v6, s.slot) }, { sourcePort: 443, destinationPort: port, flags });
 twins("intercepted", "TLS to an address that a name allows", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), pinned);
 twins("intercepted", "HTTP to the same", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, destinationPort: 80 })), pinned);
 twins("intercepted", "the next packet of such a flow", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, flags: TCP.ack })), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
-twins("intercepted", "what the default allows behind a name that is denied", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => policy("{deny: bad.example.com}", "default_egress: allow"));
+twins("intercepted", "what the default allows behind a name that is denied", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => inspected("{deny: bad.example.com}", "default_egress: allow"));
 twins("rule-allow", "a port nobody looks into", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, destinationPort: 22 })), pinned);
-twins("rule-allow", "an address that an address rule allows, beside names", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => policy("{allow: api.example.com}, {allow: public}"));
+twins("rule-allow", "an address that an address rule allows, beside names", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => inspected("{allow: api.example.com}, {allow: public}"));
 twins("intercept-answer", "the agent's side", (s, v6) => answer(agentTcp(s, v6, 32768 + s.redirects("intercepted")[0]!.index, TCP.syn | TCP.ack)), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
 twins("intercept-answer", "the same at the tap", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.syn | TCP.ack }), { ingressIfindex: RESOLVER.near }));
 twins("unsolicited-answer", "somebody else than the agent speaks in such a connection", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.ack })), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
@@ -136,10 +137,10 @@ twins("ingress-default", "inbound echo", (s, v6) => into(echoFrame(s.from(site(v
 twins("ingress-default", "inbound without a flow, as if it were an answer", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.ack })));
 twins("policy-changed", "a flow that the new policy forbids", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, flags: TCP.ack })), (v6) => ({ fresh: true, prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); s.setPolicy("rules: []"); } }));
 twins("policy-changed", "the far end of such a flow speaks", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.ack, payload: filler(50) })), (v6) => ({ fresh: true, prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); s.setPolicy("rules: []"); } }));
-twins("policy-changed", "a flow that somebody must look into from now on", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, flags: TCP.ack })), (v6) => ({ fresh: true, prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); s.setPolicy("rules: [{deny: bad.example.com}, {allow: public}]"); } }));
+twins("policy-changed", "a flow that somebody must look into from now on", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, flags: TCP.ack })), (v6) => ({ fresh: true, sandbox: { inspect: true }, prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); s.setPolicy("rules: [{deny: bad.example.com}, {allow: public}]"); } }));
 twins("quic", "UDP 443 to an address that a name allows", (s, v6) => out(udpFrame(s.to(site(v6)), { ...https, payload: filler(200) })), pinned);
 twins("quic", "a second time", (s, v6) => out(udpFrame(s.to(site(v6)), https)), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(udpFrame(s.to(site(v6)), https)); } }));
-const floored = (rules: string, floor: string): Partial<Row> => ({ sandbox: { policy: `rules: [${rules}]`, floor: `rules: [${floor}]` } });
+const floored = (rules: string, floor: string): Partial<Row> => ({ sandbox: { policy: `rules: [${rules}]`, floor: `rules: [${floor}]`, inspect: true } });
 twins("floor", "the policy allows and the floor denies", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), (v6) => floored("{allow: public}", `{deny: "${site(v6)}"}, {allow: public}`));
 twins("floor", "the floor's default", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => floored("{allow: public}", "{allow: 198.51.0.0/16}"));
 twins("floor", "a name that only the policy knows", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, destinationPort: 22 })), (v6) => ({ ...floored("{allow: api.example.com}", "{allow: other.example.com}"), pins: [{ address: site(v6), names: ["api.example.com"] }] }));
@@ -314,7 +315,7 @@ describe("reasons", () => {
       expect(outcome.reason).toBe(reason);
       if (outcome.verdict === "deny" && outcome.slot !== null) expect(outcome.event?.reason).toBe(reason);
       // The long way, asked the same in the same state, says the same.
-      if (program === "from_guest" && outcome.verdict === "deny") expect(lab.run("from_guest_long", frame, { ifindex: sandbox.ifindex, ...how }).reason).toBe(reason === "policy-changed" ? "default-public" : reason);
+      if (program === "from_guest" && outcome.verdict === "deny") expect(lab.run("from_guest_long", frame, { ifindex: sandbox.ifindex, ...how }).reason).toBe(reason === "policy-changed" ? (sandbox.compiled.intercepts ? "intercepted" : "default-public") : reason);
     } finally {
       lab.setResolver(true);
       if (fresh) sandbox.close();
