@@ -13,6 +13,8 @@ export interface CacheEntry {
   readonly key: string;
   readonly told: Told;
   readonly wire: WireAnswer;
+  /** for sandboxes without QUIC; null: the same. */
+  readonly quicless: WireAnswer | null;
   /** CLOCK_MONOTONIC seconds at which the TTLs were as they came. */
   readonly born: number;
   /** CLOCK_MONOTONIC seconds from which the entry is not used. */
@@ -76,9 +78,9 @@ export class AnswerCache {
   }
 
   /** Makes an entry and keeps it if its TTL and size allow; what is returned may be used once in any case. */
-  put(key: string, told: Told, wire: WireAnswer, owner: number, now: number): CacheEntry {
+  put(key: string, told: Told, wire: WireAnswer, quicless: WireAnswer | null, owner: number, now: number): CacheEntry {
     const entry: Kept = {
-      older: null, newer: null, held: false, key, told, wire, born: now, expires: now + told.ttl, owner, size: sizeOf(key, told, wire),
+      older: null, newer: null, held: false, key, told, wire, quicless, born: now, expires: now + told.ttl, owner, size: sizeOf(key, told, wire) + (quicless === null ? 0 : quicless.body.length + 16 * quicless.ttls.length),
     };
     const old = this.entries.get(key);
     if (old !== undefined) this.drop(old);

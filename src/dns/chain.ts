@@ -21,8 +21,6 @@ export const MAX_NEGATIVE_TTL = 3_600;
 
 /** What must be judged of an answer, whoever gets it. */
 export interface Told {
-  /** it holds records, rather than their absence. */
-  readonly answered: boolean;
   /** 16-byte addresses that the answer tells the guest: to be checked and pinned. */
   readonly addresses: readonly Uint8Array[];
   /** every other address in the reply, in whatever section: to be checked, never told. */
@@ -46,6 +44,8 @@ export interface Resolved {
   readonly authentic: boolean;
   readonly answers: readonly Record[];
   readonly authority: readonly Record[];
+  /** the answer for a sandbox that has no QUIC; null: the same. */
+  readonly withoutQuic: { readonly authentic: boolean; readonly answers: readonly Record[] } | null;
 }
 
 export type ChainFault = "chain-length" | "chain-loop" | "address-count" | "malformed";
@@ -85,6 +85,25 @@ function distinct(addresses: readonly Uint8Array[]): Uint8Array[] {
 }
 
 /**
+ * The records with the data that `form` gives for service bindings, null leaving one out; signatures over what is changed
+ * are left out too.
+ */
+function rewritten(
+  told: ReadonlySet<Record>, bindings: ReadonlyMap<Record, ServiceBinding>, form: (binding: ServiceBinding) => Uint8Array | null,
+): { answers: Record[]; changed: boolean } {
+  const types = new Set<number>();
+  for (const [record, binding] of bindings) if (told.has(record) && form(binding) !== record.data) types.add(record.type);
+  const answers: Record[] = [];
+  for (const record of told) {
+    if (record.type === Type.RRSIG && types.has((record.data[0]! << 8) | record.data[1]!)) continue;
+    const binding = bindings.get(record);
+    const data = binding === undefined ? record.data : form(binding);
+    if (data !== null) answers.push(data === record.data ? record : { ...record, data });
+  }
+  return { answers, changed: types.size > 0 };
+}
+
+/**
  * @param rcode of the reply must be NOERROR or NXDOMAIN.
  * @param dnssec the guest asked for DNSSEC records: signatures on the chain and proofs of absence are kept.
  */
@@ -93,9 +112,7 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
   const others: Uint8Array[] = [];
   const addresses: Uint8Array[] = [];
   const targets: Name[] = [];
-  const answers: Record[] = [];
   let ttl = MAX_TTL;
-  let changed = false;
 
   const bindings = new Map<Record, ServiceBinding>();
   for (const section of [reply.answers, reply.authority, reply.additional]) {
@@ -133,18 +150,16 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
       targets.push(next);
     }
   }
-  const changedTypes = new Set<number>();
-  for (const [record, binding] of bindings) if (binding.changed && told.has(record)) changedTypes.add(record.type);
+  const plain = bindings.size === 0 ? { answers: [...told], changed: false } : rewritten(told, bindings, (binding) => binding.data);
+  const { answers } = plain;
+  const quicless = [...bindings].some(([record, { data, withoutQuic }]) => data !== withoutQuic && told.has(record))
+    ? rewritten(told, bindings, (binding) => binding.withoutQuic) : null;
   for (const record of told) {
-    if (record.type === Type.RRSIG && changedTypes.has((record.data[0]! << 8) | record.data[1]!)) continue;
     const binding = bindings.get(record);
     if (binding === undefined) {
-      answers.push(record);
       if (record.type === Type.A || record.type === Type.AAAA) addresses.push(...addressesIn(record));
       else others.push(...addressesIn(record));
     } else {
-      answers.push(binding.changed ? { ...record, data: binding.data } : record);
-      changed ||= binding.changed;
       addresses.push(...binding.hints);
       if (record.target!.wire !== "\0" && record.target!.wire !== record.owner.wire) targets.push(record.target!);
     }
@@ -186,9 +201,11 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
       }
     }
   }
+  const authentic = (reply.flags & Flag.AD) !== 0;
   return {
-    rcode: reply.rcode, authentic: (reply.flags & Flag.AD) !== 0 && !changed,
+    rcode: reply.rcode, authentic: authentic && !plain.changed,
     answers, authority,
-    told: { answered: answers.length > 0, addresses: tell, others: distinct(others), mapped, targets, ttl },
+    withoutQuic: quicless === null ? null : { authentic: authentic && !quicless.changed, answers: quicless.answers },
+    told: { addresses: tell, others: distinct(others), mapped, targets, ttl },
   };
 }

@@ -27,6 +27,8 @@ export interface SandboxPolicy {
   readonly rebindProtection: boolean;
   /** allow_private for the name, or an address rule without ports, admits an address outside `public`. */
   privateAllowed(labels: readonly string[], address: Uint8Array): boolean;
+  /** TLS is looked at, so QUIC is refused: the guest is told of no HTTP/3. */
+  readonly withoutQuic: boolean;
   /** answer to refused names: NXDOMAIN unless the policy says REFUSED. */
   readonly deniedRcode: number;
   /** answer when an address is refused: REFUSED unless the policy says NXDOMAIN. */
@@ -53,7 +55,7 @@ export function judgeQuestion(policies: readonly SandboxPolicy[], name: Name, cl
   const labels = labelsOf(name);
   if (!name.matchable || policies.length === 0) return { refusal: "unmatchable", bits: [], labels };
   const address = addressOfReverse(labels);
-  const own = address !== null && classify(address) !== "public";
+  const own = (address !== null && classify(address) !== "public") || tellsOfResolvers(labels);
   const bits: (readonly number[])[] = [];
   for (const policy of policies) {
     const verdict = policy.judge(labels);
@@ -78,6 +80,15 @@ export function targetRefused(policy: SandboxPolicy, question: Name, target: Nam
   const domains = searchDomains.filter((domain) => isWithin(target, domain));
   if (domains.length > 0 && (verdict.special === undefined || verdict.special === "local")) return !domains.every((domain) => isWithin(question, domain));
   return verdict.special !== undefined;
+}
+
+/**
+ * Names by which software finds another resolver than the one it asks, or decides to: resolver.arpa (RFC 9462 section 6.4:
+ * not to be forwarded) and the name by which a network asks browsers not to go around its resolver.
+ */
+function tellsOfResolvers(labels: readonly string[]): boolean {
+  const n = labels.length;
+  return n >= 2 && ((labels[n - 1] === "arpa" && labels[n - 2] === "resolver") || (n === 2 && labels[1] === "net" && labels[0] === "use-application-dns"));
 }
 
 /** The address of a whole reverse name (RFC 1035 section 3.5, RFC 3596 section 2.5), or null. */

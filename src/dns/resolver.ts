@@ -331,7 +331,11 @@ export class Resolver {
     else {
       const wire = encodeAnswer(name, result.rcode, result.authentic, result.answers, result.authority);
       if (wire === null) fault = "malformed";
-      else entry = set.cache.put(key, result.told, wire, owner, now);
+      else {
+        const { withoutQuic } = result;
+        const quicless = withoutQuic === null ? null : encodeAnswer(name, result.rcode, withoutQuic.authentic, withoutQuic.answers, result.authority);
+        entry = set.cache.put(key, result.told, wire, quicless, owner, now);
+      }
     }
     for (const waiter of waiters) this.finish(waiter, entry, fault, now);
   }
@@ -377,7 +381,8 @@ export class Resolver {
     sandbox: Sandbox, b: Buffer, offset: number, length: number, question: Question, edns: Edns | null, client: Client,
     judgement: Judgement, entry: CacheEntry, now: number,
   ): void {
-    const { told, wire } = entry;
+    const { told } = entry;
+    const wire = entry.quicless !== null && sandbox.judges.some((policy) => policy.withoutQuic) ? entry.quicless : entry.wire;
     for (const policy of sandbox.judges) {
       if (told.targets.some((target) => targetRefused(policy, question.name, target, this.searchDomains))) {
         this.plain(sandbox, b, offset, question.end, sandbox.policy.rebindRcode, "target", edns, client);
@@ -405,7 +410,7 @@ export class Resolver {
         return;
       }
     }
-    const outcome: Outcome = wire.rcode === Rcode.NXDOMAIN ? "absent" : told.answered ? "answered" : "no-data";
+    const outcome: Outcome = wire.rcode === Rcode.NXDOMAIN ? "absent" : wire.answerCount > 0 ? "answered" : "no-data";
     const { length: size, truncated } = buildMessage(
       this.out, b, offset, question.end, wire.rcode, wire, age, cap, edns, null, sizeLimit(edns, client.stream),
     );

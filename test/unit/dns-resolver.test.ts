@@ -351,6 +351,35 @@ describe("A34: HTTPS and SVCB", () => {
     }
   });
 
+  const protocols = (...names: string[]): Buffer => Buffer.concat(names.map((name) => Buffer.concat([Buffer.of(name.length), Buffer.from(name)])));
+  it.each<[string, Buffer, Buffer | null]>([
+    ["h3 and its drafts go, the rest stays in order", params([1, protocols("h3", "h2", "h3-29", "http/1.1", "h3x", "h30")], [3, u16(8443)], [4, ip(PUBLIC)]), params([1, protocols("h2", "http/1.1", "h3x", "h30")], [3, u16(8443)], [4, ip(PUBLIC)])],
+    ["with nothing but h3 the default protocol stays", params([0, Buffer.concat([u16(1), u16(3)])], [1, protocols("h3")], [3, u16(8443)]), params([0, u16(3)], [3, u16(8443)])],
+    ["what was mandatory and has gone leaves no empty list", params([0, u16(1)], [1, protocols("h3", "h3-29")]), params()],
+    ["without a default protocol the record goes", params([1, protocols("h3")], [2, Buffer.alloc(0)], [3, u16(8443)]), null],
+    ["with another protocol it stays without a default", params([1, protocols("h3", "h2")], [2, Buffer.alloc(0)]), params([1, protocols("h2")], [2, Buffer.alloc(0)])],
+    ["ech goes beside it", params([1, protocols("h2", "h3")], [5, ech]), params([1, protocols("h2")])],
+    ["no h3: as it came", params([1, protocols("h2")], [4, ip(PUBLIC)]), params([1, protocols("h2")], [4, ip(PUBLIC)])],
+  ])("without QUIC: %s", async (_what, rest, want) => {
+    const upstream = always({ flags: 0x81a0, answers: [https("", rest)] });
+    const world = new World({ ...allowTwo, withoutQuic: true, upstream });
+    for (const _again of [1, 2]) {
+      const seen = await world.ask("allowed.example", 65, { flags: 0x0120 });
+      expect([seen.rcode, seen.records.map(({ data }) => data)]).toEqual([0, want === null ? [] : [Buffer.concat([u16(1), wireName(""), want])]]);
+      expect((seen.flags & 0x20) !== 0).toBe(want !== null && want.equals(rest));
+    }
+    // A sibling whose TLS nobody looks at shares the cache, not the answer.
+    const other = world.add({ ...allowTwo });
+    const seen = await world.ask("allowed.example", 65, {}, other);
+    const noEch = rest.indexOf(params([5, ech]));
+    expect(seen.records[0]!.data).toEqual(Buffer.concat([u16(1), wireName(""), noEch < 0 ? rest : rest.subarray(0, noEch)]));
+    expect(world.asked).toHaveLength(1);
+    // A floor that looks at TLS is enough.
+    const floored = world.add({ ...allowTwo, floor: { ...allowTwo, withoutQuic: true } });
+    const under = await world.ask("allowed.example", 65, {}, floored);
+    expect(under.records.map(({ data }) => data)).toEqual(want === null ? [] : [Buffer.concat([u16(1), wireName(""), want])]);
+  });
+
   it("AliasMode to a refused name is refused", async () => {
     const world = new World({ ...allowTwo, upstream: always({ answers: [https("metadata.google.internal", Buffer.alloc(0), 0)] }) });
     expect((await world.ask("allowed.example", 65)).rcode).toBe(5);
@@ -363,6 +392,11 @@ describe("A34: HTTPS and SVCB", () => {
     ["a value past the end", Buffer.concat([u16(4), u16(99), ip(PUBLIC)])],
     ["a hint of three octets", params([4, Buffer.from([1, 2, 3])])],
     ["an empty hint", params([6, Buffer.alloc(0)])],
+    ["an empty list of protocols", params([1, Buffer.alloc(0)])],
+    ["a protocol without octets", params([1, Buffer.from("\x02h2\0")])],
+    ["a protocol past the end", params([1, Buffer.from("\x05h2")])],
+    ["no-default-alpn with a value", params([1, Buffer.from("\x02h2")], [2, u16(1)])],
+    ["no-default-alpn without alpn", params([2, Buffer.alloc(0)])],
   ])("%s is malformed: SERVFAIL", async (_what, rest) => {
     const world = new World({ ...allowTwo, upstream: always({ answers: [https("", rest)] }) });
     expect((await world.ask("allowed.example", 65)).rcode).toBe(2);
@@ -397,6 +431,14 @@ describe("A35: where a chain may not lead", () => {
     expect(world.count("blocked")).toBe(3);
     world.service.setHostResolvers([], searchDomains("nameserver 9.9.9.9", "host"));
     expect(await rcodes()).toEqual([0, 0, 0, 0, 0, 0, 0]);
+  });
+
+  it("names that lead to other resolvers are refused unless a rule names them", async () => {
+    const world = new World({ yaml: "rules: [{allow: public}]", upstream: always({ answers: [] }) });
+    for (const name of ["_dns.resolver.arpa", "resolver.arpa", "use-application-dns.net"]) expect((await world.ask(name, 64)).rcode).toBe(3);
+    for (const name of ["x.use-application-dns.net", "resolver.arpa.example"]) expect((await world.ask(name)).rcode).toBe(0);
+    const named = new World({ yaml: "rules: [{allow: suffix:resolver.arpa}, {allow: public}]", upstream: always({ answers: [] }) });
+    expect((await named.ask("_dns.resolver.arpa", 64)).rcode).toBe(0);
   });
 
   it.each([
