@@ -236,16 +236,17 @@ inline_stage __u32 icmp_error_ingress(struct pkt *p)
 	}
 	if (key.guest == GUEST_NONE || key.guest != p->guest)
 		return deny(p, REASON_ICMP_TYPE);
-	__u8 *l4 = pkt_at(p, ports, 8);
-	if (!l4)
+	/* copied: Linux 6.1 loses sight of a pointer at a second varying offset */
+	__be16 l4[4];
+	if (bpf_skb_load_bytes(p->skb, ports, l4, sizeof(l4)))
 		return deny(p, REASON_ICMP_TYPE);
 	key.proto = proto;
 	if (proto == IPPROTO_TCP || proto == IPPROTO_UDP) {
-		key.guest_port = *(__be16 *)l4;
-		key.remote_port = *(__be16 *)(l4 + 2);
+		key.guest_port = l4[0];
+		key.remote_port = l4[1];
 	} else if (proto == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)) {
-		key.remote_port = l4[0] == (p->v6 ? ICMP6_ECHO_REQUEST : ICMP_ECHO_REQUEST);
-		key.guest_port = *(__be16 *)(l4 + 4);
+		key.remote_port = bpf_ntohs(l4[0]) >> 8 == (p->v6 ? ICMP6_ECHO_REQUEST : ICMP_ECHO_REQUEST);
+		key.guest_port = l4[2];
 	}
 	void *table = bpf_map_lookup_elem(&flows, &p->slot);
 	struct flow *flow = table ? bpf_map_lookup_elem(table, &key) : 0;
