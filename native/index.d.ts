@@ -173,9 +173,11 @@ export function createNetns(): number;
 /** Inode of the namespace the fd stands for. */
 export function netnsInode(fd: number): number;
 export function closeFd(fd: number): void;
-/** flock(LOCK_EX|LOCK_NB) on the file, created 0600; throws EWOULDBLOCK when somebody holds it. Held until closeFd. */
+/** flock(LOCK_EX|LOCK_NB) on the file, created 0600, or on a directory that is there; throws EWOULDBLOCK when somebody holds it. Held until closeFd. */
 export function lockFile(path: string): number;
 export function mountBpffs(path: string): void;
+/** sd_notify(3): sends text as one datagram to a Unix socket, `@name` for an abstract one. Does not wait. */
+export function notifySocket(path: string, text: string): void;
 /** statfs f_type of the path. */
 export function fsType(path: string): number;
 

@@ -23,6 +23,6 @@ const binding = load();
 export const {
   BpfObject, BpfMap, BpfProgram, BpfLink, RingBuffer, NetlinkMonitor, UdpBatch, Tap,
   queryTcx, attachClsact, detachClsact, queryClsact, removeClsact,
-  netlinkRequest, netlinkBatch, openNetns, setNetns, createNetns, netnsInode, closeFd, lockFile, mountBpffs, fsType,
+  netlinkRequest, netlinkBatch, openNetns, setNetns, createNetns, netnsInode, closeFd, lockFile, mountBpffs, fsType, notifySocket,
   clockMonotonicCoarse, tickNanoseconds, possibleCpus, libbpfVersion, effectiveCapabilities,
 } = binding;

@@ -84,7 +84,10 @@ Napi::Value LockFile(const Napi::CallbackInfo& info) {
   Args args(env);
   std::string path = args.Path(info[0]);
   if (!args.ok()) return {};
-  Fd fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  // A directory serves as a lock too: on a BPF file system there are no ordinary files.
+  struct stat there;
+  bool directory = lstat(path.c_str(), &there) == 0 && S_ISDIR(there.st_mode);
+  Fd fd(open(path.c_str(), (directory ? O_RDONLY | O_DIRECTORY : O_RDWR | O_CREAT) | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd.valid()) {
     ThrowErrno(env, errno, {"open", path});
     return {};

@@ -2,13 +2,18 @@
 // CPUs, capabilities.
 #include <bpf/libbpf.h>
 #include <linux/capability.h>
+#include <stddef.h>
+#include <string.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/vfs.h>
 #include <time.h>
 
 #include "addon.h"
 #include "error.h"
+#include "fd.h"
 
 namespace enforcer {
 
@@ -21,6 +26,30 @@ void MountBpffs(const Napi::CallbackInfo& info) {
   if (mount("bpf", path.c_str(), "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700") != 0) {
     ThrowErrno(info.Env(), errno, {"mount", path});
   }
+}
+
+// sd_notify(3): one datagram; a path that begins with @ is in the abstract name space.
+void NotifySocket(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Args args(env);
+  std::string path = args.Path(info[0]);
+  std::string text = args.Path(info[1]);
+  if (!args.ok()) return;
+  struct sockaddr_un to = {};
+  to.sun_family = AF_UNIX;
+  if (path.size() < 2 || path.size() >= sizeof(to.sun_path)) {
+    ThrowErrno(env, ENAMETOOLONG, {"sendto", path});
+    return;
+  }
+  memcpy(to.sun_path, path.data(), path.size());
+  if (to.sun_path[0] == '@') to.sun_path[0] = 0;
+  Fd fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (!fd.valid()) {
+    ThrowErrno(env, errno, {"socket", path});
+    return;
+  }
+  socklen_t length = static_cast<socklen_t>(offsetof(struct sockaddr_un, sun_path) + path.size());
+  if (sendto(fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT, reinterpret_cast<struct sockaddr*>(&to), length) < 0) ThrowErrno(env, errno, {"sendto", path});
 }
 
 Napi::Value FsType(const Napi::CallbackInfo& info) {
@@ -73,6 +102,7 @@ Napi::Value EffectiveCapabilities(const Napi::CallbackInfo& info) {
 
 void InitSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("mountBpffs", Napi::Function::New<MountBpffs>(env, "mountBpffs"));
+  exports.Set("notifySocket", Napi::Function::New<NotifySocket>(env, "notifySocket"));
   exports.Set("fsType", Napi::Function::New<FsType>(env, "fsType"));
   exports.Set("clockMonotonicCoarse", Napi::Function::New<ClockMonotonicCoarse>(env, "clockMonotonicCoarse"));
   exports.Set("tickNanoseconds", Napi::Function::New<TickNanoseconds>(env, "tickNanoseconds"));

@@ -221,18 +221,28 @@ function isIsatap(address: Address): boolean {
   return ((address[8] as number) & 0xfd) === 0 && address[9] === 0 && address[10] === 0x5e && address[11] === 0xfe;
 }
 
+/** Why an address is in its group: the table's entry, and the IPv4 address it was found by where one is embedded. */
+export interface Placing { readonly group: Group; readonly prefix: Prefix; readonly embedded: Address | null }
+
 /**
- * Group of an address: the reference for what the kernel does.
+ * Group of an address, and the entry that says so: the reference for what the kernel does.
  * @param family 6 for an IPv4-mapped address that stands in an IPv6 packet (never public); by default mapped means IPv4.
  */
-export function classify(table: GroupTable, address: Address, family: 4 | 6 = isV4(address) ? 4 : 6): Group {
-  if (family === 4) return lookup(table.v4, address, 4).group;
-  const entry = lookup(table.v6, address, 6);
-  let number = groupNumber(entry.group);
-  for (const inner of embedded(address, entry.embed)) number = Math.min(number, groupNumber(lookup(table.v4, inner, 4).group));
-  if (isIsatap(address)) number = Math.min(number, groupNumber(lookup(table.v4, v4At(address, 12, 13, 14, 15), 4).group));
-  return groups[number] as Group;
+export function place(table: GroupTable, address: Address, family: 4 | 6 = isV4(address) ? 4 : 6): Placing {
+  const own = lookup(family === 4 ? table.v4 : table.v6, address, family);
+  let strictest: Placing = { group: own.group, prefix: own.prefix, embedded: null };
+  if (family === 4) return strictest;
+  const inner = embedded(address, own.embed);
+  if (isIsatap(address)) inner.push(v4At(address, 12, 13, 14, 15));
+  for (const v4 of inner) {
+    const { group, prefix } = lookup(table.v4, v4, 4);
+    if (groupNumber(group) < groupNumber(strictest.group)) strictest = { group, prefix, embedded: v4 };
+  }
+  return strictest;
 }
+
+/** Group of an address; see place(). */
+export function classify(table: GroupTable, address: Address, family: 4 | 6 = isV4(address) ? 4 : 6): Group { return place(table, address, family).group; }
 
 /** The group that holds the whole prefix: the strictest whose own prefixes cover it; `public` when none does or public addresses lie in it. */
 export function groupOfPrefix(table: GroupTable, prefix: Prefix): Group {

@@ -131,7 +131,7 @@ function latencyHistogram(stats: () => Promise<Stats>): object {
 }
 
 /** @throws EnforcerError E_METRICS_LISTEN. */
-export async function serveMetrics(registry: Registry, { host, port }: Listen): Promise<Server> {
+export async function serveMetrics(registry: Pick<Registry, "contentType" | "metrics">, { host, port }: Listen): Promise<Server> {
   const server = createServer((request, response) => {
     if (request.url !== "/metrics" || (request.method !== "GET" && request.method !== "HEAD")) {
       response.writeHead(request.url === "/metrics" ? 405 : 404, { "content-type": "text/plain" }).end("metrics are at /metrics\n");

@@ -1,193 +1,54 @@
 /**
- * `enforcer attach <tap>`: holds one guest to its policy in the foreground, until SIGINT or SIGTERM.
+ * `enforcer attach <tap>`: asks the agent that runs, or is itself the agent of that tap in the foreground (foreground.ts).
  *
- * Holds always: "enforcing" is printed only after enforcement is in force and tested; a signal, or the end of the tap, detaches
- * and leaves nothing behind; a failure or a kill leaves the kernel enforcing: a fault that a guest can provoke frees no guest.
+ * Holds always: "enforcing" is printed only after enforcement is in force and tested.
  */
-import type { Server } from "node:http";
-import { formatAddress, type Address, type Prefix } from "../addresses/address.js";
-import { Enforcer, type Sandbox } from "../agent/enforcer.js";
-import { enforcerRegistry, serveMetrics, type Listen } from "../agent/metrics.js";
-import { RunDirectory } from "../agent/run-directory.js";
-import type { DeniedQuery } from "../dns/protocol.js";
+import { formatAddress, formatPrefix } from "../addresses/address.js";
+import type { SandboxStatus } from "../api/schema.js";
 import { EnforcerError } from "../errors.js";
-import type { PacketEvent } from "../kernel/events.js";
-import type { LinkEvent } from "../net/host-watch.js";
-import { checkInterfaceName } from "../net/links.js";
-import { tapFacts } from "../net/tap.js";
-import { formatDiagnostic } from "../policy/diagnostics.js";
-import { buildPolicy } from "../policy/build.js";
-import type { Policy } from "../policy/types.js";
-import { policyInput } from "./policy-check.js";
-import { describePacket, describeQuery, packetLine, queryLine } from "./report.js";
+import { agentAt, agentRuns } from "./connection.js";
+import { attachForeground, type AttachArguments } from "./foreground.js";
+import { policyRequestOf } from "./policy.js";
 
-export interface AttachArguments {
-  readonly tap: string;
-  readonly policy: string | null;
-  readonly rules: readonly string[];
-  readonly defaultEgress: "allow" | "deny" | null;
-  readonly defaultIngress: "allow" | "deny" | null;
-  readonly noNet: boolean;
-  readonly noRebindProtection: boolean;
-  readonly gateways: readonly Address[];
-  readonly guest: readonly Prefix[];
-  readonly mac: Uint8Array | null;
-  readonly upstreams: readonly { address: Address; port: number }[];
-  /** null: off. */
-  readonly metrics: Listen | null;
-  readonly json: boolean;
-  readonly runDirectory: string;
-  readonly bpffs: string;
+export interface AttachFlags extends AttachArguments {
+  readonly name: string | null;
+  readonly netns: string | null;
+  readonly wait: boolean;
+  readonly foreground: boolean;
 }
 
-/** Resolves when a signal ended it. @throws EnforcerError. */
-export async function attach(options: AttachArguments): Promise<void> {
-  checkInterfaceName(options.tap);
-  const input = policyInput({ ...options, file: options.policy });
-  const { policy: draft, warnings } = buildPolicy(input);
-  const out = new Output(options.json);
-  for (const warning of warnings) out.notice(formatDiagnostic(warning));
-  const { ifindex } = tapFacts(options.tap);
-
-  const run = new RunDirectory(options.runDirectory);
-  const unlock = run.lock(options.tap);
-  try {
-    await serve(options, run, draft, ifindex, input, out);
-  } finally {
-    unlock();
+/** @throws EnforcerError. */
+export async function attach(options: AttachFlags): Promise<void> {
+  if (options.foreground || !(await agentRuns(options.runDirectory))) {
+    const only = options.netns !== null ? "--netns" : options.wait ? "--wait" : options.name !== null ? "--name" : null;
+    if (only !== null) throw new EnforcerError("E_NO_AGENT", `${only} needs the agent, and none answers in ${options.runDirectory}`);
+    return attachForeground(options);
   }
-}
-
-async function serve(options: AttachArguments, run: RunDirectory, draft: Policy, ifindex: number, input: Parameters<typeof buildPolicy>[0], out: Output): Promise<void> {
-  const ended = new Ending();
-  let sandbox: Sandbox | null = null;
-  const enforcer = await Enforcer.start({
-    run,
-    bpffs: options.bpffs,
-    instance: options.tap,
-    sandboxes: 1,
-    resolverDevice: `enf${ifindex}`,
-    resolvConf: options.upstreams.length > 0 || draft.dns.upstreams !== null ? null : "/etc/resolv.conf",
-    netnsFd: null,
-    outer: null,
-    extraGroups: {},
-    nat64Prefixes: [],
-    onView: () => undefined,
-    onPackets: (events) => { if (sandbox !== null) out.packets(enforcer, sandbox, events); },
-    onQueries: (queries) => { if (sandbox !== null) out.queries(sandbox, queries); },
-    onLink: (event) => { if (sandbox !== null) onLink(event, sandbox, ended); },
-    onNotice: (text) => out.notice(text),
-    onFailure: (error) => ended.fail(new EnforcerError("E_RESOLVER", `it cannot go on serving ${options.tap}: ${error.message}`, { cause: error, remedy: "the kernel goes on enforcing, and no name is resolved: attach again to take it over, and report this" })),
+  const { tap, name, netns, wait, gateways, guest, mac, upstreams } = options;
+  const policy = policyRequestOf({ ...options, file: options.policy });
+  const { sandbox, warnings } = await agentAt(options.runDirectory).attach({
+    tap, ...(name === null ? {} : { name }), ...(netns === null ? {} : { netns }), ...(wait ? { wait } : {}),
+    ...(policy === null ? {} : { policy }),
+    ...(gateways.length === 0 ? {} : { gateways: gateways.map(formatAddress) }),
+    ...(guest.length === 0 ? {} : { guest: guest.map((prefix) => (prefix.length === 128 ? formatAddress(prefix.bytes) : formatPrefix(prefix))) }),
+    ...(mac === null ? {} : { mac: [...mac].map((octet) => octet.toString(16).padStart(2, "0")).join(":") }),
+    ...(upstreams.length === 0 ? {} : { upstreams: upstreams.map(({ address, port }) => `${formatAddress(address).includes(":") ? `[${formatAddress(address)}]` : formatAddress(address)}:${port}`) }),
   });
-  let metrics: Server | null = null;
-  try {
-    if (options.metrics !== null) metrics = await serveMetrics(enforcerRegistry(enforcer), options.metrics);
-    // Once more, now that the host's own prefixes are known: they say which group a rule's prefix lies in.
-    const { policy } = buildPolicy({ ...input, groups: enforcer.groups });
-    sandbox = await enforcer.attach({ name: options.tap, tap: options.tap, policy, source: null, spec: null, incomplete: false, gateways: options.gateways, guest: options.guest, mac: options.mac, upstreams: options.upstreams });
-    out.enforcing(sandbox, options);
-    await ended.promise;
-  } finally {
-    metrics?.close();
-    metrics?.closeAllConnections();
-    if (ended.failed && sandbox !== null) await enforcer.release();
-    else await enforcer.stop();
-  }
-  out.detached(options.tap);
+  report(sandbox, warnings, options.json);
 }
 
-/** A signal, the tap's end, or a failure: whichever comes first. */
-class Ending {
-  readonly promise: Promise<void>;
-  failed = false;
-  #resolve!: () => void;
-  #reject!: (error: Error) => void;
-
-  constructor() {
-    this.promise = new Promise((resolve, reject) => {
-      this.#resolve = resolve;
-      this.#reject = reject;
-    });
-    // Told again when awaited; without this an early failure would end the process before it has cleaned up.
-    this.promise.catch(() => undefined);
-    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => this.#resolve());
+function report(sandbox: SandboxStatus, warnings: readonly string[], json: boolean): void {
+  if (json) {
+    process.stdout.write(`${JSON.stringify({ event: sandbox.state === "waiting" ? "waiting" : "enforcing", time: new Date().toISOString(), sandbox: sandbox.name, warnings, ...sandbox })}\n`);
+    return;
   }
-
-  /** It cannot go on serving, and the guest may be there: nothing is taken away. */
-  fail(error: Error): void {
-    this.failed = true;
-    this.#reject(error);
+  for (const warning of warnings) process.stderr.write(`enforcer: ${warning}\n`);
+  if (sandbox.state === "waiting") {
+    process.stdout.write(`waiting for ${sandbox.tap} (${sandbox.name})\n`);
+    return;
   }
-
-  /** There is no guest any more. */
-  gone(error: Error): void { this.#reject(error); }
+  const where = sandbox.bridge === null ? "routed" : `port of bridge ${sandbox.bridge}`;
+  process.stdout.write(`enforcing ${sandbox.name} (${where}, ${sandbox.mechanism}, ${sandbox.rules} rule${sandbox.rules === 1 ? "" : "s"}${sandbox.adopted ? ", taken over from a former process" : ""})\n`);
+  for (const { family, setting, before, after, why } of sandbox.settings) process.stderr.write(`enforcer: set net.${family}.conf.${sandbox.tap}.${setting} ${before} → ${after}: ${why}\n`);
+  for (const note of sandbox.notes) process.stderr.write(`enforcer: ${note}\n`);
 }
-
-function onLink(event: LinkEvent, { facts, name }: Sandbox, ended: Ending): void {
-  if (event.type === "removed" && event.link.ifindex === facts.ifindex) {
-    ended.gone(new EnforcerError("E_TAP_MISSING", `${name} ${event.movedAway ? "was moved to another network namespace" : "was deleted"}; the enforcer has ended`, { remedy: "attach again when the tap is back" }));
-  }
-}
-
-class Output {
-  readonly #json: boolean;
-  #order: Promise<void> = Promise.resolve();
-
-  constructor(json: boolean) { this.#json = json; }
-
-  notice(text: string): void {
-    if (this.#json) this.#line({ event: "notice", time: new Date().toISOString(), text });
-    else process.stderr.write(`enforcer: ${text}\n`);
-  }
-
-  enforcing(sandbox: Sandbox, { metrics }: AttachArguments): void {
-    const { facts, mechanism, compiled, before, preparation, adopted } = sandbox;
-    const where = facts.bridge === null ? "routed" : `port of bridge ${facts.bridge.name}`;
-    const address = metrics === null ? null : `http://${metrics.host.includes(":") ? `[${metrics.host}]` : metrics.host}:${metrics.port}/metrics`;
-    if (this.#json) {
-      this.#line({
-        event: "enforcing", time: new Date().toISOString(), sandbox: sandbox.name, ifindex: facts.ifindex, mechanism, bridge: facts.bridge?.name ?? null,
-        gateways: facts.gateways.map(formatAddress), rules: compiled.bits.length, before, adopted, metrics: address,
-        settings: preparation.changes.map(({ family, setting, before: former, after, why }) => ({ family, setting, before: former, after, why })),
-      });
-      return;
-    }
-    process.stdout.write(`enforcing ${sandbox.name} (${where}, ${mechanism}, ${compiled.bits.length} rule${compiled.bits.length === 1 ? "" : "s"}${adopted ? ", taken over from a former process" : ""})\n`);
-    for (const { family, setting, before: former, after, why } of preparation.changes) process.stderr.write(`enforcer: set net.${family}.conf.${sandbox.name}.${setting} ${former} → ${after}: ${why}\n`);
-    for (const note of preparation.notes) process.stderr.write(`enforcer: ${note}\n`);
-    for (const program of before) process.stderr.write(`enforcer: ${program} stands before the enforcer on ${sandbox.name} and may end the chain\n`);
-    if (address !== null) process.stderr.write(`enforcer: metrics on ${address}\n`);
-  }
-
-  packets(enforcer: Enforcer, sandbox: Sandbox, events: readonly PacketEvent[]): void {
-    const now = process.hrtime.bigint();
-    // In order, although the names come from another thread.
-    this.#order = this.#order.then(async () => {
-      const mine = events.filter((event) => event.slot === sandbox.slot && event.generation === sandbox.generation);
-      const names = await Promise.all(mine.map((event) => enforcer.namesOf(sandbox, event.direction === "egress" ? event.destination : event.source).catch(() => [])));
-      mine.forEach((event, i) => {
-        const rule = event.rule === null || event.policy !== sandbox.compiled.uid ? null : (sandbox.compiled.bits[event.rule]?.text ?? null);
-        const denial = describePacket(sandbox.name, event, names[i]!, rule, now);
-        if (this.#json) this.#line(denial);
-        else process.stdout.write(`${packetLine(denial)}\n`);
-      });
-    });
-  }
-
-  queries(sandbox: Sandbox, queries: readonly DeniedQuery[]): void {
-    for (const query of queries) {
-      if (query.slot !== sandbox.slot || query.generation !== sandbox.generation) continue;
-      const refused = describeQuery(sandbox.name, query);
-      if (this.#json) this.#line(refused);
-      else process.stdout.write(`${queryLine(refused)}\n`);
-    }
-  }
-
-  detached(tap: string): void {
-    if (this.#json) this.#line({ event: "detached", time: new Date().toISOString(), sandbox: tap });
-    else process.stderr.write(`enforcer: detached from ${tap}\n`);
-  }
-
-  #line(value: object): void { process.stdout.write(`${JSON.stringify(value)}\n`); }
-}
-

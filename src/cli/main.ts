@@ -2,119 +2,137 @@
  * The command line: verbs, options, exit statuses.
  *
  * Holds always: an error is one message with its code and remedy on stderr (or one JSON object with --json) and an exit
- * status of src/errors.ts; a fault of the program itself shows its stack and ends with 70.
+ * status of src/errors.ts; a fault of the program itself shows its stack and ends with 70. Each verb is loaded when it is called.
  */
-import { readFileSync } from "node:fs";
-import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { parseAddress, parsePrefix, type Address, type Prefix } from "../addresses/address.js";
+import { Argument, Command, CommanderError, Option } from "commander";
+import type { Address, Prefix } from "../addresses/address.js";
 import type { Listen } from "../agent/metrics.js";
+import { DEFAULT_BPFFS, DEFAULT_CONFIG, DEFAULT_METRICS, DEFAULT_RUN_DIRECTORY } from "../config/agent-config.js";
 import { EnforcerError, ExitStatus } from "../errors.js";
-import { parseUpstream } from "../policy/parse.js";
-import type { AttachArguments } from "./attach.js";
+import { version } from "../version.js";
+import { address, agentOptions, bpffsOption, collect, count, guestPrefix, listen, mac, policyOptions, port, requireRoot, upstream, type AgentFlags, type PolicyFlags } from "./arguments.js";
+import { SHELLS, completionScript, type Shell } from "./completion.js";
 
-const DEFAULT_METRICS = "127.0.0.1:9469";
-const DEFAULT_RUN_DIRECTORY = "/run/enforcer";
-const DEFAULT_BPFFS = "/sys/fs/bpf";
-
-const version = (JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string }).version;
-
-function collect<T>(parse: (text: string) => T): (text: string, former: T[] | undefined) => T[] {
-  return (text, former) => [...(former ?? []), parse(text)];
+interface AttachFlags extends PolicyFlags {
+  gateway?: Address[]; guestIp?: Prefix[]; guestMac?: Uint8Array; upstream?: { address: Address; port: number }[]; metrics: Listen | "off"; json?: boolean; runDir: string; bpffs: string;
+  name?: string; netns?: string; wait?: boolean; foreground?: boolean;
 }
 
-function address(text: string): Address {
-  const parsed = parseAddress(text);
-  if (parsed === null) throw new InvalidArgumentError("an IPv4 or IPv6 address is wanted, such as 172.30.0.1 or fd00::1");
-  return parsed;
-}
-
-function guestPrefix(text: string): Prefix {
-  const single = parseAddress(text);
-  const parsed = parsePrefix(text) ?? null;
-  if (single === null && parsed === null) throw new InvalidArgumentError("an address or a prefix is wanted, such as 172.30.0.2 or fd00:1::/64");
-  return parsed ?? { bytes: single!, length: 128, family: text.includes(":") ? 6 : 4 };
-}
-
-function mac(text: string): Uint8Array {
-  if (!/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text)) throw new InvalidArgumentError("six octets are wanted, such as 02:fc:00:00:00:05");
-  const octets = Uint8Array.from(text.split(":"), (octet) => Number.parseInt(octet, 16));
-  if (octets[0]! & 1 || octets.every((octet) => octet === 0)) throw new InvalidArgumentError("the address of one device is wanted, not of a group or of nobody");
-  return octets;
-}
-
-function upstream(text: string): { address: Address; port: number } {
-  const parsed = parseUpstream(text);
-  if (!parsed.ok) throw new InvalidArgumentError(`${parsed.refusal.message}; ${parsed.refusal.remedy}`);
-  return parsed.value;
-}
-
-/** "off" stays a word: commander takes null for "no value". */
-function listen(text: string): Listen | "off" {
-  if (text === "off") return "off";
-  const match = /^(?:\[([0-9a-f:.]+)\]|([0-9.]+)):(\d{1,5})$/i.exec(text);
-  const host = match?.[1] ?? match?.[2], port = Number(match?.[3]);
-  if (host === undefined || parseAddress(host) === null || port > 65535) throw new InvalidArgumentError(`ADDR:PORT or "off" is wanted, such as ${DEFAULT_METRICS} or [::1]:9469`);
-  return { host, port };
-}
-
-function requireRoot(): void {
-  if (process.geteuid?.() !== 0) throw new EnforcerError("E_NOT_ROOT", "attaching needs root");
-}
-
-const policyOptions = (command: Command): Command => command
-  .option("--policy <file>", "policy file, YAML or JSON; without one: deny all but public addresses, nothing inbound")
-  .option("--rule <token>", "rule before those of the file, in order, such as allow@public:tcp:443, deny@metadata, allow@*.example.com:tcp:443, allow:ingress@any:tcp:8080 (repeatable)", collect(String))
-  .addOption(new Option("--net-default-egress <action>", "what no rule matches, outward").choices(["allow", "deny"]))
-  .addOption(new Option("--net-default-ingress <action>", "what no rule matches, inward").choices(["allow", "deny"]))
-  .option("--no-net", "nothing passes in either direction, no name is resolved")
-  .option("--no-dns-rebind-protection", "let names have addresses outside the public ones");
-
-interface PolicyFlags { policy?: string; rule?: string[]; netDefaultEgress?: "allow" | "deny"; netDefaultIngress?: "allow" | "deny"; net: boolean; dnsRebindProtection: boolean }
-interface AttachFlags extends PolicyFlags { gateway?: Address[]; guestIp?: Prefix[]; guestMac?: Uint8Array; upstream?: { address: Address; port: number }[]; metrics: Listen | "off"; json?: boolean; runDir: string; bpffs: string }
-
-function program(): Command {
+/** The whole command line; nothing is done until it is parsed. */
+export function program(): Command {
   const root = new Command("enforcer")
     .description("Holds a sandbox's guest to a network policy, in the kernel, at its tap device.")
     .version(version)
     .showSuggestionAfterError()
     .exitOverride()
     .configureOutput({ outputError: () => undefined });
+  const sandbox = (): Argument => new Argument("<sandbox>", "its name: the tap's, unless another was given");
+  const asked = ({ json, runDir }: AgentFlags): { json: boolean; runDir: string } => ({ json: json === true, runDir });
 
-  policyOptions(root.command("attach").description("enforce a policy on a tap until SIGINT or SIGTERM, then detach").argument("<tap>", "the guest's tap device"))
+  root.command("agent").description("run the host's agent until SIGTERM; the kernel goes on enforcing afterwards")
+    .option("--config <file>", `configuration; ${DEFAULT_CONFIG} where it exists`)
+    .option("--run-dir <dir>", "directory for socket, locks and state, instead of the configuration's")
+    .option("--bpffs <dir>", "where the BPF file system is mounted, instead of the configuration's")
+    .option("--json", "one JSON object a line")
+    .action(async (flags: { config?: string; runDir?: string; bpffs?: string; json?: boolean }) => {
+      requireRoot("the agent");
+      const { runAgent } = await import("./agent.js");
+      await runAgent({ config: flags.config ?? null, runDirectory: flags.runDir ?? null, bpffs: flags.bpffs ?? null, json: flags.json === true });
+    });
+
+  policyOptions(root.command("attach").description("enforce a policy on a tap: asks the agent, or, where none runs, does it itself until SIGINT or SIGTERM, and then detaches").argument("<tap>", "the guest's tap device"))
+    .option("--name <name>", "the sandbox's name, where it is not to be the tap's (agent)")
+    .option("--netns <name>", "network namespace of the tap, a name as of ip netns, or a path (agent)")
+    .option("--wait", "take the tap when it appears, and again when it goes and comes back (agent)")
+    .option("--foreground", "do not ask the agent")
     .option("--gateway <addr>", "the guest's gateway, where the tap or its bridge has no address (repeatable)", collect(address))
     .option("--guest-ip <addr>", "the guest's address, or a prefix of them; without one it is learned from its first packet (repeatable)", collect(guestPrefix))
     .option("--guest-mac <mac>", "the guest's MAC; without one it is learned from its first frame", mac)
     .option("--upstream <addr[:port]>", "resolver to ask instead of the policy's or the host's (repeatable)", collect(upstream))
-    .addOption(new Option("--metrics <addr:port>", `where to serve Prometheus metrics, or "off"`).argParser(listen).default(listen(DEFAULT_METRICS), DEFAULT_METRICS))
+    .addOption(new Option("--metrics <addr:port>", `where to serve Prometheus metrics, or "off", where no agent runs`).argParser(listen).default(listen(DEFAULT_METRICS), DEFAULT_METRICS))
     .option("--json", "one JSON object a line")
-    .option("--run-dir <dir>", "directory for locks and state", DEFAULT_RUN_DIRECTORY)
-    .option("--bpffs <dir>", "where the BPF file system is mounted, or a directory in it", DEFAULT_BPFFS)
+    .option("--run-dir <dir>", "directory for locks and state, and of the agent's socket", DEFAULT_RUN_DIRECTORY)
+    .option("--bpffs <dir>", "where the BPF file system is mounted, or a directory in it, where no agent runs", DEFAULT_BPFFS)
     .action(async (tap: string, flags: AttachFlags) => {
-      requireRoot();
+      requireRoot("attaching");
       const { attach } = await import("./attach.js");
-      const options: AttachArguments = {
+      await attach({
         tap, policy: flags.policy ?? null, rules: flags.rule ?? [], defaultEgress: flags.netDefaultEgress ?? null, defaultIngress: flags.netDefaultIngress ?? null,
         noNet: !flags.net, noRebindProtection: !flags.dnsRebindProtection, gateways: flags.gateway ?? [], guest: flags.guestIp ?? [], mac: flags.guestMac ?? null,
         upstreams: flags.upstream ?? [], metrics: flags.metrics === "off" ? null : flags.metrics, json: flags.json === true, runDirectory: flags.runDir, bpffs: flags.bpffs,
-      };
-      await attach(options);
+        name: flags.name ?? null, netns: flags.netns ?? null, wait: flags.wait === true, foreground: flags.foreground === true,
+      });
     });
 
-  const policy = root.command("policy").description("look at policies");
+  agentOptions(root.command("detach").description("take a sandbox out from under its policy; its guest is free from then on").addArgument(sandbox()))
+    .action(async (name: string, flags: AgentFlags) => { await (await import("./detach.js")).detach(name, asked(flags)); });
+
+  agentOptions(root.command("list").description("the sandboxes that the agent holds"))
+    .action(async (flags: AgentFlags) => { await (await import("./list.js")).list(asked(flags)); });
+
+  agentOptions(root.command("status").description("the agent, or one sandbox: hooks, policy, identity, counters, limits").addArgument(new Argument("[sandbox]", "its name")))
+    .action(async (name: string | undefined, flags: AgentFlags) => { await (await import("./status.js")).status(name ?? null, asked(flags)); });
+
+  const policy = root.command("policy").description("look at policies, and change them");
+  agentOptions(policy.command("show").description("the policy in force, as it was understood").addArgument(sandbox()))
+    .action(async (name: string, flags: AgentFlags) => { await (await import("./policy.js")).showPolicy(name, asked(flags)); });
+  agentOptions(policyOptions(policy.command("set").description("put another policy in force, whole and at once").addArgument(sandbox()).argument("[file]", "policy file")))
+    .action(async (name: string, file: string | undefined, flags: AgentFlags & PolicyFlags) => {
+      const { policyArguments, setPolicy } = await import("./policy.js");
+      await setPolicy(name, policyArguments(file ?? null, flags), asked(flags));
+    });
   policyOptions(policy.command("check").description("print what a policy was understood as, and what is wrong with it").argument("[file]", "policy file"))
     .option("--json", "one JSON object")
     .action(async (file: string | undefined, flags: PolicyFlags & { json?: boolean }) => {
-      const { checkPolicy } = await import("./policy-check.js");
-      checkPolicy({ file: file ?? flags.policy ?? null, rules: flags.rule ?? [], defaultEgress: flags.netDefaultEgress ?? null, defaultIngress: flags.netDefaultIngress ?? null, noNet: !flags.net, noRebindProtection: !flags.dnsRebindProtection, json: flags.json === true });
+      const { checkPolicy, policyArguments } = await import("./policy.js");
+      checkPolicy(policyArguments(file ?? null, flags), flags.json === true);
+    });
+  agentOptions(policyOptions(policy.command("diff").description("what another policy would change; ends with 1 when it would").addArgument(sandbox()).argument("[file]", "policy file")))
+    .action(async (name: string, file: string | undefined, flags: AgentFlags & PolicyFlags) => {
+      const { diffPolicy, policyArguments } = await import("./policy.js");
+      if (!(await diffPolicy(name, policyArguments(file ?? null, flags), asked(flags)))) process.exitCode = ExitStatus.failed;
     });
 
-  root.command("doctor").description("whether this machine can enforce, and what to do where it cannot").argument("[tap...]", "taps to look at for programs of others")
-    .option("--json", "one JSON object")
-    .option("--bpffs <dir>", "where the BPF file system is mounted", DEFAULT_BPFFS)
+  agentOptions(root.command("pins").description("what a sandbox was told in answers, and until when it counts").addArgument(sandbox()))
+    .action(async (name: string, flags: AgentFlags) => { await (await import("./pins.js")).pins(name, asked(flags)); });
+
+  agentOptions(root.command("flows").description("a sandbox's flows in the kernel's table").addArgument(sandbox()))
+    .option("--limit <n>", "flows at most", count, 1000)
+    .action(async (name: string, flags: AgentFlags & { limit: number }) => { await (await import("./flows.js")).flows(name, { ...asked(flags), limit: flags.limit }); });
+
+  agentOptions(root.command("watch").description("live verdicts and changes, until SIGINT").addArgument(new Argument("[sandbox]", "only this one")))
+    .addOption(new Option("--verdict <verdict>", "what is let through, or what is denied (which is the default)").choices(["allow", "deny"]))
+    .option("--reason <reason>", "only this reason, such as default-metadata")
+    .option("--destination <what>", "only this address, prefix or name (*.example.com: below it)")
+    .action(async (name: string | undefined, flags: AgentFlags & { verdict?: "allow" | "deny"; reason?: string; destination?: string }) => {
+      const { watch } = await import("./watch.js");
+      await watch({ ...(name === undefined ? {} : { sandbox: name }), ...(flags.verdict === undefined ? {} : { verdict: flags.verdict }), ...(flags.reason === undefined ? {} : { reason: flags.reason }), ...(flags.destination === undefined ? {} : { destination: flags.destination }) }, asked(flags));
+    });
+
+  agentOptions(root.command("explain").description("whether a sandbox may reach something, and the whole why; ends with 1 when it may not").addArgument(sandbox())
+    .argument("<destination>", "name, address or URL").argument("[proto]", "tcp (the default), udp, icmp, icmpv6 or a number").argument("[port]", "443 where neither this nor the URL says another", port))
+    .option("--ingress", "from there to the guest; the port is the guest's")
+    .action(async (name: string, destination: string, protocol: string | undefined, number: number | undefined, flags: AgentFlags & { ingress?: boolean }) => {
+      const { explainCommand } = await import("./explain.js");
+      const allowed = await explainCommand(name, { destination, ...(protocol === undefined ? {} : { protocol }), ...(number === undefined ? {} : { port: number }), ...(flags.ingress === true ? { direction: "ingress" as const } : {}) }, asked(flags));
+      if (!allowed) process.exitCode = ExitStatus.failed;
+    });
+
+  bpffsOption(root.command("doctor").description("whether this machine can enforce, and what to do where it cannot").argument("[tap...]", "taps to look at for programs of others")
+    .option("--json", "one JSON object"))
     .action(async (taps: string[], flags: { json?: boolean; bpffs: string }) => {
       const { doctor } = await import("./doctor.js");
       process.exitCode = doctor({ taps, bpffs: flags.bpffs, json: flags.json === true });
     });
+
+  agentOptions(root.command("reload").description("have the agent read its configuration again"))
+    .action(async (flags: AgentFlags) => { if (!(await (await import("./reload.js")).reload(asked(flags)))) process.exitCode = ExitStatus.failed; });
+
+  agentOptions(root.command("version").description("of this program and of the agent"))
+    .action(async (flags: AgentFlags) => { await (await import("./version.js")).version(asked(flags)); });
+
+  root.command("completion").description("a completion script for the shell").addArgument(new Argument("<shell>").choices(SHELLS))
+    .action((shell: Shell) => { process.stdout.write(completionScript(root, shell)); });
   return root;
 }
 

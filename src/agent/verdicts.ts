@@ -6,6 +6,7 @@
 import { formatAddress } from "../addresses/address.js";
 import type { DeniedQuery } from "../dns/protocol.js";
 import type { PacketEvent } from "../kernel/events.js";
+import type { FlowRow } from "../kernel/flows.js";
 
 const PROTOCOLS: Readonly<Record<number, string>> = { 1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp" };
 const TYPES: Readonly<Record<number, string>> = { 1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 255: "ANY", 257: "CAA" };
@@ -26,6 +27,22 @@ export interface Denial {
   /** Text of the rule that matched; null: the default, or no rule was asked. */
   readonly rule: string | null;
   readonly length: number;
+}
+
+export interface Allowed {
+  readonly event: "allowed";
+  readonly time: string;
+  readonly sandbox: string;
+  readonly direction: "egress" | "ingress";
+  readonly protocol: string;
+  readonly guest_port: number | null;
+  readonly destination: string | null;
+  readonly source: string | null;
+  /** The far side's. */
+  readonly port: number | null;
+  readonly name: string | null;
+  readonly reason: string;
+  readonly rule: string | null;
 }
 
 export interface RefusedQuery {
@@ -49,7 +66,7 @@ export function describePacket(sandbox: string, event: PacketEvent, names: reado
     time: new Date(Date.now() - Number((monotonicNow - event.timeNs) / 1_000_000n)).toISOString(),
     sandbox,
     direction: event.direction,
-    protocol: ip && event.proto !== 0 ? (PROTOCOLS[event.proto] ?? `protocol-${event.proto}`) : (ETHERTYPES[event.etherType] ?? (event.etherType === 0 ? "frame" : `ethertype-0x${event.etherType.toString(16).padStart(4, "0")}`)),
+    protocol: ip && event.proto !== 0 ? protocolName(event.proto) : (ETHERTYPES[event.etherType] ?? (event.etherType === 0 ? "frame" : `ethertype-0x${event.etherType.toString(16).padStart(4, "0")}`)),
     source: hasAddresses ? formatAddress(event.source) : null,
     source_port: ports ? event.sourcePort : null,
     destination: hasAddresses ? formatAddress(event.destination) : null,
@@ -60,6 +77,20 @@ export function describePacket(sandbox: string, event: PacketEvent, names: reado
     length: event.length,
   };
 }
+
+/** A flow that the kernel's table has: it was let through. */
+export function describeAllowed(sandbox: string, flow: FlowRow, names: readonly string[], rule: string | null): Allowed {
+  const ports = flow.protocol === 6 || flow.protocol === 17;
+  const remote = formatAddress(flow.remote);
+  return {
+    event: "allowed", time: new Date().toISOString(), sandbox, direction: flow.direction, protocol: protocolName(flow.protocol),
+    guest_port: ports ? flow.guestPort : null, destination: flow.direction === "egress" ? remote : null, source: flow.direction === "ingress" ? remote : null,
+    port: ports ? flow.remotePort : null, name: names[0] ?? null, reason: rule === null ? "default-allow" : "rule-allow", rule,
+  };
+}
+
+/** As in rules, where it has a name there. */
+export function protocolName(protocol: number): string { return PROTOCOLS[protocol] ?? `protocol-${protocol}`; }
 
 export function describeQuery(sandbox: string, query: DeniedQuery): RefusedQuery {
   return {
@@ -81,9 +112,15 @@ export function packetLine(denial: Denial): string {
   return `${clock(denial.time)} ${denial.sandbox} denied ${denial.direction} ${denial.protocol} ${end(denial.source, denial.source_port)} → ${end(denial.destination, denial.port)}${name}: ${denial.reason}${rule}`;
 }
 
+export function allowedLine(flow: Allowed): string {
+  const far = flow.direction === "egress" ? flow.destination : flow.source;
+  const name = flow.name === null ? "" : ` (${flow.name})`;
+  return `${clock(flow.time)} ${flow.sandbox} allowed ${flow.direction} ${flow.protocol} ${flow.direction === "egress" ? "→" : "←"} ${far!.includes(":") ? `[${far}]` : far}${flow.port === null ? "" : `:${flow.port}`}${name}: ${flow.rule ?? flow.reason}`;
+}
+
 export function queryLine({ time, sandbox, name, type, outcome, address }: RefusedQuery): string {
   return `${clock(time)} ${sandbox} refused dns ${name} ${type}: ${outcome}${address === null ? "" : ` (${address})`}`;
 }
 
 /** Time of day, UTC, to the millisecond. */
-function clock(time: string): string { return time.slice(11, 23); }
+export function clock(time: string): string { return time.slice(11, 23); }

@@ -1,0 +1,737 @@
+/**
+ * The host's one agent: sandboxes by name over the engines, what the API does, what the host's devices do, and the
+ * configuration.
+ *
+ * Holds always: one operation at a time, in the order in which they came; what is asked for is in a state file before it is in
+ * force, so that a successor completes or removes what was half made; the end of the agent, by whatever way, leaves the kernel
+ * enforcing: only detach takes a guest out from under its policy. A configuration that is wrong changes nothing.
+ * Does not: speak HTTP (src/api/server.ts) or print (src/cli/agent.ts).
+ */
+import { AggregatorRegistry } from "prom-client";
+import { mkdirSync } from "node:fs";
+import type { Server } from "node:http";
+import { join } from "node:path";
+import { z } from "zod";
+import { closeFd, lockFile } from "../../native/index.js";
+import { formatAddress, parseAddress, parsePrefix, type Address, type Prefix } from "../addresses/address.js";
+import { attachRequest, policyRequest, type AttachRequest, type PolicyDiff, type PolicyRequest, type ReloadAnswer } from "../api/schema.js";
+import { readAgentConfig, type AgentConfig, type AttachPattern } from "../config/agent-config.js";
+import type { DeniedQuery } from "../dns/protocol.js";
+import { EnforcerError } from "../errors.js";
+import type { PacketEvent } from "../kernel/events.js";
+import { readFlows } from "../kernel/flows.js";
+import { tcMechanism } from "../kernel/tap-link.js";
+import type { LinkEvent } from "../net/host-watch.js";
+import { checkInterfaceName, findLink, findLinkByIndex, listLinks } from "../net/links.js";
+import type { Link } from "../net/rtnetlink.js";
+import { restoreTap } from "../net/tap.js";
+import { compilePolicy } from "../policy/compile.js";
+import { policyReport, policyText } from "../policy/check.js";
+import { parseUpstream } from "../policy/parse.js";
+import type { Policy } from "../policy/types.js";
+import { formerNamespaces, inodeOf, startEngine, type Engine, type EngineOptions } from "./engine.js";
+import { describeAllowed, describePacket, describeQuery } from "./verdicts.js";
+import { enforcerRegistry, serveMetrics } from "./metrics.js";
+import { buildFloor, buildRequested, requestOfText, type Built, type Floor } from "./policy-source.js";
+import { RunDirectory } from "./run-directory.js";
+import type { KeptSandbox, Sandbox, UpstreamAddress } from "./sandbox.js";
+import { WatchHub, type WatchEvent } from "./watch.js";
+
+/** What is kept of a request in the state file, beside the policy. */
+const storedSpec = attachRequest.omit({ policy: true }).extend({ origin: z.enum(["request", "pattern"]) });
+export type Spec = z.infer<typeof storedSpec>;
+
+/** Where a policy came from; its text is kept for a successor that has another configuration. */
+const storedSource = z.strictObject({ from: z.enum(["request", "default", "pattern"]), request: policyRequest });
+export type Source = z.infer<typeof storedSource>;
+
+export interface Waiting { readonly name: string; readonly spec: Spec; readonly source: Source; readonly since: number }
+
+/** One sandbox as the agent knows it. */
+export type Known =
+  | { readonly state: "enforced"; readonly name: string; readonly engine: Engine; readonly sandbox: Sandbox; readonly spec: Spec; readonly source: Source }
+  | { readonly state: "kept"; readonly name: string; readonly engine: Engine; readonly kept: KeptSandbox }
+  | { readonly state: "waiting"; readonly name: string; readonly waiting: Waiting };
+
+export interface AgentOptions {
+  readonly configFile: string | null;
+  /** Of the command line, over the file's. */
+  readonly runDirectory: string | null;
+  readonly bpffs: string | null;
+  /** Something a person should know, and it goes on. */
+  readonly onNotice: (text: string) => void;
+  /** It cannot go on serving; what is in the kernel stays in force. */
+  readonly onFailure: (error: Error) => void;
+}
+
+/** How often the flow tables are read for who watches what is let through, ms. */
+const FLOWS_EVERY = 500;
+/** Flows that a watcher is told of one reading. */
+const FLOWS_TOLD = 1000;
+
+export class Agent {
+  readonly watchers = new WatchHub();
+  readonly since = Date.now();
+  readonly #options: AgentOptions;
+  readonly #run: RunDirectory;
+  readonly #engines = new Map<number, Engine>();
+  readonly #waiting = new Map<string, Waiting>();
+  readonly #unlock: (() => void)[] = [];
+  readonly #flowsSeen = new Map<string, Set<string>>();
+  #config: AgentConfig;
+  #floor: Floor | null = null;
+  #own!: Engine;
+  #metrics: Server | null = null;
+  #flowTimer: NodeJS.Timeout | null = null;
+  #queue: Promise<unknown> = Promise.resolve();
+  #events: Promise<void> = Promise.resolve();
+  #ended = false;
+
+  private constructor(options: AgentOptions, config: AgentConfig) {
+    this.#options = options;
+    this.#config = config;
+    this.#run = new RunDirectory(join(config.runDirectory, "agent"));
+  }
+
+  /**
+   * Takes over what a former agent left in force, then what the configuration's patterns name. Resolves when all of it is in force.
+   * @throws EnforcerError E_CONFIG, E_AGENT_RUNS and those of Enforcer.start; what a former agent left stays in force.
+   */
+  static async start(options: AgentOptions): Promise<Agent> {
+    const config = withOverrides(readAgentConfig(options.configFile), options);
+    const agent = new Agent(options, config);
+    try {
+      agent.#lock();
+      await agent.#start();
+      return agent;
+    } catch (error) {
+      await agent.release();
+      throw error;
+    }
+  }
+
+  get config(): AgentConfig { return this.#config; }
+  get floor(): Floor | null { return this.#floor; }
+  get own(): Engine { return this.#own; }
+  get engines(): Iterable<Engine> { return this.#engines.values(); }
+  get waiting(): ReadonlyMap<string, Waiting> { return this.#waiting; }
+
+  #lock(): void {
+    const taken = (error: unknown): EnforcerError => new EnforcerError("E_AGENT_RUNS", `another agent runs: ${(error as Error).message}`, { cause: error });
+    try {
+      this.#unlock.push(this.#run.lock("agent", "it serves this run directory"));
+    } catch (error) {
+      throw error instanceof EnforcerError && error.code === "E_TAP_TAKEN" ? taken(error) : error;
+    }
+    // Another run directory is no excuse for two agents on the same maps: the instance's folder is a lock as well.
+    const folder = join(this.#config.bpffs, "enforcer");
+    try {
+      mkdirSync(folder, { recursive: true, mode: 0o700 });
+    } catch {
+      return; // Enforcer.start says what is wrong with it.
+    }
+    try {
+      const fd = lockFile(folder);
+      this.#unlock.push(() => closeFd(fd));
+    } catch (error) {
+      if ((error as { code?: string }).code === "EWOULDBLOCK") throw taken(error);
+      throw error;
+    }
+  }
+
+  async #start(): Promise<void> {
+    this.#own = await this.#startEngine(null);
+    this.#floor = this.#config.floor === null ? null : buildFloor(this.#config.floor, this.#own.enforcer.groups);
+    const ending: string[] = [];
+    for (const name of this.#run.names()) {
+      try {
+        const state = this.#run.read(name);
+        if (state?.phase === "detaching") ending.push(name);
+        else if (state !== null) await this.#adopt(name);
+      } catch (error) {
+        this.#options.onNotice(`${name} could not be taken over and stays as it is: ${text(error)}`);
+      }
+    }
+    for (const path of formerNamespaces(this.#config.bpffs)) await this.#engineOf(path).catch((error: unknown) => this.#options.onNotice(`${path}: ${text(error)}`));
+    for (const { enforcer } of this.#engines.values()) {
+      const names = new Map(this.#run.names().map((name) => [this.#run.read(name)?.ifindex ?? 0, name]));
+      await enforcer.settle((ifindex) => names.get(ifindex) ?? null);
+    }
+    for (const name of ending) await this.#finishDetach(name);
+    this.#closeIdle();
+    await this.#attachByPattern();
+    if (this.#config.metrics !== null) this.#metrics = await this.#serveMetrics(this.#config);
+    this.#flowTimer = setInterval(() => this.#tellFlows(), FLOWS_EVERY);
+    this.#flowTimer.unref();
+  }
+
+  // ---- engines -------------------------------------------------------------------------------------------------------
+
+  async #engineOf(netns: string | null): Promise<Engine> {
+    const inode = inodeOf(netns);
+    return this.#engines.get(inode) ?? this.#startEngine(netns);
+  }
+
+  async #startEngine(netns: string | null): Promise<Engine> {
+    let engine: Engine | null = null;
+    const options: EngineOptions = {
+      run: this.#run, bpffs: this.#config.bpffs, sandboxes: netns === null ? this.#config.sandboxes : Math.min(this.#config.sandboxes, SANDBOXES_OF_OTHER), resolvConf: "/etc/resolv.conf",
+      extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes,
+      onPackets: (events) => { if (engine !== null) this.#onPackets(engine, events); },
+      onQueries: (queries) => { if (engine !== null) this.#onQueries(engine, queries); },
+      onLink: (event) => { if (engine !== null) this.#onLink(engine, event); },
+      onView: () => { if (engine === this.#own) for (const other of this.#engines.values()) if (other !== engine) other.enforcer.hostChanged(); },
+      onNotice: (notice) => this.#notice(notice),
+      onFailure: (error) => this.#options.onFailure(error),
+    };
+    engine = await startEngine(netns, options, () => this.#own.enforcer.view);
+    this.#engines.set(engine.inode, engine);
+    if (netns === null) this.#own = engine;
+    return engine;
+  }
+
+  /** Ends engines of other namespaces that hold nothing. */
+  #closeIdle(): void {
+    for (const engine of this.#engines.values()) {
+      if (engine === this.#own || engine.enforcer.sandboxes.size + engine.enforcer.kept.size > 0) continue;
+      this.#engines.delete(engine.inode);
+      void engine.enforcer.stop().finally(engine.close);
+    }
+  }
+
+  // ---- what is known -------------------------------------------------------------------------------------------------
+
+  /** In the order of their names. */
+  known(): Known[] {
+    const all: Known[] = [];
+    for (const engine of this.#engines.values()) {
+      for (const sandbox of engine.enforcer.sandboxes.values()) all.push(this.#enforced(engine, sandbox));
+      for (const kept of engine.enforcer.kept.values()) all.push({ state: "kept", name: kept.name, engine, kept });
+    }
+    for (const waiting of this.#waiting.values()) all.push({ state: "waiting", name: waiting.name, waiting });
+    return all.sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
+
+  find(name: string): Known | null {
+    for (const engine of this.#engines.values()) {
+      const sandbox = engine.enforcer.sandboxes.get(name);
+      if (sandbox !== undefined) return this.#enforced(engine, sandbox);
+      const kept = engine.enforcer.kept.get(name);
+      if (kept !== undefined) return { state: "kept", name, engine, kept };
+    }
+    const waiting = this.#waiting.get(name);
+    return waiting === undefined ? null : { state: "waiting", name, waiting };
+  }
+
+  /** @throws EnforcerError E_NO_SANDBOX. */
+  need(name: string): Known {
+    const known = this.find(name);
+    if (known === null) throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}`);
+    return known;
+  }
+
+  /** One that is in force under a policy that is known. @throws EnforcerError E_NO_SANDBOX. */
+  enforced(name: string): Extract<Known, { state: "enforced" }> {
+    const known = this.need(name);
+    if (known.state === "enforced") return known;
+    throw new EnforcerError("E_NO_SANDBOX", known.state === "kept" ? `${name} is kept as a former agent left it, and its policy is not known` : `${name} waits for its tap and is not in force`, {
+      remedy: known.state === "kept" ? "attach it again, with its policy" : "create the tap",
+    });
+  }
+
+  #enforced(engine: Engine, sandbox: Sandbox): Extract<Known, { state: "enforced" }> {
+    return { state: "enforced", name: sandbox.name, engine, sandbox, spec: sandbox.options.spec as Spec, source: sandbox.options.source as Source };
+  }
+
+  // ---- operations ----------------------------------------------------------------------------------------------------
+
+  /** Runs operations one after another. */
+  #exclusive<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#queue.then(() => {
+      if (this.#ended) throw new EnforcerError("E_NO_AGENT", "the agent is ending");
+      return work();
+    });
+    this.#queue = done.catch(() => undefined);
+    return done;
+  }
+
+  /** @throws EnforcerError; then all is as it was. */
+  attach(request: AttachRequest): Promise<{ known: Known; warnings: readonly string[] }> {
+    return this.#exclusive(async () => {
+      const { policy, ...rest } = request;
+      checkInterfaceName(request.tap);
+      const spec: Spec = { ...rest, origin: "request" };
+      const source = policy === undefined ? this.#defaultSource(null) : { from: "request" as const, request: policy };
+      return this.#attach(nameOf(spec), spec, source, spec.wait === true);
+    });
+  }
+
+  async #attach(name: string, spec: Spec, source: Source, incomplete: boolean): Promise<{ known: Known; warnings: readonly string[] }> {
+    const there = this.find(name);
+    if (there !== null && there.state !== "kept") throw new EnforcerError("E_NAME_TAKEN", there.state === "enforced" ? `${name} is attached already` : `${name} waits for its tap already`);
+    const engine = await this.#engineOf(spec.netns ?? null);
+    const { enforcer } = engine;
+    try {
+      const built = this.#build(source, engine);
+      if (spec.wait === true && enforcer.inside(() => findLink(spec.tap)) === null) {
+        this.#wait(name, spec, source);
+        return { known: this.need(name), warnings: built.warnings };
+      }
+      const unlock = engine === this.#own ? this.#lockTap(spec.tap) : null;
+      try {
+        await enforcer.attach({ ...this.#engineRequest(spec, built.policy), name, policy: built.policy, source, spec, incomplete });
+      } finally {
+        unlock?.();
+      }
+      this.#waiting.delete(name);
+      this.#tell({ event: "attached", time: now(), sandbox: name });
+      return { known: this.need(name), warnings: built.warnings };
+    } finally {
+      this.#closeIdle();
+    }
+  }
+
+  /** An `enforcer attach` in the foreground that serves the tap holds this. */
+  #lockTap(tap: string): () => void { return new RunDirectory(this.#config.runDirectory).lock(tap); }
+
+  #wait(name: string, spec: Spec, source: Source): void {
+    this.#run.write({ version: 1, name, phase: "waiting", device: spec.tap, ifindex: 0, slot: 0, generation: 0, policy: { uid: "0", digest: "", source }, next: null, changes: [], spec });
+    this.#waiting.set(name, { name, spec, source, since: Date.now() });
+  }
+
+  #engineRequest(spec: Spec, policy: Policy): { tap: string; gateways: Address[]; guest: Prefix[]; mac: Uint8Array | null; upstreams: readonly UpstreamAddress[] } {
+    return {
+      tap: spec.tap,
+      gateways: (spec.gateways ?? []).map((gateway) => parseAddress(gateway)!),
+      guest: (spec.guest ?? []).map((one) => parsePrefix(one) ?? { bytes: parseAddress(one)!, length: 128, family: one.includes(":") ? 6 : 4 }),
+      mac: spec.mac === undefined ? null : Uint8Array.from(spec.mac.split(":"), (octet) => Number.parseInt(octet, 16)),
+      upstreams: this.#upstreams(spec, policy),
+    };
+  }
+
+  #upstreams(spec: Spec, policy: Policy): readonly UpstreamAddress[] {
+    if (spec.upstreams !== undefined && spec.upstreams.length > 0) return spec.upstreams.map((one) => (parseUpstream(one) as { value: UpstreamAddress }).value);
+    return policy.dns.upstreams === null ? this.#config.upstreams : [];
+  }
+
+  /** Takes a sandbox out from under its policy, or gives up waiting for its tap. @throws EnforcerError E_NO_SANDBOX. */
+  detach(name: string): Promise<void> {
+    return this.#exclusive(async () => {
+      const known = this.need(name);
+      if (known.state === "waiting") {
+        this.#waiting.delete(name);
+        this.#run.remove(name);
+      } else {
+        await known.engine.enforcer.detach(name);
+        this.#flowsSeen.delete(name);
+      }
+      this.#closeIdle();
+      this.#tell({ event: "detached", time: now(), sandbox: name });
+    });
+  }
+
+  /** @throws EnforcerError; then the former policy is in force. */
+  setPolicy(name: string, request: PolicyRequest): Promise<{ uid: string; written: number; left: number; warnings: readonly string[] }> {
+    return this.#exclusive(async () => {
+      const known = this.need(name);
+      const source: Source = { from: "request", request };
+      if (known.state === "waiting") {
+        const built = this.#build(source, this.#own);
+        this.#wait(name, known.waiting.spec, source);
+        return { uid: "0", written: 0, left: 0, warnings: built.warnings };
+      }
+      const { engine, sandbox, spec } = this.enforced(name);
+      const built = this.#build(source, engine);
+      const answer = await this.#swap(engine, sandbox, spec, source, built);
+      return { ...answer, warnings: built.warnings };
+    });
+  }
+
+  async #swap(engine: Engine, sandbox: Sandbox, spec: Spec, source: Source, { policy }: Built): Promise<{ uid: string; written: number; left: number }> {
+    const former = sandbox.options;
+    sandbox.options = { ...former, upstreams: this.#upstreams(spec, policy) };
+    try {
+      const { uid, written, left } = await engine.enforcer.setPolicy(sandbox.name, policy, source);
+      this.#tell({ event: "policy", time: now(), sandbox: sandbox.name, uid: uid.toString() });
+      return { uid: uid.toString(), written, left };
+    } catch (error) {
+      if (engine.enforcer.sandboxes.get(sandbox.name) === sandbox && sandbox.options.policy === former.policy) sandbox.options = former;
+      throw error;
+    }
+  }
+
+  #build(source: Source, engine: Engine, config = this.#config, floor = this.#floor): Built { return buildRequested(source.request, engine.enforcer.groups, config.limits, floor); }
+
+  /** A policy as it would be understood for a sandbox; null: for any of the agent's own namespace. */
+  check(name: string | null, request: PolicyRequest): Built {
+    const known = name === null ? null : this.need(name);
+    return buildRequested(request, (known === null || known.state === "waiting" ? this.#own : known.engine).enforcer.groups, this.#config.limits, this.#floor);
+  }
+
+  diff(name: string, request: PolicyRequest): PolicyDiff {
+    const { sandbox } = this.enforced(name);
+    const now = policyText(policyReport(sandbox.policy, [])).split("\n"), then = policyText(policyReport(this.check(name, request).policy, [])).split("\n");
+    const lines = lineDiff(now.slice(0, -1), then.slice(0, -1));
+    return { same: lines.every((line) => line.startsWith(" ")), lines };
+  }
+
+  // ---- configuration -------------------------------------------------------------------------------------------------
+
+  #defaultSource(pattern: AttachPattern | null, config = this.#config): Source {
+    if (pattern !== null && pattern.policy !== null) return { from: "pattern", request: requestOfText(pattern.policy) };
+    return { from: "default", request: config.policy === null ? {} : requestOfText(config.policy) };
+  }
+
+  /** Reads the configuration again and puts it in force. @throws EnforcerError E_CONFIG, E_GROUPS …; then nothing has changed. */
+  reload(): Promise<ReloadAnswer> {
+    return this.#exclusive(async () => {
+      const former = this.#config;
+      const config = withOverrides(readAgentConfig(this.#options.configFile), this.#options);
+      const restart = (["runDirectory", "bpffs", "sandboxes"] as const).filter((key) => config[key] !== former[key]).map((key) => ({ runDirectory: "run_dir", bpffs: "bpffs", sandboxes: "sandboxes" })[key]);
+      const floor = config.floor === null ? null : buildFloor(config.floor, this.#own.enforcer.groups);
+      // Everything that can be wrong is found before anything is put in force.
+      const next = new Map<string, { source: Source; built: Built }>();
+      for (const known of this.known()) {
+        if (known.state !== "enforced") continue;
+        const source = this.#currentSource(known.spec, known.source, config);
+        const built = this.#build(source, known.engine, config, floor);
+        compilePolicy(built.policy, { uid: 1n });
+        next.set(known.name, { source, built });
+      }
+      const changed: string[] = [];
+      const differs = (what: string, one: unknown, other: unknown): boolean => {
+        if (JSON.stringify(one) === JSON.stringify(other)) return false;
+        changed.push(what);
+        return true;
+      };
+      let metrics: Server | null | undefined;
+      if (differs("metrics", former.metrics, config.metrics)) metrics = config.metrics === null ? null : await this.#serveMetrics(config);
+      const groups = differs("groups", [former.groups, former.nat64Prefixes], [config.groups, config.nat64Prefixes]);
+      const done: Engine[] = [];
+      try {
+        if (groups) {
+          for (const engine of this.#engines.values()) {
+            engine.enforcer.setExtraGroups(config.groups, config.nat64Prefixes);
+            done.push(engine);
+          }
+        }
+      } catch (error) {
+        for (const engine of done) engine.enforcer.setExtraGroups(former.groups, former.nat64Prefixes);
+        metrics?.close();
+        throw error;
+      }
+      if (metrics !== undefined) {
+        this.#closeMetrics();
+        this.#metrics = metrics;
+      }
+      for (const [what, key] of [["floor", "floor"], ["policy", "policy"], ["limits", "limits"], ["upstreams", "upstreams"], ["attach", "attach"]] as const) differs(what, printed(former[key]), printed(config[key]));
+      this.#config = { ...config, runDirectory: former.runDirectory, bpffs: former.bpffs, sandboxes: former.sandboxes };
+      this.#floor = floor;
+      const failed: { sandbox: string; message: string }[] = [];
+      const all = groups || changed.some((what) => what !== "metrics" && what !== "attach");
+      for (const [name, { source, built }] of next) {
+        const { engine, sandbox, spec, source: before } = this.enforced(name);
+        if (!all && JSON.stringify(before) === JSON.stringify(source)) continue;
+        try {
+          // Once more where the groups changed: they say which group a rule's prefix lies in.
+          await this.#swap(engine, sandbox, spec, source, groups ? this.#build(source, engine) : built);
+        } catch (error) {
+          failed.push({ sandbox: name, message: text(error) });
+        }
+      }
+      for (const { enforcer } of this.#engines.values()) await enforcer.reloadResolvers();
+      await this.#attachByPattern();
+      this.#tell({ event: "reloaded", time: now() });
+      return { config: config.file, changed, restart, failed };
+    });
+  }
+
+  /** A policy that came from the configuration is the configuration's of the moment. */
+  #currentSource(spec: Spec, source: Source, config: AgentConfig): Source {
+    if (source.from === "request") return source;
+    const pattern = spec.origin === "pattern" ? config.attach.find((one) => matches(one, spec.netns ?? null, spec.tap)) : undefined;
+    if (spec.origin === "pattern" && pattern === undefined) return source;
+    return this.#defaultSource(pattern ?? null, config);
+  }
+
+  // ---- taps that come and go -----------------------------------------------------------------------------------------
+
+  #onLink(engine: Engine, event: LinkEvent): void {
+    if (this.#ended) return;
+    const work = async (): Promise<void> => {
+      if (event.type === "removed") return this.#removed(engine, event.link, event.movedAway);
+      const attached = [...engine.enforcer.sandboxes.values()].find(({ facts }) => facts.ifindex === event.link.ifindex);
+      if (attached !== undefined) {
+        if (event.type === "changed" && event.before.name !== event.link.name) engine.enforcer.renamed(attached);
+        return;
+      }
+      await this.#appeared(engine, event.link);
+    };
+    this.#exclusive(work).catch((error: unknown) => { if (!this.#ended) this.#notice(`${event.link.name}: ${text(error)}`); });
+  }
+
+  async #removed(engine: Engine, link: Link, movedAway: boolean): Promise<void> {
+    const { enforcer } = engine;
+    const sandbox = [...enforcer.sandboxes.values()].find(({ facts }) => facts.ifindex === link.ifindex);
+    const kept = [...enforcer.kept.values()].find(({ ifindex }) => ifindex === link.ifindex);
+    const name = sandbox?.name ?? kept?.name;
+    if (name === undefined) return;
+    const spec = sandbox?.options.spec as Spec | undefined;
+    await enforcer.detach(name);
+    this.#flowsSeen.delete(name);
+    this.#notice(`${name}: its tap ${link.name} ${movedAway ? "was moved to another network namespace" : "was deleted"}`);
+    this.#tell({ event: "detached", time: now(), sandbox: name, why: movedAway ? "moved" : "deleted" });
+    if (spec?.wait === true) {
+      this.#wait(name, spec, sandbox!.options.source as Source);
+      // It may be there again already: then its event came before this one was worked at.
+      const again = enforcer.inside(() => findLink(spec.tap));
+      if (again !== null) await this.#appeared(engine, again);
+    }
+    this.#closeIdle();
+  }
+
+  /** A device that no sandbox has: one that is waited for, or that a pattern names. */
+  async #appeared(engine: Engine, link: Link): Promise<void> {
+    if (link.tunType !== "tap") return;
+    // It may be gone, or have another name by now.
+    const there = engine.enforcer.inside(() => findLinkByIndex(link.ifindex));
+    if (there === null || [...engine.enforcer.sandboxes.values(), ...engine.enforcer.kept.values()].some((one) => ("facts" in one ? one.facts.ifindex : one.ifindex) === link.ifindex)) return;
+    for (const waiting of this.#waiting.values()) {
+      if (waiting.spec.tap !== there.name || inodeOf(waiting.spec.netns ?? null) !== engine.inode) continue;
+      this.#waiting.delete(waiting.name);
+      try {
+        await this.#attach(waiting.name, waiting.spec, this.#currentSource(waiting.spec, waiting.source, this.#config), true);
+        this.#notice(`${waiting.name}: enforcing; its tap has appeared`);
+      } catch (error) {
+        this.#wait(waiting.name, waiting.spec, waiting.source);
+        throw error;
+      }
+      return;
+    }
+    const pattern = this.#config.attach.find((one) => one.pattern.test(there.name) && sameNamespace(one.netns, engine));
+    if (pattern === undefined || there.name.startsWith("enf")) return;
+    const spec: Spec = { tap: there.name, origin: "pattern", ...(pattern.netns === null ? {} : { netns: pattern.netns }) };
+    if (this.find(nameOf(spec)) !== null) return;
+    await this.#attach(nameOf(spec), spec, this.#defaultSource(pattern), true);
+    this.#notice(`${nameOf(spec)}: enforcing; ${pattern.match} names it`);
+  }
+
+  async #attachByPattern(): Promise<void> {
+    for (const netns of new Set(this.#config.attach.map((pattern) => pattern.netns))) {
+      try {
+        const engine = await this.#engineOf(netns);
+        for (const link of engine.enforcer.inside(listLinks)) await this.#appeared(engine, link).catch((error: unknown) => this.#notice(`${link.name}: ${text(error)}`));
+      } catch (error) {
+        this.#notice(`attach in ${netns ?? "the agent's namespace"}: ${text(error)}`);
+      }
+    }
+  }
+
+  // ---- what a former agent left ----------------------------------------------------------------------------------------
+
+  async #adopt(name: string): Promise<void> {
+    const state = this.#run.read(name)!;
+    const spec = storedSpec.safeParse(state.spec);
+    const source = storedSource.safeParse(state.next?.source ?? state.policy.source);
+    if (!spec.success || !source.success) return this.#notice(`${name}: its state file is another version's`);
+    if (state.phase === "waiting") {
+      this.#waiting.set(name, { name, spec: spec.data, source: source.data, since: Date.now() });
+      const engine = await this.#engineOf(spec.data.netns ?? null);
+      const link = engine.enforcer.inside(() => findLink(spec.data.tap));
+      return link === null ? undefined : this.#appeared(engine, link);
+    }
+    let engine: Engine;
+    try {
+      engine = await this.#engineOf(spec.data.netns ?? null);
+    } catch (error) {
+      if (spec.data.wait === true) return this.#wait(name, spec.data, source.data);
+      this.#run.remove(name);
+      return this.#notice(`${name}: its network namespace has gone: ${text(error)}`);
+    }
+    // It may have been renamed while no agent ran; or deleted, and made again under its name.
+    const link = engine.enforcer.inside(() => findLinkByIndex(state.ifindex));
+    const same = link !== null && link.tunType === "tap" && (link.name === state.device || engine.enforcer.inside(() => findLink(state.device)) === null);
+    const tap = same ? link.name : state.device;
+    if (!same && engine.enforcer.inside(() => findLink(tap)) === null) {
+      if (spec.data.wait === true) return this.#wait(name, spec.data, source.data);
+      this.#run.remove(name);
+      return this.#notice(`${name}: its tap ${tap} has gone`);
+    }
+    const current = this.#currentSource(spec.data, source.data, this.#config);
+    const built = this.#build(current, engine);
+    await engine.enforcer.attach({ ...this.#engineRequest(spec.data, built.policy), tap, name, policy: built.policy, source: current, spec: spec.data, incomplete: true });
+  }
+
+  /** A detach that was begun: completed. */
+  async #finishDetach(name: string): Promise<void> {
+    const known = this.find(name);
+    if (known !== null && known.state !== "waiting") return known.engine.enforcer.detach(name);
+    const state = this.#run.read(name);
+    const spec = storedSpec.safeParse(state?.spec);
+    if (state !== null && spec.success) {
+      const engine = await this.#engineOf(spec.data.netns ?? null).catch(() => null);
+      engine?.enforcer.inside(() => restoreTap({ ifindex: state.ifindex, changes: state.changes }));
+    }
+    this.#run.remove(name);
+  }
+
+  // ---- events --------------------------------------------------------------------------------------------------------
+
+  #tell(event: WatchEvent): void { this.watchers.tell(event); }
+
+  #notice(notice: string): void {
+    this.#options.onNotice(notice);
+    this.#tell({ event: "notice", time: now(), text: notice });
+  }
+
+  #onPackets(engine: Engine, events: readonly PacketEvent[]): void {
+    if (this.watchers.size === 0) return;
+    const monotonic = process.hrtime.bigint();
+    // In order, although the names come from another thread.
+    this.#events = this.#events.then(async () => {
+      for (const event of events) {
+        const sandbox = [...engine.enforcer.sandboxes.values()].find(({ slot, generation }) => slot === event.slot && generation === event.generation);
+        if (sandbox === undefined) continue;
+        const names = await engine.enforcer.namesOf(sandbox, event.direction === "egress" ? event.destination : event.source).catch(() => []);
+        const compiled = [sandbox.compiled, sandbox.former].find((one) => one?.uid === event.policy);
+        const rule = event.rule === null ? null : (compiled?.bits[event.rule]?.text ?? null);
+        this.#tell({ ...describePacket(sandbox.name, event, names, rule, monotonic) });
+      }
+    });
+  }
+
+  #onQueries(engine: Engine, queries: readonly DeniedQuery[]): void {
+    if (this.watchers.size === 0) return;
+    for (const query of queries) {
+      const sandbox = [...engine.enforcer.sandboxes.values()].find(({ slot, generation }) => slot === query.slot && generation === query.generation);
+      if (sandbox !== undefined) this.#tell({ ...describeQuery(sandbox.name, query) });
+    }
+  }
+
+  /** Flows that were let through since the last reading, each once. */
+  #tellFlows(): void {
+    if (!this.watchers.wantsFlows) return this.#flowsSeen.clear();
+    for (const known of this.known()) {
+      if (known.state !== "enforced") continue;
+      const { sandbox, engine } = known;
+      const map = sandbox.tables.inner("flows");
+      if (map === null) continue;
+      try {
+        const { rows } = readFlows(map, Infinity);
+        const before = this.#flowsSeen.get(sandbox.name);
+        const seen = new Set<string>();
+        let told = 0;
+        for (const row of rows) {
+          const key = `${row.protocol} ${row.guestPort} ${row.remotePort} ${Buffer.from(row.remote).toString("hex")}`;
+          seen.add(key);
+          // The first reading is what was there already.
+          if (before === undefined || before.has(key) || told++ >= FLOWS_TOLD) continue;
+          const rule = row.rule === null ? null : (sandbox.compiled.bits[row.rule]?.text ?? null);
+          this.#events = this.#events.then(async () => {
+            const names = await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []);
+            this.#tell({ ...describeAllowed(sandbox.name, row, names, rule) });
+          });
+        }
+        this.#flowsSeen.set(sandbox.name, seen);
+      } finally {
+        map.close();
+      }
+    }
+  }
+
+  // ---- metrics -------------------------------------------------------------------------------------------------------
+
+  #serveMetrics(config: AgentConfig): Promise<Server> {
+    const registries = new Map<Engine, ReturnType<typeof enforcerRegistry>>();
+    const contentType = enforcerRegistry(this.#own.enforcer).contentType;
+    return serveMetrics({
+      contentType,
+      metrics: async () => {
+        for (const engine of registries.keys()) if (!this.#engines.has(engine.inode)) registries.delete(engine);
+        for (const engine of this.#engines.values()) if (!registries.has(engine)) registries.set(engine, enforcerRegistry(engine.enforcer));
+        if (registries.size === 1) return [...registries.values()][0]!.metrics();
+        // Sandboxes' names are the agent's; what has no such label adds up.
+        return AggregatorRegistry.aggregate(await Promise.all([...registries.values()].map((registry) => registry.getMetricsAsJSON()))).metrics();
+      },
+    }, config.metrics!);
+  }
+
+  #closeMetrics(): void {
+    this.#metrics?.close();
+    this.#metrics?.closeAllConnections();
+    this.#metrics = null;
+  }
+
+  get mechanism(): string { return tcMechanism(); }
+
+  // ---- the end -------------------------------------------------------------------------------------------------------
+
+  /** Ends serving, after the operation that is under way; the kernel goes on enforcing, for a successor to take over. */
+  async release(): Promise<void> {
+    const queue = this.#queue;
+    this.#ended = true;
+    await queue;
+    if (this.#flowTimer !== null) clearInterval(this.#flowTimer);
+    this.#closeMetrics();
+    for (const engine of this.#engines.values()) {
+      await engine.enforcer.release();
+      engine.close();
+    }
+    this.#engines.clear();
+    for (const unlock of this.#unlock.reverse()) unlock();
+    this.#unlock.length = 0;
+  }
+}
+
+/** Slots of a namespace that is not the agent's own: the kernel's tables are sized by it. */
+const SANDBOXES_OF_OTHER = 64;
+
+/** A sandbox's name: as given, or its tap's, behind the namespace's. */
+export function nameOf({ name, tap, netns }: Pick<AttachRequest, "name" | "tap" | "netns">): string {
+  return name ?? (netns === undefined ? tap : `${netns.split("/").filter((part) => part !== "").at(-1) ?? "netns"}/${tap}`);
+}
+
+function withOverrides(config: AgentConfig, { runDirectory, bpffs }: AgentOptions): AgentConfig {
+  return { ...config, runDirectory: runDirectory ?? config.runDirectory, bpffs: bpffs ?? config.bpffs };
+}
+
+function sameNamespace(netns: string | null, engine: Engine): boolean {
+  try {
+    return inodeOf(netns) === engine.inode;
+  } catch {
+    return false;
+  }
+}
+
+function matches(pattern: AttachPattern, netns: string | null, tap: string): boolean { return pattern.pattern.test(tap) && pattern.netns === netns; }
+
+/** For comparing configurations: regular expressions say nothing in JSON. */
+function printed(value: unknown): unknown { return JSON.parse(JSON.stringify(value, (_, one: unknown) => (one instanceof RegExp ? one.source : one instanceof Uint8Array ? formatAddress(one) : one))); }
+
+/** Lines of both: where both agree at the ends, and between them by the longest common subsequence, or, where that is too much, all. */
+function lineDiff(before: readonly string[], after: readonly string[]): string[] {
+  let head = 0, tail = 0;
+  while (head < before.length && before[head] === after[head]) head++;
+  while (tail < before.length - head && tail < after.length - head && before.at(-1 - tail) === after.at(-1 - tail)) tail++;
+  const old = before.slice(head, before.length - tail), young = after.slice(head, after.length - tail);
+  const lines = before.slice(0, head).map((line) => `  ${line}`);
+  if (old.length * young.length > DIFF_CELLS) lines.push(...old.map((line) => `- ${line}`), ...young.map((line) => `+ ${line}`));
+  else {
+    const lengths = Array.from({ length: old.length + 1 }, () => new Uint32Array(young.length + 1));
+    for (let i = old.length - 1; i >= 0; i--) for (let j = young.length - 1; j >= 0; j--) lengths[i]![j] = old[i] === young[j] ? lengths[i + 1]![j + 1]! + 1 : Math.max(lengths[i + 1]![j]!, lengths[i]![j + 1]!);
+    for (let i = 0, j = 0; i < old.length || j < young.length;) {
+      if (i < old.length && j < young.length && old[i] === young[j]) {
+        lines.push(`  ${old[i++]}`);
+        j++;
+      } else if (j >= young.length || (i < old.length && lengths[i + 1]![j]! >= lengths[i]![j + 1]!)) lines.push(`- ${old[i++]}`);
+      else lines.push(`+ ${young[j++]}`);
+    }
+  }
+  return [...lines, ...before.slice(before.length - tail).map((line) => `  ${line}`)];
+}
+
+const DIFF_CELLS = 4_000_000;
+
+function now(): string { return new Date().toISOString(); }
+
+function text(error: unknown): string { return error instanceof Error ? error.message : String(error); }

@@ -1,0 +1,193 @@
+/**
+ * `enforcer attach <tap>` where no agent runs: holds one guest to its policy in the foreground, until SIGINT or SIGTERM.
+ *
+ * Holds always: "enforcing" is printed only after enforcement is in force and tested; a signal, or the end of the tap, detaches
+ * and leaves nothing behind; a failure or a kill leaves the kernel enforcing: a fault that a guest can provoke frees no guest.
+ */
+import type { Server } from "node:http";
+import { formatAddress, type Address, type Prefix } from "../addresses/address.js";
+import { Enforcer, type Sandbox } from "../agent/enforcer.js";
+import { enforcerRegistry, serveMetrics, type Listen } from "../agent/metrics.js";
+import { RunDirectory } from "../agent/run-directory.js";
+import type { DeniedQuery } from "../dns/protocol.js";
+import { EnforcerError } from "../errors.js";
+import type { PacketEvent } from "../kernel/events.js";
+import type { LinkEvent } from "../net/host-watch.js";
+import { checkInterfaceName } from "../net/links.js";
+import { tapFacts } from "../net/tap.js";
+import { formatDiagnostic } from "../policy/diagnostics.js";
+import { buildPolicy } from "../policy/build.js";
+import type { Policy } from "../policy/types.js";
+import { policyInput } from "./policy.js";
+import { describePacket, describeQuery, packetLine, queryLine } from "../agent/verdicts.js";
+
+export interface AttachArguments {
+  readonly tap: string;
+  readonly policy: string | null;
+  readonly rules: readonly string[];
+  readonly defaultEgress: "allow" | "deny" | null;
+  readonly defaultIngress: "allow" | "deny" | null;
+  readonly noNet: boolean;
+  readonly noRebindProtection: boolean;
+  readonly gateways: readonly Address[];
+  readonly guest: readonly Prefix[];
+  readonly mac: Uint8Array | null;
+  readonly upstreams: readonly { address: Address; port: number }[];
+  /** null: off. */
+  readonly metrics: Listen | null;
+  readonly json: boolean;
+  readonly runDirectory: string;
+  readonly bpffs: string;
+}
+
+/** Resolves when a signal ended it. @throws EnforcerError. */
+export async function attachForeground(options: AttachArguments): Promise<void> {
+  checkInterfaceName(options.tap);
+  const input = policyInput({ ...options, file: options.policy });
+  const { policy: draft, warnings } = buildPolicy(input);
+  const out = new Output(options.json);
+  for (const warning of warnings) out.notice(formatDiagnostic(warning));
+  const { ifindex } = tapFacts(options.tap);
+
+  const run = new RunDirectory(options.runDirectory);
+  const unlock = run.lock(options.tap);
+  try {
+    await serve(options, run, draft, ifindex, input, out);
+  } finally {
+    unlock();
+  }
+}
+
+async function serve(options: AttachArguments, run: RunDirectory, draft: Policy, ifindex: number, input: Parameters<typeof buildPolicy>[0], out: Output): Promise<void> {
+  const ended = new Ending();
+  let sandbox: Sandbox | null = null;
+  const enforcer = await Enforcer.start({
+    run,
+    bpffs: options.bpffs,
+    instance: options.tap,
+    sandboxes: 1,
+    resolverDevice: `enf${ifindex}`,
+    resolvConf: options.upstreams.length > 0 || draft.dns.upstreams !== null ? null : "/etc/resolv.conf",
+    netnsFd: null,
+    outer: null,
+    extraGroups: {},
+    nat64Prefixes: [],
+    onView: () => undefined,
+    onPackets: (events) => { if (sandbox !== null) out.packets(enforcer, sandbox, events); },
+    onQueries: (queries) => { if (sandbox !== null) out.queries(sandbox, queries); },
+    onLink: (event) => { if (sandbox !== null) onLink(event, sandbox, ended); },
+    onNotice: (text) => out.notice(text),
+    onFailure: (error) => ended.fail(new EnforcerError("E_RESOLVER", `it cannot go on serving ${options.tap}: ${error.message}`, { cause: error, remedy: "the kernel goes on enforcing, and no name is resolved: attach again to take it over, and report this" })),
+  });
+  let metrics: Server | null = null;
+  try {
+    if (options.metrics !== null) metrics = await serveMetrics(enforcerRegistry(enforcer), options.metrics);
+    // Once more, now that the host's own prefixes are known: they say which group a rule's prefix lies in.
+    const { policy } = buildPolicy({ ...input, groups: enforcer.groups });
+    sandbox = await enforcer.attach({ name: options.tap, tap: options.tap, policy, source: null, spec: null, incomplete: false, gateways: options.gateways, guest: options.guest, mac: options.mac, upstreams: options.upstreams });
+    out.enforcing(sandbox, options);
+    await ended.promise;
+  } finally {
+    metrics?.close();
+    metrics?.closeAllConnections();
+    if (ended.failed && sandbox !== null) await enforcer.release();
+    else await enforcer.stop();
+  }
+  out.detached(options.tap);
+}
+
+/** A signal, the tap's end, or a failure: whichever comes first. */
+class Ending {
+  readonly promise: Promise<void>;
+  failed = false;
+  #resolve!: () => void;
+  #reject!: (error: Error) => void;
+
+  constructor() {
+    this.promise = new Promise((resolve, reject) => {
+      this.#resolve = resolve;
+      this.#reject = reject;
+    });
+    // Told again when awaited; without this an early failure would end the process before it has cleaned up.
+    this.promise.catch(() => undefined);
+    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => this.#resolve());
+  }
+
+  /** It cannot go on serving, and the guest may be there: nothing is taken away. */
+  fail(error: Error): void {
+    this.failed = true;
+    this.#reject(error);
+  }
+
+  /** There is no guest any more. */
+  gone(error: Error): void { this.#reject(error); }
+}
+
+function onLink(event: LinkEvent, { facts, name }: Sandbox, ended: Ending): void {
+  if (event.type === "removed" && event.link.ifindex === facts.ifindex) {
+    ended.gone(new EnforcerError("E_TAP_MISSING", `${name} ${event.movedAway ? "was moved to another network namespace" : "was deleted"}; the enforcer has ended`, { remedy: "attach again when the tap is back" }));
+  }
+}
+
+class Output {
+  readonly #json: boolean;
+  #order: Promise<void> = Promise.resolve();
+
+  constructor(json: boolean) { this.#json = json; }
+
+  notice(text: string): void {
+    if (this.#json) this.#line({ event: "notice", time: new Date().toISOString(), text });
+    else process.stderr.write(`enforcer: ${text}\n`);
+  }
+
+  enforcing(sandbox: Sandbox, { metrics }: AttachArguments): void {
+    const { facts, mechanism, compiled, before, preparation, adopted } = sandbox;
+    const where = facts.bridge === null ? "routed" : `port of bridge ${facts.bridge.name}`;
+    const address = metrics === null ? null : `http://${metrics.host.includes(":") ? `[${metrics.host}]` : metrics.host}:${metrics.port}/metrics`;
+    if (this.#json) {
+      this.#line({
+        event: "enforcing", time: new Date().toISOString(), sandbox: sandbox.name, ifindex: facts.ifindex, mechanism, bridge: facts.bridge?.name ?? null,
+        gateways: facts.gateways.map(formatAddress), rules: compiled.bits.length, before, adopted, metrics: address,
+        settings: preparation.changes.map(({ family, setting, before: former, after, why }) => ({ family, setting, before: former, after, why })),
+      });
+      return;
+    }
+    process.stdout.write(`enforcing ${sandbox.name} (${where}, ${mechanism}, ${compiled.bits.length} rule${compiled.bits.length === 1 ? "" : "s"}${adopted ? ", taken over from a former process" : ""})\n`);
+    for (const { family, setting, before: former, after, why } of preparation.changes) process.stderr.write(`enforcer: set net.${family}.conf.${sandbox.name}.${setting} ${former} → ${after}: ${why}\n`);
+    for (const note of preparation.notes) process.stderr.write(`enforcer: ${note}\n`);
+    for (const program of before) process.stderr.write(`enforcer: ${program} stands before the enforcer on ${sandbox.name} and may end the chain\n`);
+    if (address !== null) process.stderr.write(`enforcer: metrics on ${address}\n`);
+  }
+
+  packets(enforcer: Enforcer, sandbox: Sandbox, events: readonly PacketEvent[]): void {
+    const now = process.hrtime.bigint();
+    // In order, although the names come from another thread.
+    this.#order = this.#order.then(async () => {
+      const mine = events.filter((event) => event.slot === sandbox.slot && event.generation === sandbox.generation);
+      const names = await Promise.all(mine.map((event) => enforcer.namesOf(sandbox, event.direction === "egress" ? event.destination : event.source).catch(() => [])));
+      mine.forEach((event, i) => {
+        const rule = event.rule === null || event.policy !== sandbox.compiled.uid ? null : (sandbox.compiled.bits[event.rule]?.text ?? null);
+        const denial = describePacket(sandbox.name, event, names[i]!, rule, now);
+        if (this.#json) this.#line(denial);
+        else process.stdout.write(`${packetLine(denial)}\n`);
+      });
+    });
+  }
+
+  queries(sandbox: Sandbox, queries: readonly DeniedQuery[]): void {
+    for (const query of queries) {
+      if (query.slot !== sandbox.slot || query.generation !== sandbox.generation) continue;
+      const refused = describeQuery(sandbox.name, query);
+      if (this.#json) this.#line(refused);
+      else process.stdout.write(`${queryLine(refused)}\n`);
+    }
+  }
+
+  detached(tap: string): void {
+    if (this.#json) this.#line({ event: "detached", time: new Date().toISOString(), sandbox: tap });
+    else process.stderr.write(`enforcer: detached from ${tap}\n`);
+  }
+
+  #line(value: object): void { process.stdout.write(`${JSON.stringify(value)}\n`); }
+}
+

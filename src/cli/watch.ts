@@ -1,0 +1,27 @@
+/** `enforcer watch [name]`: live verdicts and changes until SIGINT or SIGTERM. Exit status 0. */
+import type { WatchQuery } from "../api/schema.js";
+import { allowedLine, clock, packetLine, queryLine, type Allowed, type Denial, type RefusedQuery } from "../agent/verdicts.js";
+import type { WatchEvent } from "../agent/watch.js";
+import { agentAt } from "./connection.js";
+
+export async function watch(query: WatchQuery, { json, runDir }: { json: boolean; runDir: string }): Promise<void> {
+  const ending = new AbortController();
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => ending.abort());
+  // Whoever reads may end first, as head does.
+  process.stdout.on("error", () => ending.abort());
+  for await (const event of agentAt(runDir).watch(query, ending.signal)) {
+    if (json) process.stdout.write(`${JSON.stringify(event)}\n`);
+    else if (event.event !== "watching") process.stdout.write(`${line(event)}\n`);
+  }
+}
+
+function line(event: WatchEvent): string {
+  switch (event.event) {
+    case "denied": return packetLine(event as unknown as Denial);
+    case "dns-denied": return queryLine(event as unknown as RefusedQuery);
+    case "allowed": return allowedLine(event as unknown as Allowed);
+    case "lost": return `${clock(event.time)} ${String(event.count)} events were not told: this end reads too slowly`;
+    case "notice": return `${clock(event.time)} ${String(event.text)}`;
+    default: return `${clock(event.time)}${event.sandbox === undefined ? "" : ` ${event.sandbox}`} ${event.event}${event.why === undefined ? "" : ` (${String(event.why)})`}`;
+  }
+}

@@ -1,0 +1,72 @@
+/**
+ * The facts of one question to `explain`, gathered from a running agent.
+ *
+ * Holds always: reads only; a question that cannot be understood is refused with what would be; nothing is resolved.
+ */
+import { clockMonotonicCoarse } from "../../native/index.js";
+import { parseAddress, type Address } from "../addresses/address.js";
+import type { Agent } from "../agent/daemon.js";
+import type { ExplainQuery } from "../api/schema.js";
+import { EnforcerError } from "../errors.js";
+import { parseName } from "../policy/names.js";
+import { parseProto } from "../policy/rules.js";
+import { Proto } from "../policy/types.js";
+import { explain, type Explanation, type ExplainQuestion, type PinFact } from "./explain.js";
+
+const schemes: Readonly<Record<string, number>> = { "http:": 80, "https:": 443, "ws:": 80, "wss:": 443, "ftp:": 21, "ssh:": 22, "git:": 9418, "postgres:": 5432, "postgresql:": 5432, "redis:": 6379, "mysql:": 3306, "amqp:": 5672, "mongodb:": 27017 };
+
+/** @throws EnforcerError E_REQUEST. */
+export function readQuestion({ destination, protocol, port, direction = "egress" }: ExplainQuery): ExplainQuestion {
+  let host = destination, proto: number = Proto.tcp, chosen = port ?? 443;
+  if (/^[a-z][a-z0-9+.-]*:\/\//i.test(destination)) {
+    let url: URL;
+    try {
+      url = new URL(destination);
+    } catch (cause) {
+      throw new EnforcerError("E_REQUEST", `${destination} is not a URL`, { cause, remedy: "write a URL, a name or an address" });
+    }
+    const standard = schemes[url.protocol];
+    if (url.port === "" && standard === undefined && port === undefined) throw new EnforcerError("E_REQUEST", `${url.protocol} has no port that is known here`, { remedy: "give protocol and port" });
+    host = url.hostname.startsWith("[") ? url.hostname.slice(1, -1) : url.hostname;
+    chosen = port ?? (url.port === "" ? standard! : Number(url.port));
+  }
+  if (protocol !== undefined) {
+    const parsed = parseProto(/^\d+$/.test(protocol) ? Number(protocol) : protocol);
+    if (!parsed.ok) throw new EnforcerError("E_REQUEST", parsed.refusal.message, { remedy: parsed.refusal.remedy });
+    proto = parsed.value;
+  }
+  const address = parseAddress(host);
+  if (address !== null) return { direction, address, name: null, protocol: proto, port: chosen };
+  const name = parseName(host);
+  if (!name.ok) throw new EnforcerError("E_REQUEST", name.refusal.message, { remedy: "write a URL, a name or an address" });
+  if (direction === "ingress") throw new EnforcerError("E_REQUEST", "inbound traffic comes from an address, not from a name", { remedy: "give the address of the far side" });
+  return { direction, address: null, name: name.value, protocol: proto, port: chosen };
+}
+
+/** @throws EnforcerError E_NO_SANDBOX, E_REQUEST. */
+export async function explainQuestion(agent: Agent, name: string, query: ExplainQuery): Promise<Explanation> {
+  const { engine, sandbox } = agent.enforced(name);
+  const question = readQuestion(query);
+  const now = Number(clockMonotonicCoarse() / 1_000_000_000n);
+  const [live, former] = await Promise.all([engine.enforcer.pins(sandbox), engine.enforcer.formerPins(sandbox)]);
+  const pins: PinFact[] = [
+    ...live.map(({ labels, address, expires }) => ({ labels, address, left: expires - now })),
+    ...former.map((pin) => ({ labels: pin.name.split("."), address: pin.address, left: Math.min(0, pin.expired - now) })),
+  ];
+  const { view } = engine.enforcer;
+  return explain({
+    sandbox: name, policy: sandbox.policy, floor: agent.floor?.policy ?? null, groups: engine.enforcer.groups, pins,
+    others: question.address === null ? [] : await others(agent, name, question.address), configured: agent.config.groups,
+    hostAddresses: [...view.addresses, ...(engine === agent.own ? [] : agent.own.enforcer.view.addresses), ...sandbox.options.gateways],
+  }, question);
+}
+
+/** Who else was told the address. */
+async function others(agent: Agent, name: string, address: Address): Promise<{ sandbox: string; name: string }[]> {
+  const found = await Promise.all(agent.known().map(async (known) => {
+    if (known.state !== "enforced" || known.name === name) return null;
+    const names = await known.engine.enforcer.namesOf(known.sandbox, address).catch(() => []);
+    return names[0] === undefined ? null : { sandbox: known.name, name: names[0] };
+  }));
+  return found.filter((other) => other !== null);
+}
