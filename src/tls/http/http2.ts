@@ -1,0 +1,426 @@
+/**
+ * HTTP/2 between one guest session and its one upstream session: a stream there for each stream here.
+ *
+ * Holds always: nghttp2 reads both sides; every stream's :authority (and host) is the judged name and its scheme https; streams
+ * are judged one by one when they begin. Header tables, windows and settings belong to one session, so nothing is shared
+ * between guests. Resets, trailers, interim answers and GOAWAY go through in both directions; pushes and ALTSVC and ORIGIN
+ * frames do not. A field that a secret was put into is sent as never indexed. The guest may have as many streams as the far
+ * side grants, and no more than the limit; memory is bounded by windows.
+ * Does not: translate to or from HTTP/1.1; judge policy or know secrets (passage.ts).
+ */
+import type { EventEmitter } from "node:events";
+import { connect, constants, performServerHandshake, sensitiveHeaders, type ClientHttp2Session, type ClientHttp2Stream, type Http2Session, type IncomingHttpHeaders, type OutgoingHttpHeaders, type ServerHttp2Session, type ServerHttp2Stream, type SessionOptions, type Settings } from "node:http2";
+import type { Duplex } from "node:stream";
+import type { TLSSocket } from "node:tls";
+import { hasLookalike, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
+import { FIELDS_MAX, HEAD_MAX, type Body } from "./framing.js";
+import { checkHosts } from "./identity.js";
+import type { HttpLimits } from "./limits.js";
+import { countRefusal, isRefusal, type ExchangeFilter, type Passage, type RequestFacts } from "./passage.js";
+import { refusalBody, refuse, type Refusal } from "./refusal.js";
+import { describe, UpstreamError } from "./upstream.js";
+import type { Watched } from "./watch.js";
+
+const { NGHTTP2_CANCEL, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_FLAG_END_STREAM, NGHTTP2_INTERNAL_ERROR, NGHTTP2_NO_ERROR, NGHTTP2_REFUSED_STREAM } = constants;
+
+/** Megabytes that one session may hold in queues and tables. */
+const SESSION_MEMORY = 16;
+/** Fields that say who asks: never indexed, whether a secret was put into them or not. */
+const sensitive = new Set(["authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie", "proxy-authorization"]);
+
+function sessionOptions(limits: HttpLimits, settings: Settings): SessionOptions {
+  return {
+    settings: { enablePush: false, initialWindowSize: limits.streamWindow, maxHeaderListSize: HEAD_MAX, ...settings },
+    maxSessionMemory: SESSION_MEMORY, maxHeaderListPairs: FIELDS_MAX, maxOutstandingPings: 10, maxSettings: 32,
+  };
+}
+
+/**
+ * The upstream's half, once it has said its settings.
+ * @param socket verified; h2 was chosen. @throws UpstreamError when it does not speak HTTP/2 in time.
+ */
+export function openHttp2(socket: TLSSocket, name: string, limits: HttpLimits): Promise<ClientHttp2Session> {
+  return new Promise((resolve, reject) => {
+    const session = connect(`https://${name}`, { ...sessionOptions(limits, {}), createConnection: () => socket });
+    const fail = (error: unknown): void => {
+      clearTimeout(timer);
+      session.destroy();
+      reject(describe(name, error));
+    };
+    const timer = setTimeout(() => fail({ code: "ETIMEDOUT" }), limits.upstreamMs);
+    session.on("error", fail);
+    session.once("close", () => fail({ code: "ECONNRESET" }));
+    session.once("connect", () => session.setLocalWindowSize(limits.window));
+    session.once("remoteSettings", () => {
+      clearTimeout(timer);
+      resolve(session);
+    });
+  });
+}
+
+/**
+ * Serves a guest's session until it ends.
+ * @param guest decrypted; h2 was chosen. @param upstream from openHttp2; a string: there is none, every request is answered 502 with it.
+ */
+export function serveHttp2(guest: TLSSocket, passage: Passage, upstream: ClientHttp2Session | UpstreamError): void { new Http2Leg(guest, passage, upstream); }
+
+class Http2Leg implements Watched {
+  readonly #guest: ServerHttp2Session;
+  readonly #upstream: ClientHttp2Session | UpstreamError;
+  /** guest streams and theirs upstream, null while there is none yet. */
+  readonly #streams = new Map<ServerHttp2Stream, ClientHttp2Stream | null>();
+  #refused = 0;
+  /** No further stream is taken. */
+  #ending = false;
+  #closed = false;
+  #moved = 0;
+  #movedAt = performance.now();
+  #streamAt = performance.now();
+
+  constructor(private readonly socket: TLSSocket, private readonly passage: Passage, upstream: ClientHttp2Session | UpstreamError) {
+    const { limits } = passage;
+    this.#upstream = upstream;
+    const remote = upstream instanceof UpstreamError ? {} : upstream.remoteSettings;
+    this.#guest = performServerHandshake(socket, sessionOptions(limits, {
+      maxConcurrentStreams: Math.min(remote.maxConcurrentStreams ?? limits.streams, limits.streams), ...(remote.enableConnectProtocol === true ? { enableConnectProtocol: true } : {}),
+    }));
+    const guest = this.#guest;
+    guest.setLocalWindowSize(limits.window);
+    // The fourth argument is documented, and missing in the types.
+    (guest as EventEmitter).on("stream", (stream: ServerHttp2Stream, headers: IncomingHttpHeaders, flags: number, raw: string[]) => this.#take(stream, headers, flags, raw));
+    guest.on("error", () => guest.destroy());
+    guest.once("close", () => this.#end());
+    if (!(upstream instanceof UpstreamError)) {
+      upstream.removeAllListeners("error");
+      upstream.removeAllListeners("close");
+      upstream.on("error", () => upstream.destroy());
+      upstream.once("close", () => this.#drain());
+      upstream.on("goaway", (code, last) => this.#goaway(code, last));
+      if (upstream.closed || upstream.destroyed) this.#drain();
+    }
+    passage.watch.add(this);
+  }
+
+  look(now: number): void {
+    const { limits } = this.passage;
+    if (this.#streams.size > 0) this.#streamAt = now;
+    else if (now - this.#streamAt > limits.idleMs) {
+      this.#drain();
+      if (now - this.#streamAt > 2 * limits.idleMs) this.#guest.destroy();
+      return;
+    }
+    const upstream = this.#upstream instanceof UpstreamError ? 0 : octets(this.#upstream);
+    const moved = octets(this.#guest) + upstream;
+    if (moved !== this.#moved) {
+      this.#moved = moved;
+      this.#movedAt = now;
+    }
+    const still = now - this.#movedAt;
+    if (still <= Math.min(limits.stallMs, limits.silenceMs)) return;
+    const guestOwes = [...this.#streams.keys()].some((stream) => stream.writableNeedDrain || !stream.readableEnded);
+    if (still > (guestOwes ? limits.stallMs : limits.silenceMs)) this.#guest.destroy();
+  }
+
+  #take(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, flags: number, raw: Fields): void {
+    stream.on("error", () => undefined); // its close tells
+    if (this.#ending) {
+      stream.close(NGHTTP2_REFUSED_STREAM);
+      return;
+    }
+    this.#streams.set(stream, null);
+    stream.once("close", () => this.#over(stream));
+    this.passage.counters.requests++;
+    this.#handle(stream, headers, flags, raw).catch((error: unknown) => this.#failed(stream, error));
+  }
+
+  async #handle(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, flags: number, raw: Fields): Promise<void> {
+    const { passage } = this;
+    const ended = (flags & NGHTTP2_FLAG_END_STREAM) !== 0;
+    const read = readStream(raw, ended, passage);
+    if ("status" in read) {
+      this.#refuse(stream, read);
+      return;
+    }
+    const { facts, protocol } = read;
+    const upstream = this.#upstream;
+    if (protocol !== null && (protocol !== "websocket" || upstream instanceof UpstreamError || upstream.remoteSettings.enableConnectProtocol !== true)) {
+      this.#refuse(stream, refuse(405, "method", "CONNECT is not passed on"));
+      return;
+    }
+    const judged = passage.judge(facts);
+    const refusal = judged instanceof Promise ? await judged : judged;
+    if (refusal !== null) {
+      this.#refuse(stream, refusal);
+      return;
+    }
+    const filtered = passage.filter(facts);
+    const filter = filtered instanceof Promise ? await filtered : filtered;
+    if (isRefusal(filter)) {
+      this.#refuse(stream, filter);
+      return;
+    }
+    if (stream.closed || stream.destroyed) {
+      filter?.done();
+      return;
+    }
+    if (upstream instanceof UpstreamError) {
+      filter?.done();
+      throw upstream;
+    }
+    if (upstream.closed || upstream.destroyed) {
+      filter?.done();
+      stream.close(NGHTTP2_REFUSED_STREAM);
+      return;
+    }
+    this.#forward(stream, upstream, facts, filter, protocol, ended, (headers as { [sensitiveHeaders]?: string[] })[sensitiveHeaders] ?? []);
+  }
+
+  #forward(stream: ServerHttp2Stream, session: ClientHttp2Session, facts: RequestFacts, filter: ExchangeFilter | null, protocol: string | null, ended: boolean, guestSensitive: readonly string[]): void {
+    const fields = filter?.fields ?? facts.fields;
+    const length = facts.body.kind === "length" ? (filter === null || filter.body === null ? facts.body.octets : filter.bodyLength) : null;
+    const outgoing = objectOf([":method", facts.method, ...(protocol === null ? [] : [":protocol", protocol]), ":scheme", "https", ":authority", hostOf(facts), ":path", filter?.target ?? facts.target,
+      ...withoutHost(fields), ...(length === null ? [] : ["content-length", String(length)])]);
+    const secret = secretNames(facts.fields, fields, guestSensitive);
+    if (secret.length > 0) (outgoing as { [sensitiveHeaders]?: string[] })[sensitiveHeaders] = secret;
+    const up = session.request(outgoing, ended ? { endStream: true } : { endStream: false, waitForTrailers: true });
+    this.#streams.set(stream, up);
+    up.on("error", () => undefined); // its close tells
+    up.once("close", () => {
+      filter?.done();
+      this.#upstreamOver(stream, up);
+    });
+    if (!ended) this.#pumpRequest(stream, up, filter);
+    up.on("continue", () => { if (open(stream) && !stream.headersSent) stream.additionalHeaders({ ":status": 100 }); });
+    up.on("headers", (interim) => {
+      const status = Number(interim[":status"]);
+      if (!open(stream) || stream.headersSent || status < 102 || status > 199) return;
+      const plain = responseFields(flat(interim));
+      const passed = filter === null ? plain : filter.responseHead(status, "", plain)?.fields;
+      if (passed !== undefined) stream.additionalHeaders({ ":status": status, ...objectOf(passed) });
+    });
+    up.once("response", (incoming, flags) => this.#answer(stream, up, incoming, flags, filter));
+  }
+
+  #pumpRequest(stream: ServerHttp2Stream, up: ClientHttp2Stream, filter: ExchangeFilter | null): void {
+    let trailers: OutgoingHttpHeaders = {};
+    stream.once("trailers", (received: IncomingHttpHeaders) => {
+      const plain = flat(received);
+      const checked = filter === null ? plain : filter.requestTrailers(plain);
+      if (Array.isArray(checked)) trailers = objectOf(checked);
+      else {
+        up.close(NGHTTP2_CANCEL);
+        this.#refuse(stream, checked);
+      }
+    });
+    up.once("wantTrailers", () => { if (!up.destroyed) up.sendTrailers(trailers); });
+    const body: Duplex | null = filter?.body ?? null;
+    if (body === null) stream.pipe(up);
+    else {
+      body.on("error", () => {
+        up.close(NGHTTP2_CANCEL);
+        this.#refuse(stream, refuse(403, "secret"));
+      });
+      stream.pipe(body).pipe(up);
+    }
+  }
+
+  #answer(stream: ServerHttp2Stream, up: ClientHttp2Stream, incoming: IncomingHttpHeaders, flags: number, filter: ExchangeFilter | null): void {
+    if (!open(stream) || stream.headersSent) {
+      up.close(NGHTTP2_CANCEL);
+      return;
+    }
+    const status = Number(incoming[":status"]);
+    let fields = responseFields(flat(incoming));
+    let scrub: { readonly transform: Duplex; readonly changesLength: boolean } | null = null;
+    const ended = (flags & NGHTTP2_FLAG_END_STREAM) !== 0;
+    if (filter !== null) {
+      const scrubbed = filter.responseHead(status, "", fields);
+      if (scrubbed === null) {
+        up.close(NGHTTP2_CANCEL);
+        this.#failed(stream, new UpstreamError("secret", "the answer held a secret where it could not be taken out"));
+        return;
+      }
+      fields = scrubbed.fields;
+      scrub = ended ? null : filter.responseBody();
+      if (scrub?.changesLength === true) fields = removed(fields, "content-length");
+    }
+    const options = ended ? { endStream: true, sendDate: false } : { waitForTrailers: true, sendDate: false };
+    let trailers: OutgoingHttpHeaders = {};
+    if (!ended) {
+      up.once("trailers", (received: IncomingHttpHeaders) => {
+        const plain = flat(received);
+        const checked = filter === null ? plain : filter.responseTrailers(plain);
+        if (checked !== null) trailers = objectOf(checked);
+        else {
+          up.close(NGHTTP2_CANCEL);
+          stream.close(NGHTTP2_INTERNAL_ERROR);
+        }
+      });
+      stream.once("wantTrailers", () => { if (!stream.destroyed) stream.sendTrailers(trailers); });
+    }
+    stream.respond({ ":status": status, ...objectOf(fields) }, options);
+    if (ended || !open(stream) || stream.writableEnded) return;
+    if (scrub === null) up.pipe(stream);
+    else {
+      scrub.transform.on("error", () => stream.close(NGHTTP2_INTERNAL_ERROR));
+      up.pipe(scrub.transform).pipe(stream);
+    }
+  }
+
+  #refuse(stream: ServerHttp2Stream, refusal: Refusal): void {
+    countRefusal(this.passage.counters, refusal.reason);
+    this.passage.refused(refusal, { method: "", host: this.passage.name });
+    if (open(stream)) {
+      if (stream.headersSent) stream.close(NGHTTP2_INTERNAL_ERROR);
+      else {
+        const body = refusalBody(refusal);
+        stream.respond({ ":status": refusal.status, "content-type": "application/json", "content-length": String(body.length) }, { sendDate: false } as object);
+        stream.end(body);
+        // What of its body still comes is not wanted.
+        stream.resume();
+      }
+    }
+    this.#refused++;
+    if (this.#refused >= this.passage.limits.refusedStreams && !this.#ending) {
+      countRefusal(this.passage.counters, "limit");
+      this.#ending = true;
+      this.#guest.goaway(NGHTTP2_ENHANCE_YOUR_CALM);
+      this.#guest.close();
+    }
+  }
+
+  /** Upstream could not be had, or something in passing a stream on did not work. */
+  #failed(stream: ServerHttp2Stream, error: unknown): void {
+    const known = error instanceof UpstreamError ? error : describe(this.passage.name ?? "the far side", error);
+    this.#refuse(stream, refuse(502, known.reason, known.message));
+  }
+
+  /** A guest's stream is over: so is what it had upstream. */
+  #over(stream: ServerHttp2Stream): void {
+    const up = this.#streams.get(stream);
+    this.#streams.delete(stream);
+    this.#streamAt = performance.now();
+    if (up === undefined || up === null || up.closed || up.destroyed) return;
+    const code = stream.rstCode ?? NGHTTP2_NO_ERROR;
+    up.close(code === NGHTTP2_NO_ERROR ? NGHTTP2_CANCEL : code);
+  }
+
+  #upstreamOver(stream: ServerHttp2Stream, up: ClientHttp2Stream): void {
+    if (!open(stream)) return;
+    const code = up.rstCode ?? NGHTTP2_NO_ERROR;
+    if (code !== NGHTTP2_NO_ERROR) {
+      if (stream.headersSent || this.#upstreamAlive()) stream.close(code);
+      else this.#failed(stream, new UpstreamError("upstream-failed", "the far side broke off"));
+    } else if (!stream.headersSent) this.#failed(stream, new UpstreamError("upstream-failed", "the far side gave no answer"));
+  }
+
+  #upstreamAlive(): boolean { return !(this.#upstream instanceof UpstreamError) && !this.#upstream.destroyed; }
+
+  /** The far side takes no further streams: neither do we; those beyond its last one are refused, for the guest to try again. */
+  #goaway(code: number, last: number): void {
+    let lastHere = 0;
+    for (const [stream, up] of this.#streams) {
+      if (up !== null && up.id !== undefined && up.id <= last) lastHere = Math.max(lastHere, stream.id ?? 0);
+    }
+    this.#ending = true;
+    if (!this.#guest.destroyed) this.#guest.goaway(code, lastHere === 0 ? undefined : lastHere);
+    if (code !== NGHTTP2_NO_ERROR) this.#guest.close();
+    else this.#drain();
+  }
+
+  #drain(): void {
+    this.#ending = true;
+    if (!this.#guest.closed && !this.#guest.destroyed) this.#guest.close();
+  }
+
+  #end(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.passage.watch.delete(this);
+    if (!(this.#upstream instanceof UpstreamError)) this.#upstream.destroy();
+    this.socket.destroy();
+  }
+}
+
+/** A stream's beginning, or why it is refused. Connection-specific fields, doubled pseudo fields and the like nghttp2 has reset. */
+function readStream(raw: Fields, ended: boolean, passage: Passage): { readonly facts: RequestFacts; readonly protocol: string | null } | Refusal {
+  const pseudo: Record<string, string> = {};
+  const plain: string[] = [];
+  for (let i = 0; i < raw.length; i += 2) {
+    const name = raw[i] as string, value = raw[i + 1] as string;
+    if (name.startsWith(":")) pseudo[name] = value;
+    else plain.push(name, value);
+  }
+  if (raw.length > 2 * FIELDS_MAX) return refuse(431, "head-too-large");
+  const method = pseudo[":method"] ?? "", authority = pseudo[":authority"], path = pseudo[":path"] ?? "", protocol = pseudo[":protocol"] ?? null;
+  if (authority === undefined) return refuse(400, "host-missing", "a request without :authority");
+  const wrong = checkHosts([authority, ...valuesOf(plain, "host")], passage.name as string, passage.port);
+  if (wrong !== null) return wrong;
+  if (pseudo[":scheme"] !== undefined && pseudo[":scheme"] !== "https") return refuse(421, "host-mismatch", "this connection speaks https");
+  if (method === "TRACE" || method === "TRACK" || (method === "CONNECT" && protocol === null)) return refuse(405, "method", `${method} is not passed on`);
+  if (!/^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$/.test(method) || (method !== "CONNECT" && protocol !== null)) return refuse(400, "malformed");
+  if (!/^[\x21\x22\x24-\x7e]+$/.test(path) || !(path.startsWith("/") || (path === "*" && method === "OPTIONS"))) return refuse(400, "malformed", "the path is not in origin form");
+  if (hasLookalike(plain)) return refuse(400, "framing", "a field name that looks like one that frames messages");
+  if (valuesOf(plain, "authorization").length > 1) return refuse(400, "framing", "more than one Authorization");
+  const expect = tokensOf(valuesOf(plain, "expect"));
+  if (expect.length > 0 && expect.join() !== "100-continue") return refuse(417, "expectation");
+  const lengths = valuesOf(plain, "content-length");
+  if (lengths.length > 1 || (lengths.length === 1 && !/^[0-9]{1,15}$/.test(lengths[0] as string))) return refuse(400, "framing");
+  const body: Body = ended ? { kind: "none" } : lengths.length === 1 ? { kind: "length", octets: Number(lengths[0]) } : { kind: "chunked" };
+  const fields = requestFields(plain, authority.toLowerCase());
+  if (fields === null) return refuse(400, "framing");
+  if (expect.length > 0) fields.push("expect", "100-continue");
+  return { facts: { host: passage.name as string, method, target: path, fields: removed(fields, "host").concat(["host", authority.toLowerCase()]), body }, protocol };
+}
+
+/** :authority as it goes out: what was checked. */
+function hostOf(facts: RequestFacts): string { return valuesOf(facts.fields, "host")[0] ?? facts.host; }
+
+function withoutHost(fields: Fields): string[] { return removed(fields, "host"); }
+
+function removed(fields: Fields, name: string): string[] {
+  const out: string[] = [];
+  for (let i = 0; i < fields.length; i += 2) if ((fields[i] as string).toLowerCase() !== name) out.push(fields[i] as string, fields[i + 1] as string);
+  return out;
+}
+
+function flat(headers: IncomingHttpHeaders): string[] {
+  const out: string[] = [];
+  for (const [name, value] of Object.entries(headers)) {
+    if (name.startsWith(":") || value === undefined) continue;
+    for (const one of Array.isArray(value) ? value : [value]) out.push(name, one);
+  }
+  return out;
+}
+
+function objectOf(fields: Fields): OutgoingHttpHeaders {
+  const out: Record<string, string | string[]> = {};
+  for (let i = 0; i < fields.length; i += 2) {
+    const name = (fields[i] as string).toLowerCase(), value = fields[i + 1] as string, had = out[name];
+    if (had === undefined) out[name] = value;
+    else if (Array.isArray(had)) had.push(value);
+    else out[name] = [had, value];
+  }
+  return out;
+}
+
+/** Names whose values a secret went into, or that the guest itself marked, or that say who asks. */
+function secretNames(before: Fields, after: Fields, marked: readonly string[]): string[] {
+  const names = new Set<string>();
+  for (let i = 0; i < after.length; i += 2) {
+    const name = (after[i] as string).toLowerCase();
+    if (sensitive.has(name) || after[i + 1] !== before[i + 1] || marked.includes(name)) names.add(name);
+  }
+  return [...names];
+}
+
+function open(stream: ServerHttp2Stream): boolean { return !stream.closed && !stream.destroyed; }
+
+function octets(session: Http2Session): number {
+  const { socket } = session;
+  try {
+    return socket === undefined ? 0 : socket.bytesRead + socket.bytesWritten;
+  } catch {
+    return 0; // the session has let go of its socket
+  }
+}

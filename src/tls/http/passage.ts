@@ -1,0 +1,69 @@
+/**
+ * What both protocol legs ask about a request on its way: whether it may pass, and what becomes of its octets.
+ *
+ * Holds always: every request is asked about, not the first of a connection, so a policy or a secret that changed holds for the
+ * next one. A refusal is an answer; an exception of these functions ends the request too, unpassed.
+ */
+import type { Transform } from "node:stream";
+import type { Body } from "./framing.js";
+import type { Fields } from "./fields.js";
+import type { HttpLimits } from "./limits.js";
+import type { HttpReason, Refusal } from "./refusal.js";
+import type { Watch } from "./watch.js";
+
+/** A request that is well formed and for the right host. */
+export interface RequestFacts {
+  /** canonical. */
+  readonly host: string;
+  readonly method: string;
+  /** origin or asterisk form. */
+  readonly target: string;
+  /** of one hop left out; no Content-Length. */
+  readonly fields: string[];
+  readonly body: Body;
+}
+
+/** What becomes of one exchange's octets; absent parts pass as they are. */
+export interface ExchangeFilter {
+  readonly target: string;
+  readonly fields: string[];
+  /** What the request's body goes through, null: nothing. */
+  readonly body: Transform | null;
+  /** Length of the body afterwards; null: known when it has ended. */
+  readonly bodyLength: number | null;
+  requestTrailers(fields: Fields): string[] | Refusal;
+  /** Interim and final responses. null stands for a response that must not reach the guest. */
+  responseHead(status: number, phrase: string, fields: Fields): { readonly phrase: string; readonly fields: string[] } | null;
+  /** For the final response, after responseHead. changes: whether the length may differ. */
+  responseBody(): { readonly transform: Transform; readonly changesLength: boolean } | null;
+  responseTrailers(fields: Fields): string[] | null;
+  /** The exchange is over, well or not. */
+  done(): void;
+}
+
+export interface HttpCounters {
+  requests: number;
+  readonly refused: { [K in HttpReason]?: number };
+  upgrades: number;
+}
+
+export interface Passage {
+  readonly scheme: "https" | "http";
+  /** canonical name that every request must be for; null: plain HTTP, where each request's Host is judged. */
+  readonly name: string | null;
+  /** of the original destination. */
+  readonly port: number;
+  readonly limits: HttpLimits;
+  readonly counters: HttpCounters;
+  readonly watch: Watch;
+  /** Whether policy lets a request pass now. */
+  judge(request: RequestFacts): Refusal | null | Promise<Refusal | null>;
+  /** What becomes of it; null: nothing. */
+  filter(request: RequestFacts): ExchangeFilter | Refusal | null | Promise<ExchangeFilter | Refusal | null>;
+  /** Told of every refusal, for events. */
+  refused(refusal: Refusal, request: { readonly method: string; readonly host: string | null }): void;
+}
+
+export function isRefusal(value: object | null): value is Refusal { return value !== null && "status" in value && "reason" in value; }
+
+export function countRefusal(counters: HttpCounters, reason: HttpReason): void { counters.refused[reason] = (counters.refused[reason] ?? 0) + 1; }
