@@ -160,10 +160,11 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 	__u64 now = bpf_jiffies64();
 	__u32 hz = p->global->hz; /* before the agent has said it, every entry is over at once and is judged anew */
 	__u64 uid = p->sandbox->policy;
-	struct flow *flow = bpf_map_lookup_elem(table, &key);
+	/* a SYN is always a new flow: what it replaces need not be looked up */
 	int opens = p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	struct flow *flow = opens ? 0 : bpf_map_lookup_elem(table, &key);
 
-	if (flow && !opens && !flow_expired(p->proto, flow, now, hz)) {
+	if (flow && !flow_expired(p->proto, flow, now, hz)) {
 		if (flow->policy != uid) {
 			__u32 origin = flow->origin;
 			__be16 port = origin == DIR_EGRESS ? key.remote_port : key.guest_port;
