@@ -190,7 +190,7 @@ __attribute__((noinline)) int judge(struct question *q)
 	if (q->proto != IPPROTO_TCP && q->proto != IPPROTO_UDP && q->proto != IPPROTO_ICMP && q->proto != IPPROTO_ICMPV6)
 		return answer(q, VERDICT_DENY, REASON_PROTOCOL);
 	if (q->direction == DIR_INGRESS)
-		return header->flags & POLICY_DEFAULT_ALLOW_INGRESS ? answer(q, VERDICT_ALLOW, REASON_DEFAULT_ALLOW)
+		return header->flags & POLICY_DEFAULT_ALLOW_INGRESS ? allowed(q, header, 0, REASON_DEFAULT_ALLOW)
 								    : answer(q, VERDICT_DENY, REASON_INGRESS_DEFAULT);
 	if (header->flags & POLICY_DEFAULT_ALLOW_EGRESS)
 		return allowed(q, header, !!(header->flags & POLICY_INSPECT_DEFAULT), REASON_DEFAULT_ALLOW);

@@ -279,7 +279,7 @@ export class Agent {
       }
       const unlock = engine === this.#own ? this.#lockTap(spec.tap) : null;
       try {
-        await enforcer.attach({ ...this.#engineRequest(spec, built.policy), name, policy: built.policy, source, spec, incomplete });
+        await enforcer.attach({ ...this.#engineRequest(spec, built.policy), name, policy: built.policy, floor: this.#floor?.policy ?? null, source, spec, incomplete });
       } finally {
         unlock?.();
       }
@@ -351,7 +351,7 @@ export class Agent {
     const former = sandbox.options;
     sandbox.options = { ...former, upstreams: this.#upstreams(spec, policy) };
     try {
-      const { uid, written, left } = await engine.enforcer.setPolicy(sandbox.name, policy, source);
+      const { uid, written, left } = await engine.enforcer.setPolicy(sandbox.name, policy, source, this.#floor?.policy ?? null);
       this.#tell({ event: "policy", time: now(), sandbox: sandbox.name, uid: uid.toString() });
       return { uid: uid.toString(), written, left };
     } catch (error) {
@@ -559,7 +559,7 @@ export class Agent {
     }
     const current = this.#currentSource(spec.data, source.data, this.#config);
     const built = this.#build(current, engine);
-    await engine.enforcer.attach({ ...this.#engineRequest(spec.data, built.policy), tap, name, policy: built.policy, source: current, spec: spec.data, incomplete: true });
+    await engine.enforcer.attach({ ...this.#engineRequest(spec.data, built.policy), tap, name, policy: built.policy, floor: this.#floor?.policy ?? null, source: current, spec: spec.data, incomplete: true });
   }
 
   /** A detach that was begun: completed. */

@@ -23,7 +23,7 @@ import { followEvents, type PacketEvent } from "../kernel/events.js";
 import { Globals } from "../kernel/globals.js";
 import { Instance, removePins } from "../kernel/instance.js";
 import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
-import { SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
+import { floorUid, SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
 import { selfTest, selfTestTap } from "../kernel/self-test.js";
 import { attachHooks, chainOf, detachHooks, hooksHeld, hooksInPlace, linkedDevices, RESOLVER_HOOKS, TAP_HOOKS } from "../kernel/tap-link.js";
 import type { HostView } from "../net/host-view.js";
@@ -195,7 +195,7 @@ export class Enforcer {
    * @throws EnforcerError; then the tap is as it was.
    */
   async attach(options: AttachOptions): Promise<Sandbox> {
-    const { name, tap, policy } = options;
+    const { name, tap, policy, floor = null } = options;
     const facts = this.inside(() => tapFacts(tap));
     for (const other of this.#sandboxes.values()) {
       if (other.name === name || other.facts.ifindex === facts.ifindex) throw new EnforcerError("E_TAP_TAKEN", `${other.name} is attached already (device ${other.facts.name})`, { remedy: "detach it first, or change its policy with enforcer policy set" });
@@ -205,7 +205,7 @@ export class Enforcer {
     this.#pendingGateways = options.gateways;
     if (options.gateways.length > 0) this.#hostChanged();
     const sizes = sizesOf(policy);
-    const digest = digestOf(policy);
+    const digest = digestOf(policy, floor);
     const file = this.#run.read(name);
     const former = file?.ifindex === facts.ifindex ? file : null;
 
@@ -232,10 +232,12 @@ export class Enforcer {
       const tables = left ?? SandboxTables.make(this.#instance, slot, generation, identity, { ...sizes, eventsPerSecond: 0 });
       if (left === null) undo.push(() => tables.clear());
       const uid = samePolicy ? tables.uid : tables.nextUid();
-      const compiled = compilePolicy(policy, { uid });
+      const compiled = compilePolicy(policy, { uid, floor: floor !== null });
+      const compiledFloor = floor === null ? null : compilePolicy(floor, { uid: floorUid(uid) });
       const pins = samePolicy ? tables.pins() : tables.stage(compiled, uid, sizes.pins);
-      if (pins === null) throw new EnforcerError("E_ATTACH", `${tap}: the map of pins is missing`);
-      await this.#serve({ name, slot, generation, policy, upstreams: options.upstreams, pins, tables, adopt: samePolicy, restore: left !== null });
+      const floorPins = compiledFloor === null ? null : samePolicy ? tables.pins("floor") : tables.stageFloor(compiledFloor, uid, sizes.pins);
+      if (pins === null || (floor !== null && floorPins === null)) throw new EnforcerError("E_ATTACH", `${tap}: the map of pins is missing`);
+      await this.#serve({ name, slot, generation, policy, floor, upstreams: options.upstreams, pins, floorPins, tables, adopt: samePolicy, restore: left !== null });
       undo.push(() => this.#resolver.ask({ kind: "removeSandbox", slot, generation }).then(() => undefined));
       if (left !== null && !samePolicy) this.#run.write({ ...state, phase: "enforced", policy: inForce ?? { ...target, uid: left.uid.toString(), digest: "" }, next: { ...target, uid: uid.toString() }, changes });
       if (!samePolicy) tables.commit(uid);
@@ -253,7 +255,7 @@ export class Enforcer {
       this.#run.write({ ...state, phase: "enforced", policy: { ...target, uid: uid.toString() }, changes });
       this.#events ??= followEvents(this.#instance, (events) => this.#options.onPackets(events));
       const sandbox: Sandbox = {
-        name, slot, generation, options, facts, identity, policy, compiled, former: null, mechanism, before: before.map(({ hook, program }) => `${program} (${hook})`),
+        name, slot, generation, options, facts, identity, policy, compiled, floor, compiledFloor, former: null, mechanism, before: before.map(({ hook, program }) => `${program} (${hook})`),
         preparation: { ...preparation, changes }, tables, adopted: left !== null, since: Date.now(),
       };
       for (const kept of this.#kept.values()) if (kept.slot === slot) this.#kept.delete(kept.name);
@@ -269,26 +271,27 @@ export class Enforcer {
   }
 
   /** Tells the resolver of a sandbox, with the pins that a former process wrote down. Closes `pins`. */
-  async #serve({ name, slot, generation, policy, upstreams, pins, tables, adopt, restore }: {
-    name: string; slot: number; generation: number; policy: Policy; upstreams: readonly UpstreamAddress[]; pins: BpfMap; tables: SandboxTables;
+  async #serve({ name, slot, generation, policy, floor, upstreams, pins, floorPins, tables, adopt, restore }: {
+    name: string; slot: number; generation: number; policy: Policy; floor: Policy | null; upstreams: readonly UpstreamAddress[]; pins: BpfMap; floorPins: BpfMap | null; tables: SandboxTables;
     /** the map of pins has the former process's content, under this same policy */ adopt: boolean; restore: boolean;
   }): Promise<void> {
     const flows = tables.inner("flows");
     try {
       await this.#forgetInResolver(slot);
       await this.#resolver.ask({
-        kind: "addSandbox", slot, generation, name, policy, floor: null, compiledGroups: this.#groups,
-        pinsFd: pins.fd, floorPinsFd: null, flowsFd: flows?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
+        kind: "addSandbox", slot, generation, name, policy, floor, compiledGroups: this.#groups,
+        pinsFd: pins.fd, floorPinsFd: floorPins?.fd ?? null, flowsFd: flows?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
         upstreams: upstreams.length > 0 ? upstreams : null,
       });
       if (!restore) return;
       const book = this.#run.readPins(name);
       await this.#resolver.ask({
-        kind: "restorePins", slot, generation, pinsFd: adopt ? pins.fd : null, floorPinsFd: null,
+        kind: "restorePins", slot, generation, pinsFd: adopt ? pins.fd : null, floorPinsFd: adopt ? (floorPins?.fd ?? null) : null,
         pins: book === null || book.generation !== generation ? [] : book.pins.map(([labels, address, expires]) => ({ labels, address: Uint8Array.from(Buffer.from(address, "hex")), expires })),
       });
     } finally {
       pins.close();
+      floorPins?.close();
       flows?.close();
     }
   }
@@ -323,29 +326,34 @@ export class Enforcer {
   /**
    * Puts another policy in force, whole and at once: no packet is judged by parts of both. Flows are judged again, pins live
    * on as far as the new policy knows their names. @throws EnforcerError; then the old policy is in force as before.
+   * @param floor of the operator; null: none.
    * @returns pins written for the new policy, and pins that it has no place for.
    */
-  async setPolicy(name: string, policy: Policy, source: unknown): Promise<{ uid: bigint; written: number; left: number }> {
+  async setPolicy(name: string, policy: Policy, source: unknown, floor: Policy | null = null): Promise<{ uid: bigint; written: number; left: number }> {
     const sandbox = this.#sandboxes.get(name);
     if (sandbox === undefined) throw new EnforcerError("E_NO_SANDBOX", `no sandbox ${name} is in force`);
     const { tables, slot, generation, options } = sandbox;
     const uid = tables.nextUid();
-    const compiled = compilePolicy(policy, { uid });
+    const compiled = compilePolicy(policy, { uid, floor: floor !== null });
+    const compiledFloor = floor === null ? null : compilePolicy(floor, { uid: floorUid(uid) });
     const sizes = sizesOf(policy);
     const state = this.#run.read(name) ?? this.#stateOf(sandbox);
-    const next: PolicyState = { uid: uid.toString(), digest: digestOf(policy), source };
+    const next: PolicyState = { uid: uid.toString(), digest: digestOf(policy, floor), source };
     let begun = false;
     let written = 0, left = 0;
     try {
       const pins = tables.stage(compiled, uid, sizes.pins);
+      let floorPins: BpfMap | null = null;
       try {
+        if (compiledFloor !== null) floorPins = tables.stageFloor(compiledFloor, uid, sizes.pins);
         ({ written, left } = await this.#resolver.ask({
-          kind: "swapPolicy", slot, generation, policy, floor: null, compiledGroups: this.#groups, pinsFd: pins.fd, floorPinsFd: null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
+          kind: "swapPolicy", slot, generation, policy, floor, compiledGroups: this.#groups, pinsFd: pins.fd, floorPinsFd: floorPins?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
           upstreams: options.upstreams.length > 0 ? options.upstreams : null,
         }));
         begun = true;
       } finally {
         pins.close();
+        floorPins?.close();
       }
       this.#run.write({ ...state, next });
       tables.commit(uid);
@@ -358,7 +366,9 @@ export class Enforcer {
     sandbox.former = sandbox.compiled;
     sandbox.compiled = compiled;
     sandbox.policy = policy;
-    sandbox.options = { ...options, policy, source };
+    sandbox.floor = floor;
+    sandbox.compiledFloor = compiledFloor;
+    sandbox.options = { ...options, policy, source, floor };
     await this.#resolver.ask({ kind: "confirmSwap", slot, generation });
     tables.describe(sandbox.identity, sizes);
     this.#run.write({ ...state, policy: next, next: null });
@@ -648,10 +658,10 @@ export class Enforcer {
     }
   }
 
-  #stateOf({ name, facts, slot, generation, compiled, policy, options, preparation }: Sandbox): Parameters<RunDirectory["write"]>[0] {
+  #stateOf({ name, facts, slot, generation, compiled, policy, floor, options, preparation }: Sandbox): Parameters<RunDirectory["write"]>[0] {
     return {
       version: 1, name, phase: "enforced", device: facts.name, ifindex: facts.ifindex, slot, generation, next: null, changes: preparation.changes, spec: options.spec,
-      policy: { uid: compiled.uid.toString(), digest: digestOf(policy), source: options.source },
+      policy: { uid: compiled.uid.toString(), digest: digestOf(policy, floor), source: options.source },
     };
   }
 }

@@ -19,6 +19,8 @@ export interface AttachOptions {
   readonly name: string;
   readonly tap: string;
   readonly policy: Policy;
+  /** The operator's, which must allow as well; absent or null: none. */
+  readonly floor?: Policy | null;
   /** What the policy was made from; kept in the state file as it is. */
   readonly source: unknown;
   /** What else was asked for; kept in the state file as it is. */
@@ -44,6 +46,8 @@ export interface Sandbox {
   identity: Identity;
   policy: Policy;
   compiled: CompiledPolicy;
+  floor: Policy | null;
+  compiledFloor: CompiledPolicy | null;
   /** The policy before, so that events that were on their way can be told. */
   former: CompiledPolicy | null;
   readonly mechanism: Mechanism;
@@ -84,8 +88,8 @@ export function identityKey({ ifindex, tapMac, mac, guest, learnPrefixes, gatewa
   return JSON.stringify([ifindex, [...tapMac], mac === null ? null : [...mac], guest.map(formatPrefix), learnPrefixes.map(formatPrefix), gateways.map(formatAddress)]);
 }
 
-/** Of the policy as understood: the same rules written otherwise are the same policy. */
-export function digestOf(policy: Policy): string {
-  const plain = JSON.stringify(policy, (_, value: unknown) => (value instanceof Uint8Array || ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString("base64") : typeof value === "bigint" ? value.toString() : value));
+/** Of policy and floor as understood: the same rules written otherwise are the same policy. */
+export function digestOf(policy: Policy, floor: Policy | null): string {
+  const plain = JSON.stringify(floor === null ? policy : [policy, floor], (_, value: unknown) => (value instanceof Uint8Array || ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString("base64") : typeof value === "bigint" ? value.toString() : value));
   return createHash("sha256").update(plain).digest("hex");
 }

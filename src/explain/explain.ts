@@ -155,8 +155,9 @@ export function explainFlow(facts: ExplainFacts, question: ExplainQuestion, addr
     else why.push(`${whose} ${judged.verdict === "allow" ? "allows" : "denies"} ${where}: ${reasonText(judged.reason)}`);
     if (judged.verdict === "deny") changes(of, judged, flow, question, address, group, { live, expired, pin }, why, change);
   }
-  const deciding = judgements.find(({ judged }) => judged.verdict === "deny") ?? own;
-  return answer(deciding.judged.verdict, deciding.judged.reason);
+  // Where the policy allows and the floor does not, the packet path says so and no more.
+  const floored = own.judged.verdict === "allow" && judgements.some(({ judged }) => judged.verdict === "deny");
+  return floored ? answer("deny", "floor") : answer(own.judged.verdict, own.judged.reason);
 }
 
 function lookUp(facts: ExplainFacts, name: readonly string[], why: string[], change: string[]): Explanation["lookup"] {
