@@ -88,7 +88,7 @@ export function file(name, text) {
  */
 export function start(command, name, ready) {
   const [program, ...args] = [...inside(name), ...command];
-  const child = spawn(/** @type {string} */ (program), args, { stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(/** @type {string} */ (program), args, { stdio: ["pipe", "pipe", "pipe"] });
   let output = "";
   let waiting = ready === undefined;
   /** @type {Promise<import("node:child_process").ChildProcess>} */

@@ -17,8 +17,9 @@ import path from "node:path";
 import { spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { BareAgent } from "../lib/agent.mjs";
+import { guestBehind, internet, UPLINK } from "../lib/guests.mjs";
 import { inTurns, median, quantile, row } from "../lib/measure.mjs";
-import { file, folder, inside, ip, must, namespace, quiet, run as command, start, stop, sysctl } from "../lib/place.mjs";
+import { file, folder, inside, must, quiet, run as command, start, stop } from "../lib/place.mjs";
 
 const ANSWER = fileURLToPath(new URL("../build/answer", import.meta.url));
 const UPSTREAM = "9.9.9.9";
@@ -30,22 +31,6 @@ rules:
   - {allow: "*.example.net", proto: tcp, ports: [443]}
 limits: {queries_per_second: 100000, queries_in_flight: 4096, names: 65536, pins: 262144}
 `;
-
-/** @param {string} name @param {number} net second half of the addresses */
-function guestBehind(name, net) {
-  namespace(name);
-  const mac = `02:fc:00:00:0${net}:02`, own = `172.30.${net}.2`, gateway = `172.30.${net}.1`;
-  ip(`link add ${name} address 02:fc:00:00:01:01 type veth peer name eth0 address ${mac} netns ${name}
-      link set ${name} up
-      addr add ${gateway}/24 dev ${name}
-      neigh replace ${own} lladdr ${mac} dev ${name} nud permanent`);
-  ip(`link set eth0 up
-      addr add ${own}/24 dev eth0
-      route add default via ${gateway}
-      neigh replace ${gateway} lladdr 02:fc:00:00:01:01 dev eth0 nud permanent`, name);
-  const [{ ifindex }] = JSON.parse(must(["ip", "-j", "link", "show", name]));
-  return { name, device: name, ifindex, mac, addresses: [own], gateways: [gateway] };
-}
 
 /**
  * @param {string} guest @param {string} server @param {string} data
@@ -77,14 +62,11 @@ async function dnsperf(guest, server, data, args) {
 /** @param {{row: (row: import("../lib/measure.mjs").Row) => void, say: (text: string) => void}} out */
 export async function run(out) {
   quiet();
-  sysctl({ "ipv4/ip_forward": 1 });
-  namespace("internet");
-  ip("link add up0 type veth peer name eth0 netns internet\nlink set up0 up\naddr add 185.199.108.2/24 dev up0\nroute add default via 185.199.108.1");
-  ip(`link set eth0 up\naddr add 185.199.108.1/24 dev eth0\naddr add ${UPSTREAM}/32 dev lo\nroute add default via 185.199.108.2`, "internet");
+  internet([UPSTREAM]);
   await start([ANSWER, UPSTREAM], "internet", (line) => line === "ready");
 
   const ours = guestBehind("guest", 1), theirs = guestBehind("peer", 2);
-  const agent = await BareAgent.start({ hostAddresses: ["127.0.0.1", "185.199.108.2", "172.30.1.1", "172.30.2.1"], connected: ["172.30.1.0/24", "172.30.2.0/24"] });
+  const agent = await BareAgent.start({ hostAddresses: ["127.0.0.1", UPLINK.host, "172.30.1.1", "172.30.2.1"], connected: ["172.30.1.0/24", "172.30.2.0/24"] });
   let sandbox = await agent.add(0, ours, POLICY, [UPSTREAM]);
 
   must(["nft", "-f", "-"], "table inet names { set v4 { type ipv4_addr; }; set v6 { type ipv6_addr; }; }");
