@@ -42,6 +42,8 @@ export class World {
   /** octets that the far side got, one string (latin1) a connection. */
   readonly seen: string[] = [];
   readonly origins: TLSSocket[] = [];
+  /** those connections under TLS. */
+  readonly raws: Socket[] = [];
   /** TCP connections of the far side, before TLS. */
   dialled = 0;
   readonly certificates = new SandboxCertificates(sandboxAuthority);
@@ -72,6 +74,7 @@ export class World {
     });
     origin.on("connection", (socket: Socket) => {
       this.dialled++;
+      this.raws.push(socket);
       this.#keep(socket);
     });
     origin.on("tlsClientError", () => undefined);

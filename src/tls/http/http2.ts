@@ -10,6 +10,7 @@
  */
 import type { EventEmitter } from "node:events";
 import { connect, constants, performServerHandshake, sensitiveHeaders, type ClientHttp2Session, type ClientHttp2Stream, type Http2Session, type IncomingHttpHeaders, type OutgoingHttpHeaders, type ServerHttp2Session, type ServerHttp2Stream, type SessionOptions, type Settings } from "node:http2";
+import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
 import { hasLookalike, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
@@ -25,6 +26,10 @@ const { NGHTTP2_CANCEL, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_FLAG_END_STREAM, NGHT
 
 /** Megabytes that one session may hold in queues and tables. */
 const SESSION_MEMORY = 16;
+/** SETTINGS frames of one session: peers send one or two. */
+const SETTINGS_MAX = 32;
+/** PING frames of one session between two looks at it: gRPC's bandwidth probes are some a second. */
+const PINGS_MAX = 256;
 /** Fields that say who asks: never indexed, whether a secret was put into them or not. */
 const sensitive = new Set(["authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie", "proxy-authorization"]);
 
@@ -51,6 +56,7 @@ export function openHttp2(socket: TLSSocket, name: string, limits: HttpLimits): 
     session.on("error", fail);
     session.once("close", () => fail({ code: "ECONNRESET" }));
     session.once("connect", () => session.setLocalWindowSize(limits.window));
+    endsWith(session, socket);
     session.once("remoteSettings", () => {
       clearTimeout(timer);
       resolve(session);
@@ -60,9 +66,10 @@ export function openHttp2(socket: TLSSocket, name: string, limits: HttpLimits): 
 
 /**
  * Serves a guest's session until it ends.
- * @param guest decrypted; h2 was chosen. @param upstream from openHttp2; a string: there is none, every request is answered 502 with it.
+ * @param guest decrypted; h2 was chosen. @param raw the connection under it.
+ * @param upstream from openHttp2; an error: there is none, every request is answered 502 with it.
  */
-export function serveHttp2(guest: TLSSocket, passage: Passage, upstream: ClientHttp2Session | UpstreamError): void { new Http2Leg(guest, passage, upstream); }
+export function serveHttp2(guest: TLSSocket, raw: Socket, passage: Passage, upstream: ClientHttp2Session | UpstreamError): void { new Http2Leg(guest, raw, passage, upstream); }
 
 class Http2Leg implements Watched {
   readonly #guest: ServerHttp2Session;
@@ -76,8 +83,10 @@ class Http2Leg implements Watched {
   #moved = 0;
   #movedAt = performance.now();
   #streamAt = performance.now();
+  #settings = 0;
+  #pings = 0;
 
-  constructor(private readonly socket: TLSSocket, private readonly passage: Passage, upstream: ClientHttp2Session | UpstreamError) {
+  constructor(socket: TLSSocket, private readonly raw: Socket, private readonly passage: Passage, upstream: ClientHttp2Session | UpstreamError) {
     const { limits } = passage;
     this.#upstream = upstream;
     const remote = upstream instanceof UpstreamError ? {} : upstream.remoteSettings;
@@ -86,10 +95,15 @@ class Http2Leg implements Watched {
     }));
     const guest = this.#guest;
     guest.setLocalWindowSize(limits.window);
+    endsWith(guest, socket);
     // The fourth argument is documented, and missing in the types.
     (guest as EventEmitter).on("stream", (stream: ServerHttp2Stream, headers: IncomingHttpHeaders, flags: number, raw: string[]) => this.#take(stream, headers, flags, raw));
+    // Node and nghttp2 answer these at once, and bound only what they could not send yet.
+    guest.on("remoteSettings", () => { if (++this.#settings > SETTINGS_MAX) this.#calm(); });
+    guest.on("ping", () => { if (++this.#pings > PINGS_MAX) this.#calm(); });
     guest.on("error", () => guest.destroy());
     guest.once("close", () => this.#end());
+    raw.once("close", () => this.#end());
     if (!(upstream instanceof UpstreamError)) {
       upstream.removeAllListeners("error");
       upstream.removeAllListeners("close");
@@ -103,6 +117,12 @@ class Http2Leg implements Watched {
 
   look(now: number): void {
     const { limits } = this.passage;
+    this.#pings = 0;
+    if (this.#guest.destroyed) {
+      // A destroyed session waits for what it cannot write any more.
+      this.raw.destroy();
+      return;
+    }
     if (this.#streams.size > 0) this.#streamAt = now;
     else if (now - this.#streamAt > limits.idleMs) {
       this.#drain();
@@ -281,12 +301,20 @@ class Http2Leg implements Watched {
       }
     }
     this.#refused++;
-    if (this.#refused >= this.passage.limits.refusedStreams && !this.#ending) {
-      countRefusal(this.passage.counters, "limit");
-      this.#ending = true;
-      this.#guest.goaway(NGHTTP2_ENHANCE_YOUR_CALM);
-      this.#guest.close();
+    if (this.#refused === this.passage.limits.refusedStreams) this.#calm();
+  }
+
+  /** Too much of something: what is under way ends, and so does the session. */
+  #calm(): void {
+    if (this.#closed || this.#guest.destroyed) return;
+    if (this.#ending) {
+      this.#guest.destroy();
+      return;
     }
+    countRefusal(this.passage.counters, "limit");
+    this.#ending = true;
+    this.#guest.goaway(NGHTTP2_ENHANCE_YOUR_CALM);
+    this.#guest.close();
   }
 
   /** Upstream could not be had, or something in passing a stream on did not work. */
@@ -338,7 +366,8 @@ class Http2Leg implements Watched {
     this.#closed = true;
     this.passage.watch.delete(this);
     if (!(this.#upstream instanceof UpstreamError)) this.#upstream.destroy();
-    this.socket.destroy();
+    if (!this.#guest.destroyed) this.#guest.destroy();
+    this.raw.destroy();
   }
 }
 
@@ -412,6 +441,13 @@ function secretNames(before: Fields, after: Fields, marked: readonly string[]): 
     if (sensitive.has(name) || after[i + 1] !== before[i + 1] || marked.includes(name)) names.add(name);
   }
   return [...names];
+}
+
+/** A side that closes its half has no more to say in HTTP/2; sessions of half-open sockets do not notice by themselves. */
+function endsWith(session: Http2Session, socket: TLSSocket): void {
+  socket.once("end", () => {
+    if (!session.destroyed) session.destroy();
+  });
 }
 
 function open(stream: ServerHttp2Stream): boolean { return !stream.closed && !stream.destroyed; }

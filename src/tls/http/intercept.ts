@@ -58,10 +58,10 @@ export async function serveTls(interception: Interception): Promise<void> {
   try {
     if (chosen === "h2") {
       const session = await openHttp2(upstream, name, limits);
+      guest.once("close", () => session.destroy());
       const socket = await accept(interception, ["h2"]);
-      guest.off("close", closeUpstream);
       if (session.destroyed) socket.destroy();
-      else serveHttp2(socket, passage, session);
+      else serveHttp2(socket, guest, passage, session);
       return;
     }
     if (chosen === null && offer.length > 0 && !offer.includes("http/1.1")) {
@@ -100,7 +100,7 @@ async function apologise(interception: Interception, offer: readonly string[], e
     return;
   }
   try {
-    if (offer.length > 0 && !offer.includes("http/1.1")) serveHttp2(await accept(interception, ["h2"]), passage, error);
+    if (offer.length > 0 && !offer.includes("http/1.1")) serveHttp2(await accept(interception, ["h2"]), guest, passage, error);
     else serveHttp1(await accept(interception, offer.length > 0 ? ["http/1.1"] : []), passage, () => { throw error; });
   } catch {
     // The guest does not even shake hands.
