@@ -8,10 +8,11 @@
 import { type GroupTable, groupOfPrefix, staticGroups } from "../addresses/groups.js";
 import { emptyBlockList } from "./blocklist.js";
 import { type Diagnostic, Report } from "./diagnostics.js";
+import type { TlsSource } from "./parse-tls.js";
 import { type PolicySource, readPolicyFile, readPolicyText } from "./parse.js";
 import { type UnplacedRule, readRuleToken } from "./rules.js";
 import { findWarnings } from "./shadow.js";
-import { type Action, type Limits, type Policy, type Rule, limitKinds } from "./types.js";
+import { type Action, type Limits, type Policy, type Rule, type TlsPolicy, limitKinds } from "./types.js";
 
 export interface PolicyInput {
   /** Path of a policy file, or one already parsed. */
@@ -36,6 +37,34 @@ const builtIn: UnplacedRule = {
 };
 
 const standardLimits = Object.fromEntries(Object.entries(limitKinds).map(([name, { standard }]) => [name, standard])) as unknown as Limits;
+
+/** Names are verified wherever rules are by name, unless the file says otherwise. */
+function tlsOf(source: TlsSource, rules: readonly Rule[]): TlsPolicy {
+  const intercept = source.intercept ?? false;
+  const byName = rules.some(({ direction, destination }) => direction === "egress" && (destination.kind === "name" || destination.kind === "doh"));
+  return {
+    intercept,
+    verifyNames: source.verifyNames ?? (intercept || byName),
+    ports: source.ports ?? [443],
+    bypass: source.bypass ?? [],
+    upstreamCa: source.upstreamCa ?? [],
+    trustHostCas: source.trustHostCas ?? false,
+    dot: source.dot ?? "terminate",
+    denyDoh: source.denyDoh ?? false,
+  };
+}
+
+/** What needs interception and does not have it. */
+function checkTls({ tls, rules, secrets, noNet }: Policy, file: PolicySource, report: Report): void {
+  const source = file.tls, whole = { file: file.file, line: null, rule: null };
+  const remedy = "write `tls: {intercept: true}` in the policy";
+  if (tls.intercept && source.verifyNames === false) report.error(whole, "verify_names: false contradicts intercept: true", "remove one of the two");
+  if (tls.intercept || noNet) return;
+  for (const { place, http } of rules) if (http !== undefined) report.error(place, "methods and paths can be seen only where TLS is intercepted", remedy);
+  for (const { place, name } of secrets) report.error(place, `the secret ${name} can be put in only where TLS is intercepted`, remedy);
+  const idle = (["bypass", "upstreamCa", "trustHostCas", "dot", "denyDoh"] as const).filter((key) => source[key] !== undefined);
+  if (idle.length > 0) report.warn(whole, "parts of the tls section have no effect while intercept is false", "remove them until you need them");
+}
 
 /** A rule of the command line. Throws PolicyError. @param number its place there, from 1. */
 export function parseRuleToken(token: string, number: number): UnplacedRule {
@@ -73,8 +102,12 @@ export function buildPolicy(input: PolicyInput): { policy: Policy; warnings: rea
       onRebind: file?.dns.onRebind ?? "refused",
       block: file?.dns.block ?? emptyBlockList(),
     },
+    tls: tlsOf(file?.tls ?? {}, rules),
+    secrets: file?.secrets ?? [],
     limits: { ...standardLimits, ...file?.limits },
   };
+  if (file !== undefined) checkTls(policy, file, report);
+  report.throwIfFailed();
   const read = typeof input.file === "object" ? input.file.warnings : [];
   const defaultsFile = input.defaultEgress !== undefined ? "--net-default-egress" : (file?.file ?? "command line");
   findWarnings(policy, { defaults: { file: defaultsFile, line: null, rule: null } }, report);

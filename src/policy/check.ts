@@ -10,7 +10,7 @@ import { explicitGroups, onlyGroup } from "./coverage.js";
 import { type Diagnostic, formatDiagnostic } from "./diagnostics.js";
 import { formatPattern } from "./names.js";
 import { formatDestination, formatPorts, formatProto } from "./rules.js";
-import { type Limits, type Policy, type Rule, type Upstream, limitKinds } from "./types.js";
+import { type Limits, type Policy, type Rule, type SecretSource, type Upstream, limitKinds } from "./types.js";
 
 export interface PolicyReport {
   readonly default_egress: string;
@@ -19,6 +19,7 @@ export interface PolicyReport {
   readonly rules: readonly {
     readonly number: number; readonly bit: number; readonly action: string; readonly direction: string; readonly destination: string;
     readonly kind: string; readonly proto: readonly string[] | null; readonly ports: string | null; readonly counts_for: string;
+    readonly methods: readonly string[] | null; readonly paths: readonly string[] | null;
     readonly file: string; readonly line: number | null;
   }[];
   readonly bits: { readonly used: number; readonly available: number };
@@ -26,6 +27,11 @@ export interface PolicyReport {
     readonly upstreams: readonly string[] | null; readonly rebind_protection: boolean; readonly block: number; readonly on_blocked: string; readonly on_rebind: string;
     readonly allow_private: Readonly<Record<string, readonly string[]>>;
   };
+  readonly tls: {
+    readonly intercept: boolean; readonly verify_names: boolean; readonly ports: readonly number[]; readonly bypass: readonly string[]; readonly upstream_ca: number;
+    readonly trust_host_cas: boolean; readonly dot: string; readonly deny_doh: boolean;
+  };
+  readonly secrets: readonly { readonly name: string; readonly from: string; readonly allowed_hosts: readonly string[]; readonly ports: readonly number[]; readonly on_violation: string }[];
   readonly limits: Readonly<Record<string, number>>;
   readonly warnings: readonly Diagnostic[];
 }
@@ -49,6 +55,8 @@ export function policyReport(policy: Policy, warnings: readonly Diagnostic[]): P
       proto: rule.protos?.map(formatProto) ?? null,
       ports: rule.ports === null ? null : formatPorts(rule.ports),
       counts_for: countsFor(rule),
+      methods: rule.http?.methods ?? null,
+      paths: rule.http?.paths ?? null,
       file: rule.place.file,
       line: rule.place.line,
     })),
@@ -61,9 +69,27 @@ export function policyReport(policy: Policy, warnings: readonly Diagnostic[]): P
       on_rebind: policy.dns.onRebind,
       allow_private: allowPrivate,
     },
+    tls: {
+      intercept: policy.tls.intercept, verify_names: policy.tls.verifyNames, ports: policy.tls.ports, bypass: policy.tls.bypass.map(formatPattern), upstream_ca: policy.tls.upstreamCa.length,
+      trust_host_cas: policy.tls.trustHostCas, dot: policy.tls.intercept ? policy.tls.dot : "refuse", deny_doh: policy.tls.denyDoh,
+    },
+    secrets: policy.secrets.map(({ name, from, allowedHosts, ports, onViolation }) => ({
+      name, from: formatSource(from), allowed_hosts: allowedHosts.map(formatPattern), ports,
+      on_violation: onViolation.action === "pass" ? `pass to ${onViolation.hosts.map(formatPattern).join(", ")}, else block` : onViolation.action,
+    })),
     limits: Object.fromEntries(Object.entries(limitKinds).map(([name, { key }]) => [key, policy.limits[name as keyof Limits]])),
     warnings,
   };
+}
+
+/** Where a secret's value comes from; never the value. */
+function formatSource(source: SecretSource): string {
+  switch (source.kind) {
+    case "env": return `env ${source.variable}`;
+    case "file": return `file ${source.path}`;
+    case "credential": return `credential ${source.name}`;
+    case "command": return `command ${source.argv[0]}`;
+  }
 }
 
 /** Which addresses the rule's destination stands for, where that is less than it seems. */
@@ -106,10 +132,18 @@ export function policyText(report: PolicyReport): string {
     `rebinding   ${dns.rebind_protection ? `refused (${dns.on_rebind.toUpperCase()})` : "NOT refused: names may have private addresses in answers"}`,
     `block list  ${dns.block === 0 ? "empty" : `${dns.block.toLocaleString("en")} of ${BLOCK_NAMES.toLocaleString("en")} names, answered ${dns.on_blocked.toUpperCase()}`}`,
     ...Object.entries(dns.allow_private).map(([name, prefixes]) => `private     ${name}: ${prefixes.join(", ")}`),
+    `tls         ${tlsText(report.tls)}`,
+    ...report.secrets.map((secret) => `secret      ${secret.name} from ${secret.from}, to ${secret.allowed_hosts.join(", ")} port ${secret.ports.join(", ")}; elsewhere: ${secret.on_violation}`),
     `limits      ${Object.entries(report.limits).map(([key, value]) => `${key} ${value}`).join(", ")}`,
   );
   if (report.warnings.length > 0) lines.push("", ...report.warnings.map(formatDiagnostic));
   return `${lines.map((line) => line.trimEnd()).join("\n")}\n`;
+}
+
+function tlsText(tls: PolicyReport["tls"]): string {
+  if (!tls.intercept && !tls.verify_names) return "not looked into";
+  const what = tls.intercept ? `intercepted${tls.bypass.length > 0 ? `, but not ${tls.bypass.join(", ")}` : ""}; DNS over TLS ${tls.dot === "terminate" ? "answered here" : "refused"}` : "names verified, nothing decrypted";
+  return `${what}; ports ${tls.ports.join(", ")}, and 80 for plain HTTP`;
 }
 
 function columns(rows: readonly (readonly string[])[]): string[] {

@@ -144,7 +144,7 @@ export function compilePolicy(policy: Policy, options: { uid: bigint; floor?: bo
  */
 function inspection(policy: Policy, bits: readonly BitInfo[], wanted: boolean): { inspected: ReadonlySet<number>; inspectDefault: boolean; ports: readonly number[]; dot: boolean } {
   const inspected = new Set<number>();
-  const { intercept, verifyNames, ports: tlsPorts, dot } = (policy as unknown as { tls?: { intercept: boolean; verifyNames: boolean; ports: number[]; dot: string } }).tls ?? { intercept: false, verifyNames: bits.some((bit) => bit.domain), ports: [443], dot: "refuse" };
+  const { intercept, verifyNames, ports: tlsPorts, dot } = policy.tls;
   if (!wanted || (!intercept && !verifyNames) || policy.noNet) return { inspected, inspectDefault: false, ports: [], dot: false };
   const ports = [...new Set([...tlsPorts, HTTP_PORT])].sort((a, b) => a - b);
   if (ports.length > AbiLimit.INSPECT_PORTS) throw new EnforcerError("E_LIMIT", `${ports.length} ports whose connections are looked into; ${AbiLimit.INSPECT_PORTS} can be held`, { remedy: "name fewer ports in tls.ports" });

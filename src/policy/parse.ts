@@ -15,7 +15,8 @@ import { BlockListBuilder } from "./blocklist.js";
 import { type Diagnostic, Report, suggest } from "./diagnostics.js";
 import { type Parsed, accepted, refused } from "./names.js";
 import { type UnplacedRule, assembleRule, parseDestination, parsePolicyPrefix, parsePorts, parseProto, parseRulePattern } from "./rules.js";
-import { type Action, type DnsPolicy, type Limits, type NamePattern, type Place, type PortRange, type Upstream, limitKinds } from "./types.js";
+import { type TlsSource, readMethods, readPaths, readSecrets, readTls, scopeOf } from "./parse-tls.js";
+import { type Action, type DnsPolicy, type Limits, type NamePattern, type Place, type PortRange, type SecretSpec, type Upstream, limitKinds } from "./types.js";
 
 /** One file as written; null or absent: not written. */
 export interface PolicySource {
@@ -24,6 +25,8 @@ export interface PolicySource {
   readonly defaultIngress: Action | null;
   readonly rules: readonly UnplacedRule[];
   readonly dns: Partial<DnsPolicy>;
+  readonly tls: TlsSource;
+  readonly secrets: readonly SecretSpec[];
   readonly limits: Partial<Limits>;
   readonly warnings: readonly Diagnostic[];
 }
@@ -66,6 +69,25 @@ export function readPolicyText(text: string, fileName: string, report: Report): 
 /** Every way to write a limit, by its key in the file. */
 const limitNames = Object.fromEntries(Object.entries(limitKinds).map(([name, { key }]) => [key, name as keyof Limits]));
 
+/** What sections with files of their own read with. */
+export interface YamlReader {
+  /** The policy file; relative paths are relative to its directory. */
+  readonly file: string;
+  /** Errors so far. */
+  readonly errors: number;
+  place(node: Node): Place;
+  /** Reports, and gives null. */
+  error(node: Node, message: string, remedy: string): null;
+  map(node: Node, what: string, fields: Fields): void;
+  oneOrMore(node: Node, what: string, item: (value: Node) => void): void;
+  text(node: Node, what: string): string | null;
+  boolean(node: Node, what: string): boolean | null;
+  integer(node: Node, what: string, min: number, max: number): number | null;
+  choice<T extends string>(node: Node, what: string, choices: readonly T[]): T | null;
+  /** A name or pattern that something is granted to. */
+  pattern(node: Node, what: string): NamePattern | null;
+}
+
 type Fields = Readonly<Record<string, (value: Node, key: Node) => void>>;
 
 /** Walks one document. A class for its state: the report, the file, the rule it is in. */
@@ -90,6 +112,8 @@ class Reader {
     const rules: UnplacedRule[] = [];
     const limits: { -readonly [K in keyof Limits]?: Limits[K] } = {};
     let dns: Partial<DnsPolicy> = {};
+    let tls: TlsSource = {};
+    let secrets: readonly SecretSpec[] = [];
     const root = this.#document();
     if (root !== null) {
       this.#map(root, "the policy", {
@@ -104,8 +128,8 @@ class Reader {
           });
         },
         dns: (node) => { dns = this.#dns(node); },
-        tls: (node) => this.#tls(node),
-        secrets: (node, key) => this.#secrets(node, key),
+        tls: (node) => { tls = readTls(this.#reader(), node); },
+        secrets: (node) => { secrets = this.#plain(node, "secrets") ? readSecrets(this.#reader(), node) : []; },
         limits: (node) => {
           this.#map(node, "limits", Object.fromEntries(Object.entries(limitNames).map(([key, name]) => [key, (value: Node) => {
             const { min, max } = limitKinds[name];
@@ -115,7 +139,7 @@ class Reader {
         },
       });
     }
-    return { file: this.#file, defaultEgress, defaultIngress, rules, dns: { ...dns, block: this.#block.finish() }, limits, warnings: this.#report.warnings };
+    return { file: this.#file, defaultEgress, defaultIngress, rules, dns: { ...dns, block: this.#block.finish() }, tls, secrets, limits, warnings: this.#report.warnings };
   }
 
   #document(): ParsedNode | null {
@@ -234,9 +258,8 @@ class Reader {
       const text = this.#text1(value, action);
       if (text !== null) destinations.push({ action, text, node: value });
     };
-    const later = (what: string) => (_: Node, key: Node): void => {
-      this.#error(key, `${what} need TLS interception, which is not supported by this version`, `remove \`${what}\``);
-    };
+    let methods: string[] | null = null;
+    let paths: string[] | null = null;
     this.#map(node, "a rule", {
       allow: destination("allow"),
       deny: destination("deny"),
@@ -259,8 +282,8 @@ class Reader {
         });
         ports = list;
       },
-      methods: later("methods"),
-      paths: later("paths"),
+      methods: (value) => { methods = readMethods(this.#reader(), value); },
+      paths: (value) => { paths = readPaths(this.#reader(), value); },
     });
     const place = this.#place(node);
     if (this.#report.errorCount > before) return null;
@@ -268,7 +291,13 @@ class Reader {
     if (first === undefined) return this.#error(node, "the rule says neither allow nor deny", "write `allow: DESTINATION` or `deny: DESTINATION`");
     if (second !== undefined) return this.#error(second.node, "the rule says allow and deny", "make two rules; the first that matches wins");
     const parsed = parseDestination(first.text, first.action, this.#place(first.node), this.#report);
-    return parsed === null ? null : assembleRule({ action: first.action, direction, destination: parsed, protos, ports }, place, this.#report);
+    if (parsed === null) return null;
+    const http = scopeOf(methods, paths);
+    if (http !== undefined && (first.action !== "allow" || direction !== "egress" || parsed.kind !== "name")) {
+      return this.#error(node, "methods and paths belong to rules that allow a name outward", "write them in a rule such as `allow: api.example.com`");
+    }
+    const rule = assembleRule({ action: first.action, direction, destination: parsed, protos, ports }, place, this.#report);
+    return rule === null || http === undefined ? rule : { ...rule, http };
   }
 
   #dns(node: Node): Partial<DnsPolicy> {
@@ -342,34 +371,24 @@ class Reader {
     return entries;
   }
 
-  /** TLS interception is not built yet: its section is checked, and refused where it asks for something. */
-  #tls(node: Node): void {
-    let asks = false;
-    const nothing = (): void => undefined;
-    this.#map(node, "tls", {
-      intercept: (value, key) => {
-        if (this.#boolean(value, "intercept") === true) {
-          asks = true;
-          this.#error(key, "TLS interception is not supported by this version", "write `tls: {intercept: false}`, or remove the section");
-        }
+  #reader(): YamlReader {
+    const report = this.#report;
+    return {
+      file: this.#file,
+      get errors() { return report.errorCount; },
+      place: (node) => this.#place(node),
+      error: (node, message, remedy) => this.#error(node, message, remedy),
+      map: (node, what, fields) => this.#map(node, what, fields),
+      oneOrMore: (node, what, item) => this.#oneOrMore(node, what, item),
+      text: (node, what) => this.#text1(node, what),
+      boolean: (node, what) => this.#boolean(node, what),
+      integer: (node, what, min, max) => this.#integer(node, what, min, max),
+      choice: (node, what, choices) => this.#choice(node, what, choices),
+      pattern: (node, what) => {
+        const text = this.#text1(node, what);
+        return text === null ? null : parseRulePattern(text, "allow", this.#place(node), report);
       },
-      verify_names: (value) => void this.#boolean(value, "verify_names"),
-      ports: (value) => this.#oneOrMore(value, "ports", nothing),
-      bypass: (value) => this.#list(value, "bypass", nothing),
-      upstream_ca: (value) => this.#list(value, "upstream_ca", nothing),
-    });
-    if (!asks && isMap(node) && node.items.some(({ key }) => isScalar(key) && key.value !== "intercept")) {
-      this.#report.warn(this.#place(node), "the tls section has no effect while intercept is false", "remove it until you need it");
-    }
-  }
-
-  #secrets(node: Node, key: Node): void {
-    if (!this.#plain(node, "secrets") || isNull(node)) return;
-    if (!isMap(node)) {
-      this.#error(node, "secrets must be a mapping of names to secrets", "remove the section");
-      return;
-    }
-    if (node.items.length > 0) this.#error(key, "secrets need TLS interception, which is not supported by this version", "remove the section");
+    };
   }
 }
 

@@ -53,6 +53,55 @@ export interface Rule {
   readonly protos: readonly number[] | null;
   /** Destination ports for egress, the guest's ports for ingress; null when not written: every port, and ICMP. Sorted, merged. */
   readonly ports: readonly PortRange[] | null;
+  /** Which requests an allow rule by name means; absent: all. Only where TLS is intercepted. */
+  readonly http?: HttpScope;
+  readonly place: Place;
+}
+
+/** null: all. Methods are upper case; a path pattern has `*` for a part of a segment and `/**` at its end for all below. */
+export interface HttpScope { readonly methods: readonly string[] | null; readonly paths: readonly string[] | null }
+
+/** What is looked into beyond addresses; see docs/TLS.md. */
+export interface TlsPolicy {
+  /** TLS is ended here and begun again toward the server. */
+  readonly intercept: boolean;
+  /** Server name and Host of connections that a name allows are checked. Follows from intercept and from rules by name unless written. */
+  readonly verifyNames: boolean;
+  /** TCP ports on which TLS is expected, ascending; 443 among them. Plain HTTP is expected on 80. */
+  readonly ports: readonly number[];
+  /** Names that are passed on without interception. */
+  readonly bypass: readonly NamePattern[];
+  /** Authorities that servers may have beside the built-in ones, PEM; hosts null: every server. */
+  readonly upstreamCa: readonly { readonly hosts: readonly NamePattern[] | null; readonly pem: string }[];
+  /** The host's own list of authorities counts too. */
+  readonly trustHostCas: boolean;
+  /** DNS over TLS, where TLS is intercepted. Without interception it is refused. */
+  readonly dot: "terminate" | "refuse";
+  /** DNS over HTTPS is refused on intercepted hosts. */
+  readonly denyDoh: boolean;
+}
+
+export type SecretSource =
+  | { readonly kind: "env"; readonly variable: string }
+  | { readonly kind: "file"; readonly path: string }
+  | { readonly kind: "credential"; readonly name: string }
+  | { readonly kind: "command"; readonly argv: readonly string[] };
+
+/** A secret as the policy describes it; the value is never part of a policy. */
+export interface SecretSpec {
+  readonly name: string;
+  readonly from: SecretSource;
+  readonly allowedHosts: readonly NamePattern[];
+  readonly ports: readonly number[];
+  /** Seconds after which the source is asked again; null: when the policy is read, and files when they change. */
+  readonly ttl: number | null;
+  /** Seconds for which a value is used after its source has failed; null: until it works again. */
+  readonly failureTtl: number | null;
+  readonly placeholder: { readonly prefix: string; readonly sameLength: boolean; readonly jwt: boolean };
+  /** headers null: the standard ones (authorization, x-api-key, api-key, x-goog-api-key, and Basic credentials). */
+  readonly inject: { readonly headers: readonly string[] | null; readonly query: boolean; readonly body: boolean; readonly path: boolean };
+  /** hosts: where it passes as it is, with action pass; everywhere else it is blocked. */
+  readonly onViolation: { readonly action: "block" | "log" | "terminate" | "pass"; readonly hosts: readonly NamePattern[] };
   readonly place: Place;
 }
 
@@ -91,6 +140,8 @@ export interface Policy {
   /** --no-net: nothing passes in either direction and no name is resolved. */
   readonly noNet: boolean;
   readonly dns: DnsPolicy;
+  readonly tls: TlsPolicy;
+  readonly secrets: readonly SecretSpec[];
   readonly limits: Limits;
 }
 

@@ -42,6 +42,7 @@ upstreams   1.1.1.1:53, [2620:fe::fe]:5353
 rebinding   refused (REFUSED)
 block list  1 of 1,000,000 names, answered NXDOMAIN
 private     *.corp.example: 10.0.0.0/8
+tls         names verified, nothing decrypted; ports 443, and 80 for plain HTTP
 limits      flows 2048, pins 1024, names 1024, addresses_per_name 64, queries_in_flight 128, queries_per_second 500, events_per_second 100
 
 policy.yaml:7: warning: rule 4: 0.0.0.0/0 covers only the public addresses in it; allow private, metadata or other groups by rules of their own, if they are meant
@@ -59,7 +60,7 @@ policy.yaml:7: warning: rule 4: 0.0.0.0/0 covers only the public addresses in it
     const { policy, warnings } = buildPolicy({ file });
     const report = JSON.parse(JSON.stringify(policyReport(policy, warnings)));
     expect(report).toMatchObject({ default_egress: "deny", no_net: false, bits: { used: 6, available: 512 }, dns: { block: 1, upstreams: ["1.1.1.1:53", "[2620:fe::fe]:5353"], allow_private: { "*.corp.example": ["10.0.0.0/8"] } }, limits: { flows: 2048 } });
-    expect(report.rules[1]).toEqual({ number: 2, bit: 1, action: "allow", direction: "egress", destination: "api.github.com", kind: "name", proto: ["tcp"], ports: "443", counts_for: "addresses this sandbox got for the name", file: "policy.yaml", line: 3 });
+    expect(report.rules[1]).toEqual({ number: 2, bit: 1, action: "allow", direction: "egress", destination: "api.github.com", kind: "name", proto: ["tcp"], ports: "443", counts_for: "addresses this sandbox got for the name", file: "policy.yaml", line: 3, methods: null, paths: null });
     expect(report.warnings).toHaveLength(1);
   });
 });

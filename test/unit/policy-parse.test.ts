@@ -59,9 +59,16 @@ describe("files: refusals", () => {
     ["limits: {flows: 1}", "p.yaml:1: error: flows must be a whole number from 16 to 1048576; write flows: 16"],
     ["limits: {queries_per_second: 1.5}", "p.yaml:1: error: queries_per_second must be a whole number from 1 to 100000; write queries_per_second: 2"],
     ["limits: {pin: 100}", 'p.yaml:1: error: unknown key "pin" in limits; did you mean pins?'],
-    ["tls: {intercept: true}", "p.yaml:1: error: TLS interception is not supported by this version; write `tls: {intercept: false}`, or remove the section"],
+    ["tls: {ports: [53]}", "p.yaml:1: error: port 53 is the resolver's; name ports on which TLS servers are reached"],
+    ["tls: {upstream_ca: [/nowhere.pem]}", "p.yaml:1: error: /nowhere.pem cannot be read: ENOENT: no such file or directory, stat '/nowhere.pem'; name a file with certificates in PEM form"],
+    ["tls: {dot: maybe}", 'p.yaml:1: error: dot must be terminate or refuse, not "maybe"; write one of: terminate, refuse'],
     ["tls: {intercept: maybe}", "p.yaml:1: error: intercept must be true or false; write true or false"],
-    ["secrets:\n  A: {from: {env: A}}", "p.yaml:1: error: secrets need TLS interception, which is not supported by this version; remove the section"],
+    ["secrets:\n  A: {from: {env: A}}", "p.yaml:2: error: the secret A has no allowed_hosts; name the hosts that may get it"],
+    ["secrets:\n  A: {allowed_hosts: [a.example.com]}", "p.yaml:2: error: the secret A does not say where its value comes from; write from: {file: PATH}, {env: NAME}, {credential: NAME} or {command: [ARGV]}"],
+    ["secrets:\n  A-B: {}", 'p.yaml:2: error: "A-B" is no name of a secret; use letters, digits and underscores: it is an environment variable in the guest'],
+    ["secrets:\n  A: {from: {command: [pass]}, allowed_hosts: [a.example.com]}", "p.yaml:2: error: the command is not named by an absolute path; write [/usr/bin/pass, show, token]; there is no shell and no search path"],
+    ["secrets:\n  A: {from: {env: A}, allowed_hosts: [a.example.com], ports: [80]}", "p.yaml:2: error: a secret never goes out in the clear; name a port of TLS"],
+    ["secrets:\n  A: {from: {env: A}, allowed_hosts: [a.example.com], inject: {headers: [Host]}}", "p.yaml:2: error: a secret cannot go into host; name a header of the application's"],
   ])("%j", (text, message) => {
     expect(inFile(text)).toEqual([message]);
   });
@@ -73,8 +80,8 @@ describe("files: refusals", () => {
     ["allow: public, deny: any", "the rule says allow and deny; make two rules; the first that matches wins"],
     ["proto: tcp", "the rule says neither allow nor deny; write `allow: DESTINATION` or `deny: DESTINATION`"],
     ["allow: public, direction: inbound", 'direction must be egress or ingress, not "inbound"; write one of: egress, ingress'],
-    ["allow: public, methods: [GET]", "methods need TLS interception, which is not supported by this version; remove `methods`"],
-    ["allow: public, paths: [/x]", "paths need TLS interception, which is not supported by this version; remove `paths`"],
+    ["allow: public, methods: [GET]", "methods and paths belong to rules that allow a name outward; write them in a rule such as `allow: api.example.com`"],
+    ["allow: public, paths: [/x]", "methods and paths belong to rules that allow a name outward; write them in a rule such as `allow: api.example.com`"],
     ["allow: [a.example, b.example]", "allow must be text; write one value; a list of them needs one rule (or entry) each"],
     ["allow: 1.1", 'allow must be text, not a number; put quotes around it: "1.1"'],
     ["allow: '*.com'", '"*.com" covers a public suffix: anybody can register names there; name the domains you mean, such as *.example.com'],
@@ -344,5 +351,41 @@ describe("small parts", () => {
   it("suggests only what is near", () => {
     expect(nearest("dfeault_egress", ["default_egress", "rules"])).toBe("default_egress");
     expect(nearest("banana", ["allow", "deny"])).toBeNull();
+  });
+});
+
+describe("tls and secrets", () => {
+  const read = (text: string) => buildPolicy({ file: parsePolicyText(text, "p.yaml") }).policy;
+
+  it("names are verified where rules are by name, and only there, unless the file says otherwise", () => {
+    expect(read("rules: [{allow: public}]").tls).toMatchObject({ intercept: false, verifyNames: false, ports: [443] });
+    expect(read("rules: [{allow: api.example.com}]").tls.verifyNames).toBe(true);
+    expect(read("rules: [{allow: api.example.com}]\ntls: {verify_names: false, ports: [8443]}").tls).toMatchObject({ verifyNames: false, ports: [443, 8443] });
+    expect(read("rules: [{allow: public}]\ntls: {intercept: true}").tls).toMatchObject({ intercept: true, verifyNames: true, dot: "terminate", denyDoh: false });
+  });
+
+  it("a secret is where it comes from, never a value", () => {
+    const { secrets } = read("tls: {intercept: true}\nsecrets:\n  TOKEN: {from: {file: token.txt}, allowed_hosts: [api.example.com, '*.example.org'], inject: {headers: [X-Token], query: true}, on_violation: {pass: [llm.example.com]}, ttl: 60}");
+    expect(secrets).toMatchObject([{
+      name: "TOKEN", from: { kind: "file" }, ports: [443], ttl: 60, failureTtl: null, inject: { headers: ["x-token"], query: true, body: false, path: false },
+      allowedHosts: [{ kind: "exact", labels: ["api", "example", "com"] }, { kind: "below", labels: ["example", "org"] }],
+      onViolation: { action: "pass", hosts: [{ kind: "exact", labels: ["llm", "example", "com"] }] }, placeholder: { prefix: "", sameLength: false, jwt: false },
+    }]);
+  });
+
+  it.each([
+    ["rules: [{allow: api.example.com, methods: [GET]}]", "methods and paths can be seen only where TLS is intercepted"],
+    ["secrets: {A: {from: {env: A}, allowed_hosts: [a.example.com]}}", "can be put in only where TLS is intercepted"],
+    ["tls: {intercept: true, verify_names: false}", "verify_names: false contradicts intercept: true"],
+    ["tls: {intercept: true}\nrules: [{allow: api.example.com, methods: [get]}]", "methods are upper case: get"],
+    ["tls: {intercept: true}\nrules: [{allow: api.example.com, paths: [/a/../b]}]", "is not in normal form"],
+    ["tls: {intercept: true}\nrules: [{allow: api.example.com, paths: ['/a/**/b']}]", "at the end only"],
+    ["secrets: {A: {from: {env: A}, allowed_hosts: ['*.com']}}", "public suffix"],
+  ])("%j is refused", (text, words) => {
+    expect(() => read(text)).toThrow(words);
+  });
+
+  it("requests may be named by method and path", () => {
+    expect(read("tls: {intercept: true}\nrules: [{allow: api.example.com, methods: [GET, HEAD], paths: [/repos/**, '/users/*/keys']}]").rules[0]?.http).toEqual({ methods: ["GET", "HEAD"], paths: ["/repos/**", "/users/*/keys"] });
   });
 });
