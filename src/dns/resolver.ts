@@ -159,13 +159,17 @@ const LATEST_MS = 3_900;
 const FAST_TOTAL = 64 << 20;
 const FAST_MIN = 64 << 10;
 const FAST_MAX = 8 << 20;
-/** Answers longer than this are not kept whole: octets. */
+/** Questions and answers longer than this are not kept whole: octets. */
+const FAST_QUERY = 512;
 const FAST_RESPONSE = 1_232;
 const NO_CAP = 0x7fffffff;
 
-/** Whether the same octets may well come again: over UDP, without cookies and the like. */
-function repeatable(client: Client, edns: Edns | null): boolean {
-  return !client.stream && edns?.options !== true;
+/**
+ * Whether an answer of this size is worth keeping for the same octets: they may well come again (no cookies and the like),
+ * and it is what UDP would carry too.
+ */
+function repeatable(length: number, edns: Edns | null, size: number): boolean {
+  return edns?.options !== true && length <= FAST_QUERY && size <= FAST_RESPONSE && size <= sizeLimit(edns, false);
 }
 
 export class Resolver {
@@ -221,10 +225,10 @@ export class Resolver {
     }
     if (!sandbox.bucket.take(this.io.nowMs())) return this.limited(sandbox, b, offset, length, client);
     const now = this.io.nowSeconds();
-    if (!client.stream) {
+    if (length <= FAST_QUERY) {
       const hash = FastTable.hash(b, offset, length);
       const entry = sandbox.fast.find(b, offset, length, hash);
-      if (entry !== null) {
+      if (entry !== null && !(client.stream && entry.truncated)) {
         if (entry.epoch === sandbox.epoch && now < entry.expires && this.renew(sandbox, entry, now)) {
           entry.response[0] = b[offset]!;
           entry.response[1] = b[offset + 1]!;
@@ -416,7 +420,7 @@ export class Resolver {
     );
     if (truncated) sandbox.counters.truncated++;
     sandbox.counters.queries[outcomeIndex[outcome]]!++;
-    if (repeatable(client, edns) && size <= FAST_RESPONSE && now < entry.expires) {
+    if (repeatable(length, edns, size) && now < entry.expires) {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
         response: this.kept(size), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
@@ -443,7 +447,7 @@ export class Resolver {
       this.out, b, offset, question.end, answer.rcode, answer, 0, NO_CAP, edns, ede[outcome] ?? null, sizeLimit(edns, client.stream),
     );
     sandbox.counters.queries[outcomeIndex[outcome]]!++;
-    if (repeatable(client, edns)) {
+    if (repeatable(length, edns, size)) {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
         response: this.kept(size), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,

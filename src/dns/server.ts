@@ -23,6 +23,8 @@ import { labelsOf, type Name } from "./wire.js";
 /** Octets of a guest's datagram that are looked at: the largest question with a generous OPT; a longer one is FORMERR. */
 export const GUEST_CELL = 2_048;
 const SWEEP_MS = 5_000;
+/** TCP connections over all sandboxes; each has its share, so that none can take all. */
+const MAX_CONNECTIONS = 8_192;
 
 export interface ServiceIo extends Omit<UpstreamIo, "onFault"> {
   nowSeconds(): number;
@@ -116,6 +118,7 @@ export class DnsService {
   private owners = 0;
   private evictedBefore = 0;
   private readonly sweeper: NodeJS.Timeout;
+  private connectionShare = MAX_CONNECTIONS;
   private net6: Uint8Array | null = null;
   private suffixes: readonly (readonly string[])[] = [];
 
@@ -197,7 +200,7 @@ export class DnsService {
       this.set(options.upstreams ?? this.hostServers), this.io.nowMs(),
     );
     this.bySlot[options.slot] = { sandbox, own: options.upstreams, inUse: options.inUse, disposeWriter: options.disposeWriter, dispose: options.dispose, swap: null };
-    this.resolver.share(this.count());
+    this.share();
     return sandbox;
   }
 
@@ -227,7 +230,7 @@ export class DnsService {
     held.disposeWriter();
     held.dispose();
     this.dropUnused();
-    this.resolver.share(this.count());
+    this.share();
   }
 
   /** See protocol.ts. @throws when a swap is under way, or what the writer throws (the swap is then off). */
@@ -267,6 +270,13 @@ export class DnsService {
 
   sandboxes(): Sandbox[] {
     return this.bySlot.flatMap((held) => (held === undefined ? [] : [held.sandbox]));
+  }
+
+  /** After one came or went: what each may keep. */
+  private share(): void {
+    const count = Math.max(1, this.count());
+    this.resolver.share(count);
+    this.connectionShare = Math.max(1, Math.floor(MAX_CONNECTIONS / count));
   }
 
   private count(): number {
@@ -320,7 +330,7 @@ export class DnsService {
   /** Opens a TCP listener in the calling thread's namespace; the namespace must not change before this resolves. */
   listenTcp(address: string, port: number): Promise<number> {
     const server = createServer({ allowHalfOpen: true, pauseOnConnect: false }, (socket) => this.accept(socket));
-    server.maxConnections = 8_192;
+    server.maxConnections = MAX_CONNECTIONS;
     return new Promise((resolve, reject) => {
       server.once("error", reject);
       server.listen({ host: address, port, exclusive: true }, () => {
@@ -343,7 +353,7 @@ export class DnsService {
       return;
     }
     const { sandbox } = held;
-    if (sandbox.connections >= sandbox.limits.connections) {
+    if (sandbox.connections >= Math.min(sandbox.limits.connections, this.connectionShare)) {
       sandbox.counters.tcpRefused++;
       socket.destroy();
       return;

@@ -35,6 +35,10 @@ export class TcpConnection implements Client {
   private waitingSince = 0;
   waited = 0;
   private scheduled = false;
+  /** frames of this turn of the loop: they leave in one write. */
+  private unsent: Buffer[] = [];
+  private unsentOctets = 0;
+  private working = false;
   private ended = false;
   private closed = false;
 
@@ -67,17 +71,31 @@ export class TcpConnection implements Client {
     this.open--;
     if (this.closed) return;
     const frame = Buffer.allocUnsafe(2 + length);
-    frame.writeUInt16BE(length, 0);
+    frame[0] = length >> 8;
+    frame[1] = length & 255;
     message.copy(frame, 2, 0, length);
-    this.socket.write(frame);
-    if (!this.scheduled) {
-      // After the answers of this turn; never inside handle, which would nest as deep as the pipeline is long.
-      this.scheduled = true;
-      setImmediate(() => {
-        this.scheduled = false;
-        this.work();
-      });
-    }
+    this.unsent.push(frame);
+    this.unsentOctets += frame.length;
+    // After the answers of this turn; never inside handle, which would nest as deep as the pipeline is long.
+    if (!this.working) this.later();
+  }
+
+  private later(): void {
+    if (this.scheduled) return;
+    this.scheduled = true;
+    setImmediate(() => {
+      this.scheduled = false;
+      this.flush();
+      this.work();
+    });
+  }
+
+  private flush(): void {
+    if (this.unsent.length === 0) return;
+    const octets = this.unsent.length === 1 ? this.unsent[0]! : Buffer.concat(this.unsent, this.unsentOctets);
+    this.unsent = [];
+    this.unsentOctets = 0;
+    if (!this.socket.destroyed) this.socket.write(octets);
   }
 
   retain(): Client {
@@ -86,16 +104,25 @@ export class TcpConnection implements Client {
 
   private work(): void {
     if (this.closed) return;
+    this.working = true;
+    this.read();
+    this.working = false;
+    this.flush();
+    if (this.ended && this.open <= 0 && !this.whole()) this.socket.end();
+  }
+
+  private read(): void {
     let at = 0;
     let frames = 0;
     const b = this.buffered;
     this.waited = this.waitingSince === 0 ? 0 : performance.now() - this.waitingSince;
     while (b.length - at >= 2) {
-      if (this.socket.writableLength > HIGH_WATER || frames >= FRAMES_PER_TURN) break;
+      if (this.backlog() > HIGH_WATER || frames >= FRAMES_PER_TURN) break;
       // At its bounds the stream waits for its open questions rather than having the next ones refused.
       if (!this.stalled && (this.open >= OPEN_QUESTIONS || (this.open > 0 && this.sandbox.inFlight >= this.sandbox.limits.inFlight))) break;
       const length = b.readUInt16BE(at);
       if (length < 2 || this.sandbox.closed) {
+        this.flush();
         this.socket.destroy();
         return;
       }
@@ -107,7 +134,7 @@ export class TcpConnection implements Client {
       at += 2 + length;
     }
     if (at > 0) this.buffered = at === b.length ? Buffer.alloc(0) : b.subarray(at);
-    const whole = this.buffered.length >= 2 && this.buffered.length >= 2 + this.buffered.readUInt16BE(0);
+    const whole = this.whole();
     if (at > 0) this.clock(false);
     this.clock(this.buffered.length > 0 && !whole);
     if ((at > 0 || !whole) && this.stallTimer !== null) {
@@ -127,18 +154,19 @@ export class TcpConnection implements Client {
     }
     if (whole) {
       this.socket.pause();
-      if (frames >= FRAMES_PER_TURN && !this.scheduled) {
-        this.scheduled = true;
-        setImmediate(() => {
-          this.scheduled = false;
-          this.work();
-        });
-      }
-    } else if (this.open >= OPEN_QUESTIONS || this.socket.writableLength > HIGH_WATER) this.socket.pause();
-    else {
-      this.socket.resume();
-      if (this.ended && this.open <= 0) this.socket.end();
-    }
+      if (frames >= FRAMES_PER_TURN) this.later();
+    } else if (this.open >= OPEN_QUESTIONS || this.backlog() > HIGH_WATER) this.socket.pause();
+    else this.socket.resume();
+  }
+
+  /** Whether a whole frame waits to be handled. */
+  private whole(): boolean {
+    return this.buffered.length >= 2 && this.buffered.length >= 2 + this.buffered.readUInt16BE(0);
+  }
+
+  /** Octets of answers that the guest has not taken. */
+  private backlog(): number {
+    return this.socket.writableLength + this.unsentOctets;
   }
 
   /** Runs while a frame is begun and not whole, from its first octet. */
