@@ -295,7 +295,7 @@ export class Resolver {
     const entry = set.cache.get(key, now);
     if (entry !== undefined) {
       sandbox.counters.cacheHits++;
-      this.deliver(sandbox, b, offset, length, question, edns, client, judgement, entry, now);
+      this.deliver(sandbox, b, offset, length, question, edns, client, judgement, entry, now, true);
       return;
     }
     if (sandbox.inFlight >= sandbox.limits.inFlight || client.waited > LATEST_MS) {
@@ -377,13 +377,16 @@ export class Resolver {
         return;
       }
     }
-    this.deliver(sandbox, query, 0, query.length, question, edns, client, judgement, entry, now);
+    this.deliver(sandbox, query, 0, query.length, question, edns, client, judgement, entry, now, false);
   }
 
-  /** Checks an answer for one sandbox, pins, and sends. */
+  /**
+   * Checks an answer for one sandbox, pins, and sends.
+   * @param again the answer was known: somebody has asked before, so the whole message is worth keeping.
+   */
   private deliver(
     sandbox: Sandbox, b: Buffer, offset: number, length: number, question: Question, edns: Edns | null, client: Client,
-    judgement: Judgement, entry: CacheEntry, now: number,
+    judgement: Judgement, entry: CacheEntry, now: number, again: boolean,
   ): void {
     const { told } = entry;
     const wire = entry.quicless !== null && sandbox.judges.some((policy) => policy.withoutQuic) ? entry.quicless : entry.wire;
@@ -420,7 +423,7 @@ export class Resolver {
     );
     if (truncated) sandbox.counters.truncated++;
     sandbox.counters.queries[outcomeIndex[outcome]]!++;
-    if (repeatable(length, edns, size) && now < entry.expires) {
+    if (again && repeatable(length, edns, size) && now < entry.expires) {
       sandbox.fast.insert({
         hash: FastTable.hash(b, offset, length), query: Uint8Array.prototype.slice.call(b, offset + 2, offset + length),
         response: this.kept(size), epoch: sandbox.epoch, outcome, name: question.name, type: question.type,
