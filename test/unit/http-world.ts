@@ -3,7 +3,7 @@ import { connect as netConnect, createServer as createNetServer, type AddressInf
 import { connect as tlsConnect, createServer as createTlsServer, type ConnectionOptions, type TlsOptions, type TLSSocket } from "node:tls";
 import { CertificateAuthority } from "../../src/tls/certificates/authority.js";
 import { SandboxCertificates } from "../../src/tls/certificates/leaves.js";
-import { serveTls } from "../../src/tls/http/intercept.js";
+import { interceptTls } from "../../src/tls/http/intercept.js";
 import { httpLimits, type HttpLimits } from "../../src/tls/http/limits.js";
 import type { ExchangeFilter, HttpCounters, Passage, RequestFacts } from "../../src/tls/http/passage.js";
 import type { Refusal } from "../../src/tls/http/refusal.js";
@@ -56,7 +56,7 @@ export class World {
   constructor(readonly options: WorldOptions = {}) {
     this.watch = new Watch(options.watchMs ?? 20);
     this.passage = {
-      scheme: "https", name: options.name ?? NAME, port: 443, limits: { ...httpLimits, ...options.limits }, counters: this.counters, watch: this.watch,
+      scheme: "https", name: options.name ?? NAME, port: 443, address: null, limits: { ...httpLimits, ...options.limits }, counters: this.counters, watch: this.watch,
       judge: (request) => options.judge?.(request) ?? null,
       filter: (request) => options.filter?.(request) ?? null,
       refused: (refusal) => { this.refusals.push(refusal.reason); },
@@ -82,7 +82,7 @@ export class World {
     const gate = createNetServer({ allowHalfOpen: true, pauseOnConnect: true }, (guest) => {
       this.#keep(guest);
       guest.setNoDelay(true);
-      void serveTls({
+      void interceptTls({
         guest, alpn: options.alpn ?? ["http/1.1"], labels: (options.name ?? NAME).split("."), certificates: this.certificates, passage: this.passage,
         context: trustContext({ hostCas: false, extra: options.trusted ?? [originAuthority.certificate] }), dial: () => this.dial(), handshakeFailed: (reason) => this.handshakes.push(reason),
       });

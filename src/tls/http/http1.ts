@@ -13,7 +13,7 @@ import { Agent, createServer, request as httpRequest, type ClientRequest, type I
 import type { Socket } from "node:net";
 import { requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { HEAD_MAX, readRequestHead, responseBodyOf, type Body, type RequestHead } from "./framing.js";
-import { checkHosts, parseHost } from "./identity.js";
+import { checkHosts, parseHost, plainHost } from "./identity.js";
 import { countRefusal, isRefusal, type ExchangeFilter, type Passage, type RequestFacts } from "./passage.js";
 import { phraseOf, rawRefusal, refusalBody, refuse, type Refusal } from "./refusal.js";
 import { describe, UpstreamError } from "./upstream.js";
@@ -24,11 +24,11 @@ const noTrailers = new Set(["content-length", "transfer-encoding", "host", "trai
 
 /**
  * Serves a guest's connection until it ends.
- * @param guest decrypted, or plain; its octets unread. @param connect gives the upstream connection when it is first needed,
- * verified when it is one over TLS; called once.
+ * @param guest decrypted, or plain; its octets unread. @param upstream the far side's, verified when it is one over TLS; or what
+ * dials it when it is first needed; or why there is none.
  */
-export function serveHttp1(guest: Socket, passage: Passage, connect: () => Socket | Promise<Socket>): void {
-  const leg = new Http1Leg(guest, passage, connect);
+export function serveHttp1(guest: Socket, passage: Passage, upstream: Socket | UpstreamError | (() => Promise<Socket>)): void {
+  const leg = new Http1Leg(guest, passage, upstream);
   legs.set(guest, leg);
   sharedServer().emit("connection", guest);
 }
@@ -89,6 +89,9 @@ class Http1Leg implements Watched {
   readonly #queue: Turn[] = [];
   readonly #agent = new OneConnection();
   #upstream: Socket | null = null;
+  #failure: UpstreamError | null = null;
+  /** requests that went upstream. */
+  #served = 0;
   #active: Turn | null = null;
   #outgoing: ClientRequest | null = null;
   /** No further request is taken. */
@@ -106,11 +109,16 @@ class Http1Leg implements Watched {
   #headAt = 0;
   #readAtIdle = 0;
 
-  constructor(readonly guest: Socket, private readonly passage: Passage, private readonly connect: () => Socket | Promise<Socket>) {
+  readonly #dial: (() => Promise<Socket>) | null;
+
+  constructor(readonly guest: Socket, private readonly passage: Passage, upstream: Socket | UpstreamError | (() => Promise<Socket>)) {
     guest.on("error", () => guest.destroy());
     guest.once("close", () => this.#end());
     this.#readAtIdle = guest.bytesRead;
     passage.watch.add(this);
+    this.#dial = typeof upstream === "function" ? upstream : null;
+    if (upstream instanceof UpstreamError) this.#failure = upstream;
+    else if (typeof upstream !== "function") this.#take(upstream);
   }
 
   take(request: IncomingMessage, response: ServerResponse, expectation: Expectation): void {
@@ -260,20 +268,21 @@ class Http1Leg implements Watched {
       filter?.done();
       return;
     }
-    if (this.#upstream === null) {
+    if (this.#upstream === null && this.#dial !== null) {
       try {
-        const connected = this.connect();
-        this.#take(connected instanceof Promise ? await connected : connected);
+        this.#take(await this.#dial());
       } catch (error) {
         filter?.done();
         throw error;
       }
     }
-    if (this.#closed || this.#upstream?.destroyed !== false) {
+    if (this.#closed || this.#failure !== null || this.#upstream?.destroyed !== false) {
       filter?.done();
+      if (this.#served === 0) throw this.#failure ?? new UpstreamError("upstream-failed", `${facts.host} broke off`);
       this.guest.destroy();
       return;
     }
+    this.#served++;
     if (turn.response === null) this.#upgrade(turn, facts, filter);
     else this.#forward(turn, turn.response, head, facts, filter);
   }
@@ -283,13 +292,21 @@ class Http1Leg implements Watched {
     const { passage } = this;
     const { target } = head;
     const hosts = target.kind === "absolute" ? [...head.hosts, target.authority] : head.hosts;
-    const name = passage.name ?? parseHost(hosts[0] as string)?.name;
-    if (name === undefined) return refuse(400, "host-malformed");
     if (target.kind === "absolute" && target.scheme !== passage.scheme) return refuse(421, "host-mismatch", `this connection speaks ${passage.scheme}`);
-    const wrong = checkHosts(hosts, name, passage.port);
-    if (wrong !== null) return wrong;
-    const port = parseHost(hosts[0] as string)?.port ?? null;
-    const fields = requestFields(request.rawHeaders, port === null ? name : `${name}:${port}`);
+    const written = hosts[0] as string;
+    const name = passage.name ?? (passage.address === null ? null : plainHost(written, passage.address, passage.port));
+    if (name === null) return refuse(400, "host-malformed");
+    let out = written;
+    if (name === passage.address) {
+      // Said twice, it must be said alike.
+      if (hosts.some((host) => host !== written)) return refuse(421, "host-mismatch");
+    } else {
+      const wrong = checkHosts(hosts, name, passage.port);
+      if (wrong !== null) return wrong;
+      const port = parseHost(written)?.port ?? null;
+      out = port === null ? name : `${name}:${port}`;
+    }
+    const fields = requestFields(request.rawHeaders, out);
     if (fields === null) return refuse(400, "framing", "Connection names a field that is not of one hop");
     return { host: name, method: request.method as string, target: target.kind === "asterisk" ? "*" : target.path, fields, body: head.body };
   }
@@ -298,16 +315,23 @@ class Http1Leg implements Watched {
   #take(upstream: Socket): void {
     this.#upstream = upstream;
     this.#agent.socket = upstream;
-    upstream.on("error", () => upstream.destroy());
+    upstream.on("error", (error) => {
+      this.#failure ??= describe(this.passage.name ?? "the far side", error);
+      upstream.destroy();
+    });
+    // An answer under way ends by it or breaks off (Node's client sees to that); between two, the connection is over.
+    upstream.once("end", () => { if (this.#outgoing === null) upstream.destroy(); });
     upstream.on("data", () => { if (this.#outgoing === null) this.#unasked(); });
     upstream.once("close", () => {
       // What is still buffered is lost; Node's client would meet it without its parser (an assertion in 20.20).
       upstream.removeAllListeners("data");
       // An exchange under way tells the guest by its own events, and then comes here again.
-      if (this.#active === null) this.#close();
-      else this.#ending = true;
+      if (this.#active !== null) this.#ending = true;
+      else if (this.#served > 0) this.#close();
+      // Else the guest's first request is told why there is no far side.
     });
     if (this.#closed) upstream.destroy();
+    else if (upstream.destroyed || upstream.readableEnded) this.#failure = describe(this.passage.name ?? "the far side", upstream.errored);
   }
 
   /** Upstream sent octets that answer nothing: they must not become the next request's answer. */
@@ -319,7 +343,8 @@ class Http1Leg implements Watched {
   #send(turn: Turn, facts: RequestFacts, filter: ExchangeFilter | null, framing: readonly string[]): ClientRequest {
     const outgoing = httpRequest({
       agent: this.#agent, method: facts.method, path: filter?.target ?? facts.target, headers: [...(filter?.fields ?? facts.fields), ...framing], setHost: false,
-      host: facts.host, port: this.passage.port, insecureHTTPParser: false, maxHeaderSize: HEAD_MAX,
+      // What the agent knows the connection by: the same for every request, whatever its Host.
+      host: "upstream", port: this.passage.port, insecureHTTPParser: false, maxHeaderSize: HEAD_MAX,
     });
     outgoing.maxHeadersCount = 0;
     this.#outgoing = outgoing;

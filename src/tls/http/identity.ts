@@ -6,6 +6,7 @@
  * of a connection (A42, A48, A50).
  * Does not resolve anything, and does not judge names by policy.
  */
+import { formatAddress, isV4, parseAddress } from "../../addresses/address.js";
 import { refuse, type Refusal } from "./refusal.js";
 
 export interface HostField {
@@ -29,6 +30,21 @@ export function parseHost(value: string): HostField | null {
   const port = match[2] === undefined ? null : Number(match[2]);
   if (port !== null && (port === 0 || port > 65_535)) return null;
   return { name, port };
+}
+
+/**
+ * The receiver of a request over plain HTTP, where no name was judged before: a host, or the address that the guest dialled,
+ * as URLs write it. null: neither.
+ * @returns canonical name, or the address as text.
+ */
+export function plainHost(value: string, address: string, port: number): string | null {
+  const host = parseHost(value);
+  if (host !== null) return host.name;
+  const match = /^(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?$/.exec(value);
+  if (match === null) return null;
+  const said = parseAddress((match[1] ?? match[2]) as string);
+  if (said === null || (match[1] === undefined) !== isV4(said) || formatAddress(said) !== address) return null;
+  return match[3] === undefined || Number(match[3]) === port ? address : null;
 }
 
 /**

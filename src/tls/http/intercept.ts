@@ -35,7 +35,7 @@ export interface Interception {
 const NO_APPLICATION_PROTOCOL = Buffer.of(0x15, 3, 3, 0, 2, 2, 120);
 
 /** Serves the connection; resolves when the guest's handshake is done or has failed. Never rejects. */
-export async function serveTls(interception: Interception): Promise<void> {
+export async function interceptTls(interception: Interception): Promise<void> {
   const { guest, alpn, passage } = interception;
   const { name, limits } = passage;
   guest.on("error", () => guest.destroy());
@@ -71,7 +71,7 @@ export async function serveTls(interception: Interception): Promise<void> {
     }
     const socket = await accept(interception, offer.includes("http/1.1") ? ["http/1.1"] : []);
     guest.off("close", closeUpstream);
-    serveHttp1(socket, passage, () => upstream);
+    serveHttp1(socket, passage, upstream);
   } catch (error) {
     upstream.destroy();
     if (error instanceof UpstreamError) await apologise(interception, offer, error);
@@ -101,7 +101,7 @@ async function apologise(interception: Interception, offer: readonly string[], e
   }
   try {
     if (offer.length > 0 && !offer.includes("http/1.1")) serveHttp2(await accept(interception, ["h2"]), guest, passage, error);
-    else serveHttp1(await accept(interception, offer.length > 0 ? ["http/1.1"] : []), passage, () => { throw error; });
+    else serveHttp1(await accept(interception, offer.length > 0 ? ["http/1.1"] : []), passage, error);
   } catch {
     // The guest does not even shake hands.
   }

@@ -53,6 +53,8 @@ export interface Passage {
   readonly name: string | null;
   /** of the original destination. */
   readonly port: number;
+  /** Plain HTTP: the original destination's address as text, which Host may say instead of a name; else null. */
+  readonly address: string | null;
   readonly limits: HttpLimits;
   readonly counters: HttpCounters;
   readonly watch: Watch;

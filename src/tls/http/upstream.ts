@@ -60,7 +60,8 @@ export async function dialUpstream(options: UpstreamOptions): Promise<TLSSocket>
       clearTimeout(timer);
       socket.removeAllListeners("close");
       socket.off("error", fail);
-      socket.on("error", () => undefined); // whoever reads it adds what it needs; none may end the process
+      // An alert after the handshake (RFC 8446 section 4.4.2.4: no client certificate) is an error that does not end the socket.
+      socket.on("error", (late) => { if (!socket.destroyed) socket.destroy(late); });
       resolve(socket);
     });
   });
@@ -68,7 +69,7 @@ export async function dialUpstream(options: UpstreamOptions): Promise<TLSSocket>
 
 /** Node's check, without its fall-back to the common name (RFC 9110 section 4.3.4). */
 function named(name: string, certificate: PeerCertificate): Error | undefined {
-  if (certificate.subjectaltname === undefined || certificate.subjectaltname === "") return Object.assign(new Error("the certificate names no host"), { code: "ERR_TLS_CERT_ALTNAME_INVALID" });
+  if (!/(^|, )DNS:/.test(certificate.subjectaltname ?? "")) return Object.assign(new Error("the certificate names no host"), { code: "ERR_TLS_CERT_ALTNAME_INVALID" });
   return checkServerIdentity(name, certificate);
 }
 
