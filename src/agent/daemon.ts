@@ -370,8 +370,9 @@ export class Agent {
 
   diff(name: string, request: PolicyRequest): PolicyDiff {
     const { sandbox } = this.enforced(name);
-    const now = policyText(policyReport(sandbox.policy, [])).split("\n"), then = policyText(policyReport(this.check(name, request).policy, [])).split("\n");
-    const lines = lineDiff(now.slice(0, -1), then.slice(0, -1));
+    // The width of a column is no difference.
+    const linesOf = (policy: Policy): string[] => policyText(policyReport(policy, [])).replaceAll(/ {2,}/g, "  ").split("\n").slice(0, -1);
+    const lines = lineDiff(linesOf(sandbox.policy), linesOf(this.check(name, request).policy));
     return { same: lines.every((line) => line.startsWith(" ")), lines };
   }
 

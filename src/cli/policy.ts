@@ -62,7 +62,7 @@ export async function setPolicy(name: string, policy: PolicyArguments, { json, r
   const answer = await agentAt(runDir).setPolicy(name, needed(policy));
   if (json) return printJson(answer);
   for (const warning of answer.warnings) process.stderr.write(`enforcer: ${warning}\n`);
-  process.stdout.write(`policy of ${name} is in force (${answer.pins.kept} pin${answer.pins.kept === 1 ? "" : "s"} kept${answer.pins.left > 0 ? `, ${answer.pins.left} let go` : ""})\n`);
+  process.stdout.write(`policy of ${name} is in force (${answer.pins.kept} pin${answer.pins.kept === 1 ? "" : "s"} kept${answer.pins.left > 0 ? `, ${answer.pins.left} found no place` : ""})\n`);
 }
 
 /** `policy diff`: exit status 0 when both are the same, else 1. */

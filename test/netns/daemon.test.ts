@@ -1,34 +1,375 @@
-/** The agent: what its verbs do, over a real tap. */
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { ADDRESS, World } from "../lib/world.mjs";
+/**
+ * The agent over real taps: verbs and requests, policies and floor, configuration, watching, explaining, taps that come and go.
+ * What a kill leaves and a successor takes over is in daemon-crash.test.ts.
+ */
+import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { request as httpRequest } from "node:http";
+import path from "node:path";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import type { AttachRequest, PolicyRequest } from "../../src/api/schema.js";
+import { ADDRESS, ENFORCER, must, World } from "../lib/world.mjs";
 import { TestAgent } from "./daemon.js";
 
-const only = (name: string): string => `rules: [{allow: ${name}, proto: tcp, ports: [80]}]`;
+const rules = (...tokens: string[]): PolicyRequest => ({ rules: tokens });
+const ZONE = { "site.example": { A: [ADDRESS.site4] }, "other.example": { A: [ADDRESS.site4b] } };
 
-describe("an agent", () => {
+const pinned = (world: World, name = "site.example"): Promise<{ ok: boolean }> => world.guest.probe(["fetch", "8.8.8.8", name, "80", "/", "A"], 3000);
+const reach = async (world: World, address: string): Promise<boolean> => (await world.guest.probe(["http", address, "80", "site.example", "/"], 1500)).ok;
+
+describe("the agent", () => {
   let world: World;
   let agent: TestAgent;
   beforeAll(async () => {
-    world = await World.create({ sibling: true, zone: { "site.example": { A: [ADDRESS.site4] }, "other.example": { A: [ADDRESS.site4b] } } });
+    world = await World.create({ sibling: true, zone: ZONE });
+    agent = await TestAgent.start(world);
+  });
+  let afterwards = (): void => undefined;
+  afterEach(() => afterwards());
+  afterEach(async () => { for (const name of await agent.names()) await agent.client.detach(name); });
+  afterAll(async () => {
+    await agent?.stop();
+    await world?.close();
+  });
+
+  const attach = (tap: string, more: Partial<AttachRequest> = {}) => agent.client.attach({ tap, ...more });
+
+  test("verbs: attach, list, status, policy, pins, flows, detach", async () => {
+    expect(await reach(world, ADDRESS.metadata4)).toBe(true);
+    const attached = await agent.run("attach", "tap0", "--rule", "allow@site.example:tcp:80");
+    expect(attached.status, attached.err).toBe(0);
+    expect(attached.out).toMatch(/^enforcing tap0 \(routed, (tcx|clsact), 1 rule\)/);
+    expect(await reach(world, ADDRESS.metadata4)).toBe(false);
+    expect((await pinned(world)).ok).toBe(true);
+
+    const list = await agent.run("list");
+    expect(list.out).toMatch(/tap0 +tap0 +- +enforced/);
+    const status = await agent.run("status", "tap0", "--json");
+    expect(JSON.parse(status.out)).toMatchObject({
+      name: "tap0", state: "enforced", slot: 0, policy: { floor: null }, hooks: [{ hook: "ingress", program: "from_guest", position: 0 }, { hook: "egress", program: "to_guest" }],
+    });
+    expect((JSON.parse(status.out) as { hooks: { tag: string }[] }).hooks[0]!.tag).toMatch(/^[0-9a-f]{16}$/);
+    expect((await agent.run("status")).out).toMatch(/1 enforced, 0 kept, 0 waiting; at most 64/);
+    expect((await agent.run("pins", "tap0")).out).toMatch(/site\.example +93\.184\.216\.34 +\d+[sm] left +rule 1/);
+    expect((await agent.run("flows", "tap0")).out).toMatch(/→ +tcp +\d+ +93\.184\.216\.34:80 +site\.example/);
+
+    const file = path.join(world.dir, "next.yaml");
+    writeFileSync(file, "rules: [{allow: other.example, proto: tcp, ports: [80]}]\n");
+    const diff = await agent.run("policy", "diff", "tap0", file);
+    expect(diff.status).toBe(1);
+    expect(diff.out).toMatch(/^- .*site\.example.*\n\+ .*other\.example/m);
+    expect((await agent.run("policy", "set", "tap0", file)).out).toMatch(/policy of tap0 is in force \(0 pins kept\)/);
+    expect((await agent.run("policy", "diff", "tap0", file)).status).toBe(0);
+    expect((await agent.run("policy", "show", "tap0")).out).toContain("other.example");
+    expect(await reach(world, ADDRESS.site4)).toBe(false);
+    expect((await pinned(world, "other.example")).ok).toBe(true);
+
+    expect((await agent.run("detach", "tap0")).out).toBe("detached tap0\n");
+    expect(await agent.names()).toEqual([]);
+    expect(await reach(world, ADDRESS.metadata4)).toBe(true);
+  });
+
+  test("errors have codes, remedies and exit statuses, and change nothing", async () => {
+    const missing = await agent.run("status", "nothere");
+    expect(missing).toMatchObject({ status: 65 });
+    expect(missing.err).toMatch(/no sandbox nothere\n {2}remedy: .*\[E_NO_SANDBOX\]/);
+    expect(await agent.run("attach", "tap9")).toMatchObject({ status: 69 });
+    expect((await agent.run("attach", "up0")).err).toMatch(/E_TAP_KIND/);
+    await attach("tap0", { policy: rules("allow@site.example:tcp:80") });
+    expect((await agent.run("attach", "tap0")).err).toMatch(/E_NAME_TAKEN/);
+    await expect(attach("tap0", { name: "again" })).rejects.toMatchObject({ code: "E_TAP_TAKEN" });
+    const bad = path.join(world.dir, "bad.yaml");
+    writeFileSync(bad, "rules:\n  - allow: public\n  - alow: any\n");
+    expect((await agent.run("policy", "set", "tap0", bad)).err).toMatch(/bad\.yaml:3.*E_POLICY/s);
+    expect((await agent.client.policy("tap0")).request).toEqual(rules("allow@site.example:tcp:80"));
+    await agent.client.detach("tap0");
+    const alone = await world.host.run([ENFORCER, "list", "--run-dir", path.join(world.dir, "nobody")]);
+    expect(alone.status).toBe(69);
+    expect(alone.stderr).toMatch(/E_NO_AGENT/);
+  });
+
+  test("the socket is root's, and requests are read strictly", async () => {
+    expect(statSync(agent.client.socket).mode & 0o777).toBe(0o600);
+    expect(statSync(world.runDir).mode & 0o777).toBe(0o700);
+    const ask = (method: string, target: string, body?: string, type = "application/json") => new Promise<{ status: number; body: Record<string, unknown> }>((resolve, reject) => {
+      const sent = httpRequest({ socketPath: agent.client.socket, method, path: target, headers: body === undefined ? {} : { "content-type": type } }, (response) => {
+        let text = "";
+        response.setEncoding("utf8").on("data", (chunk: string) => { text += chunk; }).on("end", () => resolve({ status: response.statusCode!, body: JSON.parse(text) as Record<string, unknown> }));
+      });
+      sent.on("error", reject);
+      sent.end(body);
+    });
+    const refusals: readonly [number, RegExp, Parameters<typeof ask>][] = [
+      [404, /version 1/, ["GET", "/v2/status"]],
+      [404, /no \/v1\/nothing/, ["GET", "/v1/nothing"]],
+      [405, /takes GET, POST|takes GET/, ["PATCH", "/v1/sandboxes"]],
+      [400, /unknown: speed/, ["POST", "/v1/sandboxes", JSON.stringify({ tap: "tap0", speed: 9 })]],
+      [400, /unknown: filee/, ["POST", "/v1/sandboxes", JSON.stringify({ tap: "tap0", policy: { filee: 1 } })]],
+      [400, /not JSON/, ["POST", "/v1/sandboxes", "{"]],
+      [400, /application\/json/, ["POST", "/v1/sandboxes", "{}", "text/plain"]],
+      [400, /parameter: unknown: verbose/, ["GET", "/v1/status?verbose=1"]],
+      [400, /twice/, ["GET", "/v1/sandboxes/tap0/flows?limit=1&limit=2"]],
+      [400, /limit/, ["GET", "/v1/sandboxes/tap0/flows?limit=0"]],
+      [400, /no body/, ["POST", "/v1/reload", "{}"]],
+      [404, /no sandbox a\/b/, ["GET", "/v1/sandboxes/a%2Fb"]],
+      [400, /percent/, ["GET", "/v1/sandboxes/%ff"]],
+      [422, /line|rule/, ["POST", "/v1/policy/check", JSON.stringify({ rules: ["allow@nonsense:tcp:99999"] })]],
+    ];
+    for (const [status, words, args] of refusals) {
+      const answer = await ask(...args);
+      expect({ status: answer.status, words: words.test(String(answer.body.message)) }, `${args.join(" ")} → ${JSON.stringify(answer.body)}`).toEqual({ status, words: true });
+      expect(typeof answer.body.code === "string" && typeof answer.body.remedy === "string", args.join(" ")).toBe(true);
+    }
+  });
+
+  test("two sandboxes, each with its own policy and pins", async () => {
+    await attach("tap0", { policy: rules("allow@site.example:tcp:80") });
+    await attach("tap1", { policy: rules("allow@other.example:tcp:80") });
+    expect((await pinned(world)).ok).toBe(true);
+    expect((await world.sibling!.probe(["fetch", "8.8.8.8", "other.example", "80", "/", "A"], 3000)).ok).toBe(true);
+    expect((await world.sibling!.probe(["fetch", "8.8.8.8", "site.example", "80", "/", "A"], 3000)).ok).toBe(false);
+    expect(await reach(world, ADDRESS.site4b)).toBe(false);
+    expect((await agent.client.pins("tap0")).pins.map(({ name }) => name)).toEqual(["site.example"]);
+    await agent.client.detach("tap0");
+    expect((await world.sibling!.probe(["http", ADDRESS.metadata4, "80", "x", "/"], 400)).ok).toBe(false);
+    await agent.client.detach("tap1");
+  });
+
+  test("requests at one time are worked off one after another, and none is lost", async () => {
+    const answers = await Promise.allSettled([
+      attach("tap0", { policy: rules("allow@site.example:tcp:80") }), attach("tap1", { policy: rules("allow@public") }), attach("tap0"),
+      agent.client.setPolicy("tap0", rules("allow@other.example:tcp:80")), agent.client.detach("tap1"), agent.client.detach("tap1"),
+    ]);
+    expect(answers.map(({ status }) => status)).toEqual(["fulfilled", "fulfilled", "rejected", "fulfilled", "fulfilled", "rejected"]);
+    expect(await agent.states()).toEqual({ tap0: "enforced" });
+    expect((await agent.client.policy("tap0")).request).toEqual(rules("allow@other.example:tcp:80"));
+    await agent.client.detach("tap0");
+  });
+
+  test("watch tells verdicts and changes, filtered", async () => {
+    const all = await agent.watch(), metadata = await agent.watch({ reason: "default-metadata" }), allowed = await agent.watch({ verdict: "allow", sandbox: "tap0" }), names = await agent.watch({ destination: "*.blocked.example" });
+    await attach("tap0", { policy: { ...rules("allow@site.example:tcp:80") } });
+    await all.seen({ event: "attached", sandbox: "tap0" });
+    await reach(world, ADDRESS.metadata4);
+    await reach(world, ADDRESS.private4);
+    await world.guest.probe(["dns", "udp", "8.8.8.8", "x.blocked.example", "A"], 2000);
+    // The first reading of the flow table is what was there already; a flow that comes later is told.
+    await new Promise((resolve) => setTimeout(resolve, 1200));
+    await pinned(world);
+    await all.seen({ event: "denied", destination: ADDRESS.metadata4, reason: "default-metadata", port: 80 });
+    await all.seen({ event: "denied", destination: ADDRESS.private4, reason: "default-private" });
+    await metadata.seen({ event: "denied", destination: ADDRESS.metadata4 });
+    await names.seen({ event: "dns-denied", name: "x.blocked.example" });
+    await allowed.seen({ event: "allowed", destination: ADDRESS.site4, port: 80, name: "site.example" });
+    await agent.client.detach("tap0");
+    await all.seen({ event: "detached", sandbox: "tap0" });
+    for (const one of [all, metadata, allowed, names]) await one.end();
+    expect(metadata.events.filter(({ event }) => event !== "watching").every(({ reason }) => reason === "default-metadata")).toBe(true);
+    expect(allowed.events.filter(({ event }) => event !== "watching").every(({ event }) => event === "allowed")).toBe(true);
+    expect(names.events.some(({ destination }) => destination === ADDRESS.metadata4)).toBe(false);
+    expect((await agent.client.status()).watchers).toBe(0);
+  });
+
+  test("explain names group, rule, pin state and what would have to change, and says what the kernel does", async () => {
+    const file = path.join(world.dir, "explained.yaml");
+    const text = "rules:\n  - deny: 10.0.0.0/8\n  - allow: site.example\n    proto: tcp\n    ports: [80]\n";
+    writeFileSync(file, text);
+    await attach("tap0", { policy: { file: { path: file, text } } });
+    await attach("tap1", { policy: rules("allow@other.example:tcp:80") });
+    await world.sibling!.probe(["fetch", "8.8.8.8", "other.example", "80", "/", "A"], 3000);
+    const ask = (destination: string, port?: number) => agent.client.explain("tap0", { destination, ...(port === undefined ? {} : { port }) });
+
+    expect(await ask(ADDRESS.site4, 80)).toMatchObject({ verdict: "deny", reason: "no-pin", flows: [{ group: "public", pin: "never-asked" }] });
+    expect(await reach(world, ADDRESS.site4)).toBe(false);
+    expect(await ask("http://site.example/x")).toMatchObject({ verdict: "allow", lookup: { allowed: true }, flows: [] });
+    expect(await ask("https://site.example/x")).toMatchObject({ verdict: "deny", reason: "default-public" });
+    expect((await pinned(world)).ok).toBe(true);
+    expect(await ask("http://site.example/x")).toMatchObject({ verdict: "allow", reason: "rule-allow", flows: [{ address: ADDRESS.site4, pin: "live", judged: [{ rule: { number: 2, line: 3, file } }] }] });
+    const port = await ask("https://site.example/x");
+    expect(port).toMatchObject({ verdict: "deny", reason: "default-public", flows: [{ pin: "live" }] });
+    expect(port.why.join("\n")).toMatch(/rule 2 .*explained\.yaml:3\) speaks of port 80/);
+    expect(port.change.join("\n")).toMatch(/add tcp port 443 to rule 2/);
+
+    const foreign = await ask(ADDRESS.site4b, 80);
+    expect(foreign).toMatchObject({ verdict: "deny", flows: [{ pin: "other-sandbox" }] });
+    expect(foreign.why.join("\n")).toMatch(/was told to tap1 \(other\.example\): that grants tap0 nothing/);
+    const denied = await ask("10.9.9.9", 80);
+    expect(denied).toMatchObject({ reason: "rule-deny", flows: [{ group: "private", group_source: expect.stringMatching(/10\.0\.0\.0\/8.*special_purpose/), judged: [{ rule: { number: 1, line: 2 } }] }] });
+    expect(await ask(ADDRESS.metadata4, 80)).toMatchObject({ reason: "default-metadata", flows: [{ group_source: expect.stringMatching(/AWS EC2 IMDS/) }] });
+    expect(await ask(ADDRESS.gateway4, 80)).toMatchObject({ flows: [{ group: "host", group_source: "an address of the host" }] });
+    expect(await ask("nobody.example", 80)).toMatchObject({ verdict: "deny", reason: "lookup", lookup: { allowed: false } });
+    const shown = await agent.run("explain", "tap0", "https://site.example/x");
+    expect(shown.status).toBe(1);
+    expect(shown.out).toMatch(/^tap0 → site\.example:443 tcp: denied \(default-public\)[\s\S]*To change that:/);
+
+    // The kernel's own word for each of these, from its counters.
+    const counted = async (reason: string): Promise<number> => (await agent.client.sandbox("tap0")).counters.filter((row) => row.reason === reason && row.direction === "egress").reduce((sum, { packets }) => sum + packets, 0);
+    for (const [address, number] of [[ADDRESS.site4, 443], [ADDRESS.site4b, 80], ["10.9.9.9", 80], [ADDRESS.metadata4, 80], [ADDRESS.site4, 80]] as const) {
+      const { reason } = await agent.client.explain("tap0", { destination: address, port: number });
+      const before = await counted(reason);
+      await world.guest.probe(["tcp", address, String(number)], 700);
+      expect(await counted(reason), `${address} ${number} ${reason}`).toBeGreaterThan(before);
+    }
+    await agent.client.detach("tap0");
+    await agent.client.detach("tap1");
+  });
+
+  test("the floor narrows every policy, and reload puts another one in force", async () => {
+    const floor = path.join(world.dir, "floor.yaml");
+    writeFileSync(floor, "default_ingress: allow\nrules: [{deny: other.example}, {allow: public, proto: tcp, ports: [80]}]\nlimits: {pins: 100}\n");
+    agent.configure(`floor: ${floor}\n`);
+    expect((await agent.client.reload()).changed).toEqual(["floor"]);
+    await attach("tap0", { policy: rules("allow@site.example", "allow@other.example") });
+    expect((await agent.client.sandbox("tap0"))).toMatchObject({ policy: { floor }, limits: expect.arrayContaining([expect.objectContaining({ what: "pins", limit: 100 })]) });
+    expect((await pinned(world)).ok).toBe(true);
+    expect((await pinned(world, "other.example")).ok).toBe(false);
+    expect((await world.guest.probe(["tcp", ADDRESS.site4, "443"], 700)).ok).toBe(false);
+    const explained = await agent.client.explain("tap0", { destination: "https://site.example" });
+    expect(explained).toMatchObject({ verdict: "deny", reason: "floor" });
+    expect(explained.why.join("\n")).toMatch(/the floor denies/);
+
+    writeFileSync(floor, "default_ingress: allow\nrules: [{deny: site.example}, {allow: public}]\n");
+    expect((await agent.client.reload()).changed).toEqual(["floor"]);
+    expect(await reach(world, ADDRESS.site4)).toBe(false);
+    expect((await pinned(world, "other.example")).ok).toBe(true);
+
+    // A floor that is wrong changes nothing.
+    writeFileSync(floor, "rules: [{alow: public}]\n");
+    await expect(agent.client.reload()).rejects.toMatchObject({ code: "E_CONFIG" });
+    expect(await reach(world, ADDRESS.site4)).toBe(false);
+    agent.configure("");
+    expect((await agent.client.reload()).changed).toEqual(["floor"]);
+    expect((await pinned(world)).ok).toBe(true);
+    await agent.client.detach("tap0");
+  });
+
+  test("a bad configuration changes nothing, by reload and by SIGHUP", async () => {
+    await attach("tap0", { policy: rules("allow@site.example:tcp:80") });
+    const good = readFileSync(agent.config, "utf8");
+    afterwards = () => writeFileSync(agent.config, good);
+    for (const [text, words] of [
+      ["metrics: nowhere", /metrics/], ["polcy: x.yaml", /did you mean policy/], ["groups: {public: [1.2.3.0/24]}", /groups/], ["groups: {metadata: [10.0.0.1/8]}", /bits set behind/],
+      ["floor: absent.yaml", /absent\.yaml/], ["sandboxes: many", /sandboxes/], ["attach: [{mach: tap*}]", /did you mean match/], ["limits: {pins: 1}", /limits\.pins/], ["a: &x 1\nb: *x", /alias/],
+    ] as const) {
+      const key = text.split(":")[0]!;
+      writeFileSync(agent.config, `${good.split("\n").filter((line) => !line.startsWith(`${key}:`)).join("\n")}${text}\n`);
+      const error = await agent.client.reload().then(() => null, (thrown: { code: string; message: string }) => thrown);
+      expect(error?.message, text).toMatch(words);
+      expect(["E_CONFIG", "E_GROUPS"], text).toContain(error?.code);
+    }
+    agent.service.child.kill("SIGHUP");
+    await agent.notice(/not taken, nothing has changed/);
+    expect(await agent.states()).toEqual({ tap0: "enforced" });
+    writeFileSync(agent.config, `${good}groups: {metadata: [${ADDRESS.site4}/32]}\n`);
+    agent.service.child.kill("SIGHUP");
+    await agent.notice(/groups changed/);
+    expect(await agent.client.explain("tap0", { destination: ADDRESS.site4, port: 80 })).toMatchObject({ flows: [{ group: "metadata", group_source: expect.stringMatching(/configuration adds/) }] });
+    writeFileSync(agent.config, good);
+    const { changed, restart } = await agent.client.reload();
+    expect({ changed, restart }).toEqual({ changed: ["groups"], restart: [] });
+    writeFileSync(agent.config, good.replace("sandboxes: 64", "sandboxes: 65"));
+    expect((await agent.run("reload")).out).toMatch(/sandboxes: at the next start/);
+    writeFileSync(agent.config, good);
+    await agent.client.detach("tap0");
+  });
+
+  test("a second agent is refused, with the same run directory or another", async () => {
+    for (const args of [[], ["--run-dir", path.join(world.dir, "run2")]]) {
+      const second = agent.launch(...args);
+      await expect(second.line((line) => line.includes('"ready"'))).rejects.toThrow(/E_AGENT_RUNS/);
+      expect(second.ended?.status).toBe(69);
+    }
+    expect(await agent.names()).toEqual([]);
+  });
+
+  test("attach in the foreground and the agent respect each other", async () => {
+    const alone = await world.enforce({ args: ["--foreground"] });
+    await expect(attach("tap0")).rejects.toMatchObject({ code: "E_TAP_TAKEN" });
+    expect(await alone.stop()).toBe(0);
+    await attach("tap0");
+    const refused = world.startEnforcer({ args: ["--foreground"] });
+    await expect(refused.ready()).rejects.toThrow(/E_TAP_TAKEN/);
+    expect(await reach(world, ADDRESS.metadata4)).toBe(false);
+    await agent.client.detach("tap0");
+  });
+});
+
+describe("taps that come and go", () => {
+  let world: World;
+  let agent: TestAgent;
+  beforeAll(async () => {
+    world = await World.create({ zone: ZONE });
     agent = await TestAgent.start(world);
   });
   afterAll(async () => {
     await agent?.stop();
     await world?.close();
   });
+  const tap = (line: string): Promise<string> => world.host.ip(line);
 
-  test("attaches, shows and detaches", async () => {
-    const attached = await agent.run("attach", "tap0", "--rule", "allow@site.example:tcp:80");
-    expect(attached).toMatchObject({ status: 0 });
-    console.log(attached.out, attached.err);
-    for (const args of [["list"], ["status"], ["status", "tap0"], ["policy", "show", "tap0"], ["pins", "tap0"], ["flows", "tap0"], ["version"], ["explain", "tap0", "site.example"], ["explain", "tap0", "http://site.example/x"], ["explain", "tap0", ADDRESS.metadata4], ["reload"]]) {
-      const ran = await agent.run(...args);
-      console.log(args.join(" "), ran.status, "\n" + ran.out, ran.err);
+  test("attach --wait takes the tap when it appears, and when it comes back", async () => {
+    const waiting = await agent.run("attach", "late0", "--wait", "--rule", "allow@public:tcp:443");
+    expect(waiting).toMatchObject({ status: 0, out: "waiting for late0 (late0)\n" });
+    expect(await agent.states()).toEqual({ late0: "waiting" });
+    for (let round = 0; round < 2; round++) {
+      await tap("tuntap add late0 mode tap");
+      const watching = await agent.watch();
+      await expect.poll(() => agent.states(), { timeout: 10_000 }).toEqual({ late0: "enforced" });
+      expect((await agent.client.sandbox("late0")).hooks.every(({ position }) => position === 0)).toBe(true);
+      expect((await agent.client.policy("late0")).request).toEqual(rules("allow@public:tcp:443"));
+      await tap("link del late0");
+      await watching.seen({ event: "detached", sandbox: "late0", why: "deleted" });
+      await watching.end();
+      await expect.poll(() => agent.states(), { timeout: 10_000 }).toEqual({ late0: "waiting" });
     }
-    expect((await world.guest.probe(["fetch", "8.8.8.8", "site.example", "80", "/", "A"], 3000)).ok).toBe(true);
-    for (const args of [["pins", "tap0"], ["flows", "tap0"], ["explain", "tap0", "http://site.example/x"], ["explain", "tap0", ADDRESS.site4, "tcp", "443"], ["detach", "tap0"], ["list"]]) {
-      const ran = await agent.run(...args);
-      console.log(args.join(" "), ran.status, "\n" + ran.out, ran.err);
+    await agent.client.detach("late0");
+    expect(await agent.names()).toEqual([]);
+  });
+
+  test("patterns of the configuration attach by themselves, with their policy; what does not match is left alone", async () => {
+    const file = path.join(world.dir, "pattern.yaml");
+    writeFileSync(file, "rules: [{allow: public, proto: tcp, ports: [443]}]\n");
+    await tap("tuntap add vm-0 mode tap");
+    agent.configure(`attach: [{match: "vm-*", policy: pattern.yaml}]\n`);
+    expect((await agent.client.reload()).changed).toEqual(["attach"]);
+    expect(await agent.states()).toEqual({ "vm-0": "enforced" });
+    await tap("tuntap add vm-1 mode tap\ntuntap add other0 mode tap\nlink add vm-br type bridge");
+    await expect.poll(() => agent.states(), { timeout: 10_000 }).toEqual({ "vm-0": "enforced", "vm-1": "enforced" });
+    expect(await agent.client.sandbox("vm-1")).toMatchObject({ origin: "pattern", policy: { file } });
+    // Its policy is the configuration's: a reload changes it.
+    writeFileSync(file, "rules: [{allow: public, proto: tcp, ports: [8443]}]\n");
+    await agent.client.reload();
+    expect(JSON.stringify((await agent.client.policy("vm-1")).report)).toContain("8443");
+    await tap("link set vm-1 name vm-2");
+    await expect.poll(async () => (await agent.client.sandbox("vm-1")).tap, { timeout: 10_000 }).toBe("vm-2");
+    await tap("link del vm-0\nlink del vm-2\nlink del other0\nlink del vm-br");
+    await expect.poll(() => agent.names(), { timeout: 10_000 }).toEqual([]);
+    agent.configure("");
+    await agent.client.reload();
+  });
+
+  test("a tap in another network namespace, with an address that the host has too", async () => {
+    const name = `${world.id}-jail`;
+    await must(["ip", "netns", "add", name]);
+    try {
+      await must(["ip", "-n", name, "tuntap", "add", "tap0", "mode", "tap"]);
+      await must(["ip", "-n", name, "addr", "add", `${ADDRESS.gateway4}/30`, "dev", "tap0"]);
+      await must(["ip", "-n", name, "link", "set", "tap0", "up"]);
+      const attached = await agent.run("attach", "tap0", "--netns", name);
+      expect(attached.out, attached.err).toMatch(new RegExp(`^enforcing ${name}/tap0 `));
+      await agent.client.attach({ tap: "tap0" });
+      expect(await agent.states()).toEqual({ [`${name}/tap0`]: "enforced", tap0: "enforced" });
+      expect(await agent.client.sandbox(`${name}/tap0`)).toMatchObject({ tap: "tap0", hooks: [{ position: 0 }, { position: 0 }] });
+      // The host's own addresses are the host's there too.
+      expect(await agent.client.explain(`${name}/tap0`, { destination: ADDRESS.host4 })).toMatchObject({ flows: [{ group: "host" }] });
+      await expect(agent.client.attach({ tap: "tap0", netns: "nothere" })).rejects.toMatchObject({ code: "E_NETNS" });
+      await agent.kill();
+      await agent.restart();
+      expect(await agent.states()).toEqual({ [`${name}/tap0`]: "enforced", tap0: "enforced" });
+      expect(await agent.client.sandbox(`${name}/tap0`)).toMatchObject({ adopted: true });
+      await agent.client.detach(`${name}/tap0`);
+      await agent.client.detach("tap0");
+    } finally {
+      await must(["ip", "netns", "del", name]);
     }
   });
 });

@@ -1,6 +1,9 @@
-/** A running `enforcer agent` in a world's host namespace, and commands that ask it. */
+/** A running `enforcer agent` in a world's host namespace, and commands and requests that ask it. */
 import { writeFileSync } from "node:fs";
 import path from "node:path";
+import { AgentClient } from "../../src/api/client.js";
+import type { WatchQuery } from "../../src/api/schema.js";
+import type { WatchEvent } from "../../src/agent/watch.js";
 import { ADDRESS, ENFORCER, type Service, until, type World } from "../lib/world.mjs";
 
 export interface Ran { readonly status: number | null; readonly out: string; readonly err: string }
@@ -8,16 +11,18 @@ export interface Ran { readonly status: number | null; readonly out: string; rea
 export class TestAgent {
   readonly world: World;
   readonly config: string;
+  readonly client: AgentClient;
   service!: Service;
 
-  private constructor(world: World, config: string) {
+  private constructor(world: World) {
     this.world = world;
-    this.config = config;
+    this.config = path.join(world.dir, "agent.yaml");
+    this.client = new AgentClient(path.join(world.runDir, "agent.sock"));
   }
 
   /** @param config lines of the configuration, without run_dir, bpffs and metrics. */
   static async start(world: World, config = ""): Promise<TestAgent> {
-    const agent = new TestAgent(world, path.join(world.dir, "agent.yaml"));
+    const agent = new TestAgent(world);
     agent.configure(config);
     await agent.restart();
     return agent;
@@ -40,22 +45,38 @@ export class TestAgent {
   /** Events of its own log. */
   get log(): Record<string, unknown>[] { return this.service.lines.filter((line) => line.startsWith("{")).map((line) => JSON.parse(line) as Record<string, unknown>); }
 
-  notice(words: RegExp, ms = 10_000): Promise<unknown> {
+  notice(words: RegExp, ms = 15_000): Promise<unknown> {
     return until(`notice ${words} in\n${this.service.report()}`, () => this.log.find(({ text }) => words.test(String(text))), ms);
   }
 
+  /** One verb of the command line. */
   async run(...args: string[]): Promise<Ran> {
     const { status, stdout, stderr } = await this.world.host.run([ENFORCER, ...args, "--run-dir", this.world.runDir], { timeoutMs: 30_000 });
     return { status, out: stdout, err: stderr };
   }
 
-  /** Runs it with --json; it must end with 0. */
-  async json<T = any>(...args: string[]): Promise<T> {
-    const { status, out, err } = await this.run(...args, "--json");
-    if (status !== 0) throw new Error(`enforcer ${args.join(" ")}: status ${status}\n${out}${err}\n${this.service.report()}`);
-    return JSON.parse(out) as T;
+  async names(): Promise<string[]> { return (await this.client.list()).map(({ name }) => name); }
+
+  /** States by name. */
+  async states(): Promise<Record<string, string>> { return Object.fromEntries((await this.client.list()).map(({ name, state }) => [name, state])); }
+
+  /** Collects what a watcher is told until it is ended. */
+  async watch(query: WatchQuery = {}): Promise<{ events: WatchEvent[]; end: () => Promise<void>; seen: (wanted: Record<string, unknown>) => Promise<WatchEvent> }> {
+    const events: WatchEvent[] = [];
+    const ending = new AbortController();
+    const done = (async () => { for await (const event of this.client.watch(query, ending.signal)) events.push(event); })();
+    done.catch(() => undefined);
+    await until("watching", () => events.length > 0);
+    return {
+      events,
+      end: async () => {
+        ending.abort();
+        await done;
+      },
+      seen: (wanted) => until(`event ${JSON.stringify(wanted)} in ${JSON.stringify(events)}`, () => events.find((event) => Object.entries(wanted).every(([key, value]) => event[key] === value)), 10_000) as Promise<WatchEvent>,
+    };
   }
 
   kill(): Promise<number | null> { return this.service.stop("SIGKILL"); }
-  stop(): Promise<number | null> { return this.service.stop("SIGTERM"); }
+  stop(): Promise<number | null> { return this.service.stop("SIGTERM", 20_000); }
 }
