@@ -33,7 +33,7 @@ export function sandboxPolicy(policy: Policy, compiled: GroupTable | null, host:
     privateAllowed: (labels, address) =>
       policy.dns.allowPrivate.some(({ pattern, prefixes }) => matchesPattern(pattern, labels) && prefixes.some((p) => prefixContains(p, address)))
       || addressAllowedByRule(policy, address, host.groupTable()),
-    withoutQuic: false,
+    withoutQuic: policy.tls.intercept || policy.tls.verifyNames,
     deniedRcode: policy.dns.onBlocked === "refused" ? Rcode.REFUSED : Rcode.NXDOMAIN,
     rebindRcode: policy.dns.onRebind === "nxdomain" ? Rcode.NXDOMAIN : Rcode.REFUSED,
   };

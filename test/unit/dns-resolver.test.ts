@@ -362,20 +362,22 @@ describe("A34: HTTPS and SVCB", () => {
     ["no h3: as it came", params([1, protocols("h2")], [4, ip(PUBLIC)]), params([1, protocols("h2")], [4, ip(PUBLIC)])],
   ])("without QUIC: %s", async (_what, rest, want) => {
     const upstream = always({ flags: 0x81a0, answers: [https("", rest)] });
-    const world = new World({ ...allowTwo, withoutQuic: true, upstream });
+    const looking = { yaml: "rules: [{allow: allowed.example}]" };
+    const notLooking = { yaml: "tls: {verify_names: false}\nrules: [{allow: allowed.example}]" };
+    const world = new World({ ...looking, upstream });
     for (const _again of [1, 2]) {
       const seen = await world.ask("allowed.example", 65, { flags: 0x0120 });
       expect([seen.rcode, seen.records.map(({ data }) => data)]).toEqual([0, want === null ? [] : [Buffer.concat([u16(1), wireName(""), want])]]);
       expect((seen.flags & 0x20) !== 0).toBe(want !== null && want.equals(rest));
     }
     // A sibling whose TLS nobody looks at shares the cache, not the answer.
-    const other = world.add({ ...allowTwo });
+    const other = world.add(notLooking);
     const seen = await world.ask("allowed.example", 65, {}, other);
     const noEch = rest.indexOf(params([5, ech]));
     expect(seen.records[0]!.data).toEqual(Buffer.concat([u16(1), wireName(""), noEch < 0 ? rest : rest.subarray(0, noEch)]));
     expect(world.asked).toHaveLength(1);
     // A floor that looks at TLS is enough.
-    const floored = world.add({ ...allowTwo, floor: { ...allowTwo, withoutQuic: true } });
+    const floored = world.add({ ...notLooking, floor: { yaml: "tls: {intercept: true}\nrules: [{allow: public}]" } });
     const under = await world.ask("allowed.example", 65, {}, floored);
     expect(under.records.map(({ data }) => data)).toEqual(want === null ? [] : [Buffer.concat([u16(1), wireName(""), want])]);
   });

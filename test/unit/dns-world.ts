@@ -181,7 +181,6 @@ export interface WorldOptions {
   readonly tokens?: readonly string[]; readonly yaml?: string; readonly defaultEgress?: "allow" | "deny"; readonly noRebind?: boolean;
   readonly policy?: SandboxPolicy; readonly limits?: Partial<DnsLimits>; readonly upstream?: Upstream; readonly servers?: readonly string[]; readonly groups?: GroupInput;
   readonly tcp?: Upstream;
-  readonly withoutQuic?: boolean;
   /** the operator's policy beside the sandbox's own. */
   readonly floor?: WorldOptions;
 }
@@ -193,7 +192,6 @@ export function policiesOf(world: { service: DnsService }, o: WorldOptions): San
 
 export function policyOf(world: { service: DnsService }, o: WorldOptions): SandboxPolicy {
   if (o.policy !== undefined) return o.policy;
-  if (o.withoutQuic === true) return { ...policyOf(world, { ...o, withoutQuic: false }), withoutQuic: true };
   const { policy } = buildPolicy({
     ...(o.yaml === undefined ? {} : { file: parsePolicyText(o.yaml, "test.yaml") }), ...(o.tokens === undefined ? {} : { tokens: o.tokens }),
     ...(o.defaultEgress === undefined ? {} : { defaultEgress: o.defaultEgress }), ...(o.noRebind === undefined ? {} : { noRebind: o.noRebind }),
