@@ -86,9 +86,13 @@ interface PinnedAddress {
   readonly names: PinnedName[];
   /** seconds of grace on top of the leases, because it was in use; 0 when none. */
   graceUntil: number;
+  /** what each view's map should hold: the latest expiry per bit, over all names. */
+  entries: Entry[][];
   /** views whose map holds it, a bit each. */
   held: number;
 }
+
+interface Entry { readonly bit: number; expires: number }
 
 export interface PinListing { readonly name: Name; readonly address: Uint8Array; readonly expires: number; /** in the views in force */ readonly bits: ViewBits }
 
@@ -116,13 +120,24 @@ function endOf(pinned: PinnedName, address: PinnedAddress): number {
   return leaseFor(pinned, address)?.expires ?? 0;
 }
 
-/** Takes name and address apart; false when they were not together. */
-function part(pinned: PinnedName, address: PinnedAddress): boolean {
-  const at = pinned.leases.findIndex((lease) => lease.address === address);
-  if (at >= 0) pinned.leases.splice(at, 1);
-  const place = address.names.indexOf(pinned);
-  if (place >= 0) address.names.splice(place, 1);
-  return at >= 0;
+function sameBits(a: ViewBits, b: ViewBits): boolean {
+  return a === b || (a.length === b.length && a.every((list, view) => list.length === b[view]!.length && list.every((bit, i) => bit === b[view]![i])));
+}
+
+/** Whether the entries and these bits together are no more than one address may carry. */
+function fit(entries: readonly Entry[], bits: readonly number[]): boolean {
+  let more = 0;
+  for (const bit of bits) if (!entries.some((entry) => entry.bit === bit)) more++;
+  return entries.length + more <= PIN_BITS;
+}
+
+/** Adds what the bits grant until then. */
+function raise(entries: Entry[], bits: readonly number[], expires: number): void {
+  for (const bit of bits) {
+    const entry = entries.find((each) => each.bit === bit);
+    if (entry === undefined) entries.push({ bit, expires });
+    else if (entry.expires < expires) entry.expires = expires;
+  }
 }
 
 export class PinBook {
@@ -137,8 +152,10 @@ export class PinBook {
   private readonly former = new Map<string, FormerPin>();
   /** something was granted and the kernel has not been told yet that its denials are void. */
   private grantOwed = false;
-  /** second of the last sweep. */
+  /** second of the last whole sweep. */
   private swept = -1;
+  /** where a sweep in parts goes on. */
+  private walk: Iterator<PinnedAddress> | null = null;
   readonly counters: PinCounters = {
     names: 0, addresses: 0, shownNames: 0, added: 0, renewed: 0, expired: 0, revoked: 0, refusedNames: 0, refusedAddresses: 0,
     refusedAddressesPerName: 0, refusedBits: 0, writeErrors: 0, graceExtensions: 0,
@@ -174,12 +191,13 @@ export class PinBook {
     this.shown.delete(name.wire);
     let pinned = this.names.get(name.wire);
     if (pinned === undefined) this.names.set(name.wire, (pinned = { name, bits, leases: [] }));
-    pinned.bits = bits;
+    else if (!sameBits(pinned.bits, bits)) {
+      pinned.bits = bits;
+      for (const { address } of pinned.leases) this.recount(address);
+    }
     let result: PinResult = "ok";
     for (const bytes of addresses) {
-      const key = keyOf(bytes);
-      let address = this.addresses.get(key);
-      if (address === undefined) this.addresses.set(key, (address = { key, bytes: bytes.slice(), names: [], graceUntil: 0, held: 0 }));
+      const address = this.addressAt(bytes);
       const lease = leaseFor(pinned, address);
       const before = lease?.expires;
       if (before !== undefined && before >= expires) continue;
@@ -188,6 +206,7 @@ export class PinBook {
         pinned.leases.push({ address, expires });
         address.names.push(pinned);
       }
+      for (let view = 0; view < bits.length; view++) raise(address.entries[view]!, bits[view]!, Math.max(expires, address.graceUntil));
       try {
         this.flush(address);
         // This second counts as over: the kernel may have said no in it.
@@ -197,8 +216,11 @@ export class PinBook {
       } catch {
         this.counters.writeErrors++;
         result = "write";
-        if (lease === undefined || before === undefined) this.release(pinned, address);
-        else lease.expires = before;
+        if (lease === undefined || before === undefined) this.part(address, [pinned]);
+        else {
+          lease.expires = before;
+          this.recount(address);
+        }
         break;
       }
     }
@@ -219,8 +241,8 @@ export class PinBook {
   /** Whether the pin fits into every bound; expired pins are swept first when it does not. */
   private room(name: Name, bits: ViewBits, addresses: readonly Uint8Array[], now: number): PinResult {
     const first = this.fits(name, bits, addresses);
-    // Once a second is often enough: a guest at its bound must not make every query cost a sweep.
-    if (first === "ok" || this.swept === now) return first;
+    // Once in a while is often enough: a guest at its bound must not make every query cost a sweep.
+    if (first === "ok" || now - this.swept <= this.addresses.size >> 14) return first;
     this.sweep(now, () => false);
     return this.fits(name, bits, addresses);
   }
@@ -242,11 +264,7 @@ export class PinBook {
       if (address === undefined) fresh++;
       if (address === undefined || pinned === undefined || leaseFor(pinned, address) === undefined) freshForName++;
       if (address === undefined || (address.names.length === 1 && address.names[0] === pinned)) continue;
-      for (let view = 0; view < bits.length; view++) {
-        const all = new Set(bits[view]);
-        for (const other of address.names) if (other !== pinned) for (const bit of other.bits[view]!) all.add(bit);
-        if (all.size > PIN_BITS) return "bits";
-      }
+      for (let view = 0; view < bits.length; view++) if (!fit(address.entries[view]!, bits[view]!)) return "bits";
     }
     if (this.addresses.size + fresh > this.limits.addresses) return "addresses";
     if ((pinned?.leases.length ?? 0) + freshForName > this.limits.addressesPerName) return "addresses-per-name";
@@ -260,12 +278,11 @@ export class PinBook {
    */
   revoke(refused: (name: Name, address: Uint8Array) => boolean): void {
     for (const address of this.addresses.values()) {
-      for (const pinned of [...address.names]) {
-        if (!refused(pinned.name, address.bytes)) continue;
-        this.counters.revoked++;
-        this.release(pinned, address);
-      }
+      const gone = address.names.filter(({ name }) => refused(name, address.bytes));
+      this.counters.revoked += gone.length;
+      this.part(address, gone);
     }
+    for (const each of this.shown.values()) for (const [key, { bytes }] of each.addresses) if (refused(each.name, bytes)) each.addresses.delete(key);
     this.gauge();
   }
 
@@ -330,67 +347,79 @@ export class PinBook {
    * @param inUse whether a flow of the sandbox uses the address now; asked only for pins near their end.
    */
   sweep(now: number, inUse: (address: Uint8Array) => boolean): void {
+    this.walk = null;
+    this.sweepSome(now, inUse, Number.MAX_SAFE_INTEGER);
     this.swept = now;
-    for (const address of this.addresses.values()) {
-      let end = 0;
-      for (const pinned of address.names) end = Math.max(end, endOf(pinned, address));
-      const effective = Math.max(end, address.graceUntil);
-      if (effective > now + NEAR_END) {
-        // Single names may have ended below the address's end.
-        this.expireNames(address, now);
-        continue;
+  }
+
+  /** A sweep in parts has not come to its end. */
+  get sweeping(): boolean { return this.walk !== null; }
+
+  /**
+   * A part of a sweep: looks at some more addresses, counting their names, and goes on next time where it stopped.
+   * @returns how much of the budget is left.
+   */
+  sweepSome(now: number, inUse: (address: Uint8Array) => boolean, budget: number): number {
+    this.walk ??= this.addresses.values();
+    while (budget > 0) {
+      const step = this.walk.next();
+      if (step.done === true) {
+        this.walk = null;
+        for (const [key, each] of this.shown) {
+          for (const [addressKey, { expires }] of each.addresses) if (expires <= now) each.addresses.delete(addressKey);
+          if (each.addresses.size === 0) this.shown.delete(key);
+        }
+        this.gauge();
+        return Math.max(0, budget - 1 - this.shown.size);
       }
-      if (effective > now && effective < end + GRACE && inUse(address.bytes)) {
-        address.graceUntil = Math.min(end + GRACE, now + GRACE_STEP);
-        if (address.graceUntil > effective && this.tryFlush(address)) this.counters.graceExtensions++;
-        continue;
-      }
-      if (effective > now) continue;
-      for (const pinned of [...address.names]) this.unlink(pinned, address);
-    }
-    for (const [key, each] of this.shown) {
-      for (const [addressKey, { expires }] of each.addresses) if (expires <= now) each.addresses.delete(addressKey);
-      if (each.addresses.size === 0) this.shown.delete(key);
+      budget -= 1 + step.value.names.length;
+      this.sweepOne(step.value, now, inUse);
     }
     this.gauge();
+    return 0;
   }
 
-  /** Drops names whose own lease on the address is over, unless it is in grace (grace keeps all names that led to it). */
-  private expireNames(address: PinnedAddress, now: number): void {
-    if (address.graceUntil > now) return;
-    let changed = false;
-    for (const pinned of [...address.names]) {
-      if (endOf(pinned, address) > now) continue;
-      this.remember(pinned, address);
-      part(pinned, address);
+  private sweepOne(address: PinnedAddress, now: number, inUse: (address: Uint8Array) => boolean): void {
+    let end = 0;
+    let some = false;
+    for (const pinned of address.names) {
+      const own = endOf(pinned, address);
+      if (own > end) end = own;
+      some ||= own <= now;
+    }
+    const effective = Math.max(end, address.graceUntil);
+    if (effective <= now) return this.expire(address, address.names);
+    if (effective <= now + NEAR_END && effective < end + GRACE && inUse(address.bytes)) {
+      address.graceUntil = Math.min(end + GRACE, now + GRACE_STEP);
+      this.recount(address);
+      if (address.graceUntil > effective && this.tryFlush(address)) this.counters.graceExtensions++;
+    } else if (some && address.graceUntil <= now) {
+      // Single names have ended before the address does. Grace keeps all names that led to it.
+      this.expire(address, address.names.filter((pinned) => endOf(pinned, address) <= now));
+    }
+  }
+
+  private expire(address: PinnedAddress, gone: readonly PinnedName[]): void {
+    for (const pinned of gone.slice(-FORMER)) this.remember(pinned, address);
+    this.counters.expired += gone.length;
+    this.part(address, gone);
+  }
+
+  /** Takes names off an address; the last one takes the address off the kernel. */
+  private part(address: PinnedAddress, gone: readonly PinnedName[]): void {
+    if (gone.length === 0) return;
+    for (const pinned of gone) {
+      const at = pinned.leases.findIndex((lease) => lease.address === address);
+      if (at >= 0) pinned.leases.splice(at, 1);
       if (pinned.leases.length === 0) this.names.delete(pinned.name.wire);
-      this.counters.expired++;
-      changed = true;
     }
-    if (changed) this.tryFlush(address);
-  }
-
-  /** Takes one name off an address; the last one takes the address off the kernel. */
-  private unlink(pinned: PinnedName, address: PinnedAddress): void {
-    this.counters.expired++;
-    this.remember(pinned, address);
-    this.release(pinned, address);
-  }
-
-  private release(pinned: PinnedName, address: PinnedAddress): void {
-    part(pinned, address);
-    if (pinned.leases.length === 0) this.names.delete(pinned.name.wire);
-    if (address.names.length > 0) {
-      this.tryFlush(address);
-      return;
-    }
-    this.addresses.delete(address.key);
-    try {
-      for (let view = 0; view < this.views.length; view++) this.remove(address, view);
-    } catch {
-      // The kernel judges expiry by itself; what could not be removed only takes room until the slot is given back.
-      this.counters.writeErrors++;
-    }
+    const left = gone === address.names ? [] : address.names.filter((pinned) => leaseFor(pinned, address) !== undefined);
+    address.names.length = 0;
+    for (const pinned of left) address.names.push(pinned);
+    this.recount(address);
+    if (left.length === 0) this.addresses.delete(address.key);
+    // The kernel judges expiry by itself; what could not be removed only takes room until the slot is given back.
+    this.tryFlush(address);
   }
 
   /**
@@ -408,6 +437,7 @@ export class PinBook {
     this.views = [...this.views, ...writers];
     try {
       for (const pinned of this.names.values()) pinned.bits = [...pinned.bits, ...(judge(pinned.name) ?? none)];
+      for (const address of this.addresses.values()) this.recount(address);
       for (const each of this.shown.values()) {
         // A name without a rule may get one: its addresses become pins, as far as there is room.
         const bits = [...before, ...(judge(each.name) ?? none)];
@@ -419,9 +449,7 @@ export class PinBook {
             continue;
           }
           if (promoted === undefined) this.names.set(each.name.wire, (promoted = { name: each.name, bits, leases: [] }));
-          const key = keyOf(bytes);
-          let address = this.addresses.get(key);
-          if (address === undefined) this.addresses.set(key, (address = { key, bytes, names: [], graceUntil: 0, held: 0 }));
+          const address = this.addressAt(bytes);
           const lease = leaseFor(promoted, address);
           if (lease !== undefined) lease.expires = Math.max(lease.expires, expires);
           else {
@@ -433,11 +461,11 @@ export class PinBook {
       for (const address of this.addresses.values()) {
         let some = false;
         let over = false;
+        this.recount(address);
         for (let view = this.inForce; view < this.views.length; view++) {
-          const entries = this.entriesOf(address, view);
-          if (entries.length > PIN_BITS) over = true;
-          else if (entries.length > 0) {
-            this.write(address, view, entries);
+          if (address.entries[view]!.length > PIN_BITS) over = true;
+          else if (address.entries[view]!.length > 0) {
+            this.write(address, view);
             some = true;
           }
         }
@@ -475,12 +503,18 @@ export class PinBook {
         continue;
       }
       this.names.delete(pinned.name.wire);
-      for (const { address, expires } of [...pinned.leases]) {
-        part(pinned, address);
-        // No map in force ever had this name's bits on it, so there is nothing to take out of the kernel.
-        if (address.names.length === 0) this.addresses.delete(address.key);
-        this.show(pinned.name, [address.bytes], expires);
+      for (const { address, expires } of pinned.leases) this.show(pinned.name, [address.bytes], expires);
+      pinned.leases.length = 0;
+    }
+    // No map in force ever had the bits of the names that go, so there is nothing to take out of the kernel.
+    for (const address of this.addresses.values()) {
+      const left = address.names.filter((pinned) => pinned.leases.length > 0);
+      if (left.length < address.names.length) {
+        address.names.length = 0;
+        for (const pinned of left) address.names.push(pinned);
       }
+      if (left.length === 0) this.addresses.delete(address.key);
+      this.recount(address);
     }
     this.gauge();
   }
@@ -512,37 +546,38 @@ export class PinBook {
     return new Array<readonly number[]>(views).fill(NO_BITS);
   }
 
-  /** What the view's map should hold for the address: the latest expiry per bit. */
-  private entriesOf(address: PinnedAddress, view: number): PinEntry[] {
-    const only = address.names.length === 1 ? address.names[0] : undefined;
-    if (only !== undefined) {
-      const expires = Math.max(endOf(only, address), address.graceUntil);
-      return only.bits[view]!.map((bit) => ({ bit, expires }));
+  /** The address of these octets, made when it is not there. */
+  private addressAt(bytes: Uint8Array): PinnedAddress {
+    const key = keyOf(bytes);
+    let address = this.addresses.get(key);
+    if (address === undefined) {
+      this.addresses.set(key, (address = { key, bytes: bytes.slice(), names: [], graceUntil: 0, entries: this.views.map(() => []), held: 0 }));
     }
-    const latest = new Map<number, number>();
+    return address;
+  }
+
+  /** Works the address's entries out afresh from its names; after anything but a longer lease. */
+  private recount(address: PinnedAddress): void {
+    const entries: Entry[][] = this.views.map(() => []);
     for (const pinned of address.names) {
       const expires = Math.max(endOf(pinned, address), address.graceUntil);
-      for (const bit of pinned.bits[view]!) if (expires > (latest.get(bit) ?? 0)) latest.set(bit, expires);
+      for (let view = 0; view < entries.length; view++) raise(entries[view]!, pinned.bits[view]!, expires);
     }
-    return [...latest].map(([bit, expires]) => ({ bit, expires }));
+    address.entries = entries;
   }
 
-  private write(address: PinnedAddress, view: number, entries: readonly PinEntry[]): void {
-    this.views[view]!.write(address.bytes, entries);
+  private write(address: PinnedAddress, view: number): void {
+    this.views[view]!.write(address.bytes, address.entries[view]!);
     address.held |= 1 << view;
-  }
-
-  private remove(address: PinnedAddress, view: number): void {
-    if ((address.held & (1 << view)) === 0) return;
-    this.views[view]!.remove(address.bytes);
-    address.held &= ~(1 << view);
   }
 
   private flush(address: PinnedAddress): void {
     for (let view = 0; view < this.views.length; view++) {
-      const entries = this.entriesOf(address, view);
-      if (entries.length > 0) this.write(address, view, entries);
-      else this.remove(address, view); // the last name with bits here has gone, another view still has one
+      if (address.entries[view]!.length > 0) this.write(address, view);
+      else if ((address.held & (1 << view)) !== 0) {
+        this.views[view]!.remove(address.bytes);
+        address.held &= ~(1 << view);
+      }
     }
   }
 

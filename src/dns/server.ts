@@ -22,7 +22,12 @@ import { labelsOf, type Name } from "./wire.js";
 
 /** Octets of a guest's datagram that are looked at: the largest question with a generous OPT; a longer one is FORMERR. */
 export const GUEST_CELL = 2_048;
+/** Every sandbox's pins are looked at about so often, ms; in parts, so that no turn of the loop is long. */
 const SWEEP_MS = 5_000;
+const SWEEP_PART_MS = 250;
+/** Pins looked at in one part, at least; reading a flow table counts as so many. */
+const SWEEP_PART = 2_048;
+const LOOK_COST = 512;
 /** TCP connections over all sandboxes; each has its share, so that none can take all. */
 const MAX_CONNECTIONS = 8_192;
 
@@ -118,6 +123,8 @@ export class DnsService {
   private owners = 0;
   private evictedBefore = 0;
   private readonly sweeper: NodeJS.Timeout;
+  /** the slot that the sweep has come to (-1: it rests), what it may look at in one part, and when it began, ms. */
+  private sweep = { slot: -1, part: SWEEP_PART, began: -SWEEP_MS };
   private connectionShare = MAX_CONNECTIONS;
   private net6: Uint8Array | null = null;
   private suffixes: readonly (readonly string[])[] = [];
@@ -129,7 +136,7 @@ export class DnsService {
     };
     this.upstream = new UpstreamClient({ ...io, onFault }, this.upstreamCounters);
     this.resolver = new Resolver(this.upstream, (address) => classify(this.groups, address), { ...io, onFault });
-    this.sweeper = setInterval(() => this.sweep(), SWEEP_MS);
+    this.sweeper = setInterval(() => this.sweepPart(), SWEEP_PART_MS);
     this.sweeper.unref();
   }
 
@@ -380,16 +387,35 @@ export class DnsService {
     return n < AbiLimit.SANDBOX_ADDR_OFFSET ? -1 : n - AbiLimit.SANDBOX_ADDR_OFFSET;
   }
 
-  /** Expired pins and answers go; runs by itself every few seconds. */
-  sweep(): void {
+  /** Expired pins and answers go, a part of them at a time; runs by itself every SWEEP_PART_MS. */
+  sweepPart(): void {
+    const nowMs = this.io.nowMs();
     const now = this.io.nowSeconds();
-    for (const held of this.bySlot) {
-      if (held === undefined) continue;
-      // The flow table is read at most once a sweep, and only when a pin is near its end.
-      let look: ((address: Uint8Array) => boolean) | null = null;
-      held.sandbox.pins.sweep(now, (address) => (look ??= held.inUse === null ? () => false : held.inUse())(address));
+    const { sweep } = this;
+    for (const set of this.sets.values()) set.cache.sweep(now, 1_024);
+    if (sweep.slot < 0) {
+      if (nowMs - sweep.began < SWEEP_MS) return;
+      sweep.began = nowMs;
+      sweep.slot = 0;
+      const total = this.sandboxes().reduce((sum, { pins }) => sum + pins.counters.addresses + pins.counters.names + pins.counters.shownNames, 0);
+      sweep.part = Math.max(SWEEP_PART, Math.ceil((2 * total * SWEEP_PART_MS) / SWEEP_MS));
     }
-    for (const set of this.sets.values()) set.cache.sweep(now, 4_096);
+    let left = sweep.part;
+    while (left > 0 && sweep.slot < this.bySlot.length) {
+      const held = this.bySlot[sweep.slot];
+      if (held === undefined) {
+        sweep.slot++;
+        continue;
+      }
+      // The flow table is read at most once in each part, and only when a pin is near its end.
+      let look: ((address: Uint8Array) => boolean) | null = null;
+      left = held.sandbox.pins.sweepSome(now, (address) => {
+        look ??= held.inUse === null ? () => false : held.inUse();
+        return look(address);
+      }, left) - (look === null ? 0 : LOOK_COST);
+      if (!held.sandbox.pins.sweeping) sweep.slot++;
+    }
+    if (sweep.slot >= this.bySlot.length) sweep.slot = -1;
   }
 
   async close(): Promise<void> {

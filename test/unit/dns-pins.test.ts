@@ -167,7 +167,7 @@ describe("the book and a plain model agree", () => {
     const texts = ["93.0.0.1", "93.0.0.2", "93.0.0.3"];
     const step = fc.oneof(
       fc.record({ kind: fc.constant("pin" as const), name: fc.nat(3), which: fc.subarray([0, 1, 2], { minLength: 1 }), ttl: fc.integer({ min: 60, max: 400 }) }),
-      fc.record({ kind: fc.constant("pass" as const), seconds: fc.integer({ min: 1, max: 200 }) }),
+      fc.record({ kind: fc.constant("pass" as const), seconds: fc.integer({ min: 1, max: 200 }), parts: fc.boolean() }),
       // One or two views; a name may have no bits in one, or be refused by them (null).
       fc.record({ kind: fc.constant("swap" as const), confirm: fc.boolean(), views: fc.integer({ min: 1, max: 2 }).chain((n) => fc.array(fc.option(fc.array(fc.subarray([1, 2, 3]), { minLength: n, maxLength: n })), { minLength: 4, maxLength: 4 })) }),
       fc.record({ kind: fc.constant("begin" as const), fail: fc.nat(6) }),
@@ -187,7 +187,8 @@ describe("the book and a plain model agree", () => {
           for (const i of s.which) leases.set(`${s.name} ${i}`, Math.max(expires, leases.get(`${s.name} ${i}`) ?? 0));
         } else if (s.kind === "pass") {
           now += s.seconds;
-          book.sweep(now, none);
+          if (s.parts) do book.sweepSome(now, none, 1); while (book.sweeping);
+          else book.sweep(now, none);
           leases = new Map([...leases].filter(([, expires]) => expires > now));
         } else if (s.kind === "revoke") {
           book.revoke((n, address) => nameAt(n) === s.name && Buffer.from(address).equals(addresses[s.which]!));

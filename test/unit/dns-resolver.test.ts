@@ -522,9 +522,21 @@ describe("A38: bounds of pins", () => {
     expect(world.sandbox.pins.counters).toMatchObject({ names: 100, refusedNames: 900 });
     expect(world.count("pin-limit")).toBe(900);
     world.pass(400);
-    world.service.sweep();
+    world.service.sweepPart();
     expect(world.sandbox.pins.counters.names).toBe(0);
     expect(world.kernel.entries.size).toBe(0);
+  });
+
+  it("a sweep in parts comes to every sandbox, also past one with more pins than a part", async () => {
+    const world = new World({ tokens: ["allow@*.wild.example"], limits: { names: 5_000, addresses: 50_000 }, upstream: always((q) => ({ answers: Array.from({ length: 60 }, (_, i) => a(`${q.toString("latin1", 13, 13 + q[12]!)}.wild.example`, `93.${q.readUInt16BE(14) % 200}.${q[16]! % 200}.${i}`, 60)) })) });
+    const second = world.add({ tokens: ["allow@*.wild.example"] });
+    for (let i = 0; i < 100; i++) await world.ask(`n${String(i).padStart(3, "0")}.wild.example`, 1, {}, world.sandbox, true);
+    await world.ask("n000.wild.example", 1, {}, second, true);
+    expect(world.sandbox.pins.counters.addresses).toBeGreaterThan(3_000);
+    expect(second.pins.counters.addresses).toBe(60);
+    world.pass(70);
+    for (let part = 0; part < 100; part++) world.service.sweepPart();
+    expect([world.sandbox.pins.counters.addresses, second.pins.counters.addresses]).toEqual([0, 0]);
   });
 
   it.each([[0, 60, 0], [1, 60, 1], [59, 60, 59], [61, 61, 61], [3_600, 3_600, 3_600], [86_400, 3_600, 3_600], [0x7fffffff, 3_600, 3_600], [0xffffffff, 60, 0]])("TTL %i: lease %i, shown %i", async (ttl, lease, shown) => {
