@@ -87,6 +87,7 @@ async function guest(kernel, parts, replaced) {
   const row = { kernel, parts: [], fault: "the guest did not come to its end; see console.log" };
   const folder = path.join(BUILD, kernel);
   must([path.join(HERE, "kernel.sh"), /** @type {string} */ (kernels.get(kernel)), folder]);
+  must(["make", "-s", "-C", path.join(ROOT, "test/tools")]); // the guest has no compiler
   must([path.join(HERE, "userland.sh"), path.join(BUILD, "disk.img")]);
   const overlay = mkdtempSync(path.join(os.tmpdir(), "enforcer-kernel-"));
   const ended = () => child.kill("SIGKILL");

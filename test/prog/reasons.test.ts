@@ -284,8 +284,8 @@ function errorFor(sandbox: LabSandbox, v6: boolean): Bytes {
 }
 
 function fillRedirects(sandbox: LabSandbox, v6: boolean): void {
-  // The place of a query depends on its port: until every place is taken, some find theirs full.
-  for (let port = 6000; sandbox.redirects().length < 512; port += 64) for (let i = 0; i < 64; i++) sandbox.out(udpFrame(sandbox.to(v6 ? "2620:fe::fe" : "9.9.9.9"), { sourcePort: port + i, destinationPort: 53 }));
+  // The place of a query depends on its port: until every place is taken, some find theirs full. Over TCP they keep it for minutes.
+  for (let port = 6000; sandbox.redirects().length < 512; port += 64) for (let i = 0; i < 64; i++) sandbox.out(tcpFrame(sandbox.to(v6 ? "2620:fe::fe" : "9.9.9.9"), { sourcePort: port + i, destinationPort: 53 }));
 }
 
 describe("reasons", () => {
