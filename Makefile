@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 VITEST := npx vitest run --reporter=default
 
-.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-check clean
+.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-check test-kernels deb clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,15 @@ test-netns: build ## namespaces with a real tap (root)
 test-vm: build ## one microVM (root)
 	$(VITEST) test/vm
 
+test-kernels: build ## programs and packet tests on Linux 6.1, 6.12 and this one; half an hour and more (root)
+	@scripts/need-root.sh "make test-kernels"
+	@scripts/install-packages.sh build demo test kernels
+	@node test/kernels/run.mjs
+
+deb: build ## Debian packages in packaging/build
+	@scripts/install-packages.sh build
+	@node packaging/deb.mjs
+
 bench: build ## every benchmark; results in bench/results/latest.json (root)
 	@scripts/need-root.sh "make bench"
 	@node bench/run.mjs && node bench/table.mjs
@@ -74,4 +83,4 @@ bench-check: build ## fails when a ratio is worse than the recorded one (root)
 	@node bench/check.mjs
 
 clean: ## removes what build made
-	rm -rf dist bin native/build bpf/build test/tools/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts
+	rm -rf dist bin native/build bpf/build test/tools/build packaging/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts

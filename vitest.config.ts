@@ -1,13 +1,16 @@
 /** How tests run: in processes of their own (the addon changes namespaces of threads), a file at a time per worker. */
 import { defineConfig } from "vitest/config";
 
+/** As in test/lib/processes.mjs. */
+const patience = Number(process.env.ENFORCER_TEST_PATIENCE ?? "1");
+
 export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     pool: "forks",
     maxWorkers: 2,
-    testTimeout: 120_000,
-    hookTimeout: 120_000,
+    testTimeout: 120_000 * patience,
+    hookTimeout: 120_000 * patience,
     allowOnly: false,
     passWithNoTests: false,
   },

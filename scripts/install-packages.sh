@@ -1,12 +1,13 @@
 #!/bin/bash
 # Installs the Debian packages that the named purposes need and that are missing, showing progress.
-#   install-packages.sh build|demo|test|bench ...
+#   install-packages.sh build|demo|test|kernels|bench ...
 set -euo pipefail
 
 declare -A packages=(
   [build]="g++ make python3 pkg-config clang-19 llvm-19 libbpf-dev libelf-dev zlib1g-dev bpftool"
   [demo]="iproute2 nftables qemu-system-x86 busybox-static cpio gcc libc6-dev dnsmasq-base kmod"
   [test]="iproute2 nftables dnsmasq-base bind9-dnsutils tcpdump ethtool curl"
+  [kernels]="e2fsprogs xz-utils kmod"
   [bench]="nftables dnsmasq-base dnsperf iperf3"
 )
 

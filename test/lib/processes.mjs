@@ -8,6 +8,9 @@
 import { spawn, spawnSync } from "node:child_process";
 import { createInterface } from "node:readline";
 
+/** Times every wait by so much: for machines that are slow throughout, such as a guest without KVM (test/kernels). */
+export const PATIENCE = Number(process.env.ENFORCER_TEST_PATIENCE ?? "1");
+
 /** @type {Set<Service>} */
 const running = new Set();
 
@@ -24,7 +27,7 @@ const running = new Set();
  * @returns {Promise<NonNullable<T>>}
  */
 export async function until(what, probe, ms = 10_000) {
-  const deadline = Date.now() + ms;
+  const deadline = Date.now() + ms * PATIENCE;
   for (;;) {
     const value = await probe();
     if (value) return /** @type {NonNullable<T>} */ (value);
@@ -48,7 +51,7 @@ export function run(command, options = {}) {
     const timer = setTimeout(() => {
       child.kill("SIGKILL");
       reject(new Error(`did not end within ${options.timeoutMs ?? 30_000} ms: ${command.join(" ")}\n${stdout}${stderr}`));
-    }, options.timeoutMs ?? 30_000);
+    }, (options.timeoutMs ?? 30_000) * PATIENCE);
     child.stdout.setEncoding("utf8").on("data", (/** @type {string} */ text) => { stdout += text; });
     child.stderr.setEncoding("utf8").on("data", (/** @type {string} */ text) => { stderr += text; });
     child.stdin.on("error", () => undefined);
@@ -129,7 +132,7 @@ export class Service {
    */
   async line(predicate, options = {}) {
     let at = options.from ?? 0;
-    for (const deadline = Date.now() + (options.ms ?? 15_000); ;) {
+    for (const deadline = Date.now() + (options.ms ?? 15_000) * PATIENCE; ;) {
       for (; at < this.lines.length; at++) {
         const line = /** @type {string} */ (this.lines[at]);
         if (predicate(line)) return line;
@@ -170,5 +173,5 @@ export function killAllNow() {
  */
 export function runNow(command) {
   const [file, ...args] = command;
-  return spawnSync(/** @type {string} */ (file), args, { stdio: "ignore", timeout: 10_000 }).status === 0;
+  return spawnSync(/** @type {string} */ (file), args, { stdio: "ignore", timeout: 10_000 * PATIENCE }).status === 0;
 }

@@ -17,7 +17,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync 
 import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import { killAllNow, must, run, runNow, Service, until } from "./processes.mjs";
+import { killAllNow, must, PATIENCE, run, runNow, Service, until } from "./processes.mjs";
 
 export { must, run, Service, until };
 
@@ -152,7 +152,7 @@ export class Namespace {
    * @returns {Promise<Seen>}
    */
   async probe(args, timeoutMs = 700) {
-    const output = await this.must([tool("probe"), ...args], { env: { PROBE_TIMEOUT_MS: String(timeoutMs) } });
+    const output = await this.must([tool("probe"), ...args], { env: { PROBE_TIMEOUT_MS: String(timeoutMs * PATIENCE) } });
     return JSON.parse(output);
   }
 }
@@ -233,7 +233,7 @@ export class FramesGuest {
       else if ("vnet" in item) this.service.write(`vnet:${text(item.vnet)} ${text(item.frame)}`);
       else this.service.write(`repeat ${item.repeat} ${text(item.frame)}`);
     }));
-    const timer = new Promise((_, reject) => { setTimeout(() => reject(new Error(`frames not taken: ${this.service.report()}`)), 20_000).unref(); });
+    const timer = new Promise((_, reject) => { setTimeout(() => reject(new Error(`frames not taken: ${this.service.report()}`)), 20_000 * PATIENCE).unref(); });
     const lines = /** @type {string[]} */ (await Promise.race([Promise.all(results), timer]));
     return lines.map((line) => (line.startsWith("e ") ? Number(line.slice(2)) : 0));
   }
