@@ -1,4 +1,4 @@
-// Makes docs/REASONS.md, docs/ERRORS.md and docs/METRICS.md from the sources that they describe, so that they cannot say
+// Makes docs/REASONS.md, docs/ERRORS.md, docs/METRICS.md and docs/agent.schema.json from the sources that they describe, so that they cannot say
 // something else. Needs a build; run by hand after a change (node scripts/gen-docs.mjs), and compared by scripts/check-docs.mjs
 // and test/unit/docs.test.ts.
 //
@@ -254,20 +254,21 @@ async function metricsOf(registry) {
 }
 
 /** Page name → text. @param from the modules, from src/ in tests and from dist/ here. */
-export async function pages({ errors, counters, Reason, metrics }) {
+export async function pages({ errors, counters, Reason, metrics, config }) {
   const { abi, outcomes } = sources();
   const verdictOf = (name) => counters.verdictOf(Reason[`REASON_${name.toUpperCase().replaceAll("-", "_")}`]);
   return {
     "docs/REASONS.md": reasonsPage({ abi, outcomes, verdictOf }),
     "docs/ERRORS.md": errorsPage({ errorKinds: errors.errorKinds, exitStatuses: errors.ExitStatus }),
     "docs/METRICS.md": metricsPage({ metrics: await metricsOf(metrics.enforcerRegistry(empty)), outcomes }),
+    "docs/agent.schema.json": `${JSON.stringify(config.agentConfigJsonSchema(), null, 2)}\n`,
   };
 }
 
 /** The modules that were built. */
 export async function built() {
-  const [errors, counters, layout, metrics] = await Promise.all(["errors", "kernel/counters", "kernel/layout.gen", "agent/metrics"].map((name) => import(new URL(`../dist/${name}.js`, import.meta.url).href)));
-  return { errors, counters, Reason: layout.Reason, metrics };
+  const [errors, counters, layout, metrics, config] = await Promise.all(["errors", "kernel/counters", "kernel/layout.gen", "agent/metrics", "config/agent-config"].map((name) => import(new URL(`../dist/${name}.js`, import.meta.url).href)));
+  return { errors, counters, Reason: layout.Reason, metrics, config };
 }
 
 if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {

@@ -193,7 +193,7 @@ function pinSentences({ others, sandbox }: ExplainFacts, { name }: ExplainQuesti
   for (const { labels, left } of live) why.push(`${text} is pinned as ${display(labels)} for another ${seconds(left)}`);
   for (const { labels, left } of expired) why.push(`its pin as ${display(labels)} expired ${seconds(-left)} ago: new flows need a new answer, established ones go on`);
   if (pin === "other-name") why.push(`${sandbox} was not told ${text} as ${display(name!)}: it is pinned under another name`);
-  if (pin === "never-asked") why.push(`${sandbox} was never told ${text} in an answer${name === null ? "" : ` for ${display(name)}`}`);
+  if (pin === "never-asked" && (group === "public" || name !== null)) why.push(`${sandbox} was never told ${text} in an answer${name === null ? "" : ` for ${display(name)}`}`);
   if (live.length === 0 && others.length > 0) why.push(`${text} was told to ${others.slice(0, 3).map((other) => `${other.sandbox} (${other.name})`).join(", ")}: that grants ${sandbox} nothing`);
   if (live.length > 0 && explicitGroups.includes(group)) why.push(`names never open addresses of group ${group}: a rule must name the address or the group`);
 }

@@ -1,5 +1,5 @@
 /** Namespaces, descriptors, locks and the single facts. */
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
@@ -56,6 +56,10 @@ describe("a lock", () => {
     native.closeFd(held);
     native.closeFd(native.lockFile(path));
     expect(thrownBy(() => native.lockFile(join(folder, "no", "lock")))).toMatchObject({ code: "ENOENT", syscall: "open" });
+    // A directory too: on a BPF file system there are no ordinary files.
+    const directory = native.lockFile(bpffs.path);
+    expect(thrownBy(() => native.lockFile(bpffs.path))).toMatchObject({ code: "EWOULDBLOCK" });
+    native.closeFd(directory);
   });
 });
 
@@ -80,5 +84,32 @@ describe("facts", () => {
     expect(native.libbpfVersion()).toMatch(/^v\d+\.\d+/);
     const line = execFileSync("grep", ["CapEff", "/proc/self/status"], { encoding: "utf8" });
     expect(native.effectiveCapabilities()).toBe(BigInt(`0x${line.split(":")[1]!.trim()}`));
+  });
+});
+
+describe("what a service manager is told", () => {
+  // Node has no datagram sockets of the family AF_UNIX: perl stands for the manager. One line for each datagram.
+  const manager = async (path: string, work: () => void): Promise<string> => {
+    const script = `use Socket; socket(my $s, AF_UNIX, SOCK_DGRAM, 0) or die; my $p = $ARGV[0]; $p =~ s/^@/\\0/; bind($s, pack_sockaddr_un($p)) or die $!; $| = 1; print "ready\n"; recv($s, my $m, 4096, 0); $m =~ s/\n/|/g; print "$m\n";`;
+    const child = spawn("perl", ["-e", script, path], { stdio: ["ignore", "pipe", "inherit"] });
+    let text = "";
+    const done = new Promise<void>((resolve) => { child.on("close", () => resolve()); });
+    await new Promise<void>((resolve) => child.stdout.on("data", (chunk: Buffer) => {
+      text += chunk.toString();
+      if (text.includes("ready")) resolve();
+    }));
+    work();
+    await done;
+    return text;
+  };
+
+  it.each([["in the file system", () => join(folder, "notify.sock")], ["with an abstract name", () => `@enforcer-test-${process.pid}`]])("arrives as one datagram, %s", async (_, path) => {
+    const text = "READY=1\nSTATUS=24 enforced";
+    expect(await manager(path(), () => native.notifySocket(path(), text))).toContain("READY=1|STATUS=24 enforced");
+  });
+
+  it("says what is wrong where nobody listens", () => {
+    expect(thrownBy(() => native.notifySocket(join(folder, "nobody.sock"), "READY=1"))).toMatchObject({ code: "ENOENT", syscall: "sendto" });
+    expect(thrownBy(() => native.notifySocket(`/${"x".repeat(200)}`, "READY=1"))).toMatchObject({ code: "ENAMETOOLONG" });
   });
 });

@@ -7,6 +7,7 @@ import { describe, expect, test } from "vitest";
 import { checkDocs, documents } from "../../scripts/check-docs.mjs";
 import * as metrics from "../../src/agent/metrics.js";
 import { main } from "../../src/cli/main.js";
+import * as config from "../../src/config/agent-config.js";
 import * as errors from "../../src/errors.js";
 import * as counters from "../../src/kernel/counters.js";
 import { Reason } from "../../src/kernel/layout.gen.js";
@@ -14,7 +15,7 @@ import { limitKinds } from "../../src/policy/types.js";
 
 describe("documents", () => {
   test("say what is so: generated pages, tests, targets, commands, options, policies, links, rows", async () => {
-    expect(await checkDocs({ errors, counters, Reason, metrics, main, limitKinds })).toEqual([]);
+    expect(await checkDocs({ errors, counters, Reason, metrics, config, main, limitKinds })).toEqual([]);
   });
 
   test("all that should be there is", () => {

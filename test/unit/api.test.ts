@@ -1,0 +1,162 @@
+/**
+ * Server and client of the API, without a kernel: an agent that is made up answers. What a real one does is in
+ * test/netns/daemon.test.ts.
+ */
+import { execFileSync } from "node:child_process";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { Agent } from "../../src/agent/daemon.js";
+import { WatchHub, type WatchEvent } from "../../src/agent/watch.js";
+import { AgentClient, EnforcerError } from "../../src/index.js";
+import { serveApi, type ApiServer } from "../../src/api/server.js";
+
+const folder = mkdtempSync(path.join(tmpdir(), "enforcer-api-"));
+const socket = path.join(folder, "run", "agent.sock");
+const asked: unknown[] = [];
+const watchers = new WatchHub();
+const agent = {
+  watchers,
+  known: () => [],
+  need: (name: string) => { throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}`); },
+  enforced: (name: string) => { throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}`); },
+  attach: (request: unknown) => {
+    asked.push(request);
+    return Promise.reject(new EnforcerError("E_TAP_TAKEN", "tap0: another enforcer serves it", { remedy: "end the other one" }));
+  },
+  detach: (name: string) => Promise.resolve(asked.push(name)),
+  setPolicy: (_: string, request: unknown) => {
+    asked.push(request);
+    return Promise.resolve({ uid: "7", written: 2, left: 1, warnings: [] });
+  },
+  reload: () => Promise.reject(new TypeError("of the program")),
+} as unknown as Agent;
+
+let server: ApiServer;
+const client = new AgentClient(socket);
+beforeAll(async () => { server = await serveApi(agent, socket); });
+afterAll(async () => {
+  await server.close();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+describe("the API", () => {
+  it("listens for root alone, and takes the place of a socket that a dead agent left", async () => {
+    expect(statSync(socket).mode & 0o777).toBe(0o600);
+    expect(statSync(path.dirname(socket)).mode & 0o777).toBe(0o700);
+    const left = path.join(folder, "left", "agent.sock");
+    mkdirSync(path.dirname(left), { mode: 0o755 });
+    writeFileSync(left, "");
+    const other = await serveApi(agent, left);
+    expect(statSync(path.dirname(left)).mode & 0o777).toBe(0o700);
+    await other.close();
+    // A directory that others may write to could have its socket exchanged.
+    const open = path.join(folder, "open", "agent.sock");
+    mkdirSync(path.dirname(open));
+    chmodSync(path.dirname(open), 0o777);
+    await expect(serveApi(agent, open)).rejects.toMatchObject({ code: "E_STATE" });
+  });
+
+  it.skipIf(process.geteuid?.() !== 0)("refuses whoever is not root", () => {
+    chmodSync(folder, 0o755);
+    // As nobody; the directory alone already says no.
+    const script = `const s = require("node:net").connect(${JSON.stringify(socket)}); s.on("connect", () => console.log("connected")); s.on("error", (e) => console.log(e.code));`;
+    expect(execFileSync("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups", process.execPath, "-e", script], { encoding: "utf8" }).trim()).toBe("EACCES");
+  });
+
+  it("gives errors as they were thrown: code, message, remedy, exit status", async () => {
+    const error = await client.attach({ tap: "tap0" }).then(() => null, (thrown: EnforcerError) => thrown);
+    expect(error).toBeInstanceOf(EnforcerError);
+    expect(error).toMatchObject({ code: "E_TAP_TAKEN", message: "tap0: another enforcer serves it", remedy: "end the other one", exit: 69 });
+    await expect(client.sandbox("no one/here %")).rejects.toMatchObject({ code: "E_NO_SANDBOX", message: "there is no sandbox no one/here %" });
+    await expect(new AgentClient(path.join(folder, "nobody.sock")).list()).rejects.toMatchObject({ code: "E_NO_AGENT" });
+  });
+
+  it("tells a fault of the program as one, without its inside", async () => {
+    const error = await client.reload().then(() => null, (thrown: EnforcerError) => thrown);
+    expect(error?.message).toMatch(/fault of the program/);
+    expect(error?.message).not.toMatch(/of the program$|TypeError/);
+  });
+
+  it("hands on what was asked, as it was asked", async () => {
+    asked.length = 0;
+    const policy = { file: { path: "/etc/p.yaml", text: "rules: []\n" }, rules: ["allow@public"], default_egress: "deny" as const };
+    expect(await client.setPolicy("tap0", policy)).toEqual({ uid: "7", pins: { kept: 2, left: 1 }, warnings: [] });
+    await client.detach("a/b c");
+    expect(asked).toEqual([policy, "a/b c"]);
+  });
+
+  it.each([
+    [{ tap: "" }], [{ tap: "x".repeat(16) }], [{ tap: "tap0", name: "a b" }], [{ tap: "tap0", name: "a/b/c" }], [{ tap: "tap0", name: "a\nb" }], [{ tap: "tap0", gateways: ["10.0.0.300"] }],
+    [{ tap: "tap0", guest: ["here"] }], [{ tap: "tap0", mac: "02:fc" }], [{ tap: "tap0", upstreams: ["dns.example"] }], [{ tap: "tap0", wait: "yes" }], [{ tap: "tap0", policy: { file: { path: "relative.yaml", text: "" } } }],
+    [{ tap: "tap0", policy: { file: { path: "/x" } } }], [{ tap: "tap0", policy: { default_egress: "maybe" } }], [{ tap: "tap0", extra: 1 }], [{}], [[]], ["tap0"], [null],
+  ])("refuses %j", async (request) => {
+    asked.length = 0;
+    await expect(client.attach(request as never)).rejects.toMatchObject({ code: "E_REQUEST" });
+    expect(asked).toEqual([]);
+  });
+
+  it("refuses bodies beyond its bound, and goes on serving", async () => {
+    const raw = connect(socket);
+    raw.on("error", () => undefined);
+    let text = "";
+    raw.setEncoding("utf8").on("data", (chunk: string) => { text += chunk; });
+    const ended = new Promise<void>((resolve) => raw.on("close", () => resolve()));
+    const octets = 50 * 1024 * 1024;
+    raw.write(`POST /v1/sandboxes HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${octets}\r\n\r\n`);
+    for (let sent = 0; sent < octets && !raw.destroyed; sent += 1 << 20) if (!raw.write(Buffer.alloc(1 << 20, 32))) await Promise.race([new Promise<void>((resolve) => raw.once("drain", resolve)), ended]);
+    await ended;
+    expect(text).toMatch(/422[\s\S]*E_LIMIT/);
+    await expect(client.sandbox("tap0")).rejects.toMatchObject({ code: "E_NO_SANDBOX" });
+  });
+
+  it("streams to watchers what they asked for, and tells those that do not read how much they missed", async () => {
+    const time = new Date().toISOString();
+    const denied = (reason: string, more: object = {}): WatchEvent => ({ event: "denied", time, sandbox: "tap0", direction: "egress", reason, destination: "10.0.0.1", ...more });
+    const ending = new AbortController();
+    const seen: WatchEvent[] = [];
+    const done = (async () => { for await (const event of client.watch({ reason: "no-pin", destination: "10.0.0.0/8" }, ending.signal)) seen.push(event); })();
+    await expect.poll(() => watchers.size).toBe(1);
+    watchers.tell(denied("no-pin"));
+    watchers.tell(denied("rule-deny"));
+    watchers.tell(denied("no-pin", { destination: "192.0.2.1" }));
+    watchers.tell({ event: "attached", time, sandbox: "tap1" });
+    watchers.tell(denied("no-pin", { destination: "10.9.9.9" }));
+    await expect.poll(() => seen.length).toBe(3);
+    expect(seen.map(({ event, destination }) => destination ?? event)).toEqual(["watching", "10.0.0.1", "10.9.9.9"]);
+    ending.abort();
+    await done;
+    await expect.poll(() => watchers.size).toBe(0);
+
+    // One that does not read.
+    const slow = connect(socket);
+    slow.pause();
+    slow.write("GET /v1/watch HTTP/1.1\r\nhost: x\r\n\r\n");
+    await expect.poll(() => watchers.size).toBe(1);
+    for (let i = 0; i < 40; i++) {
+      for (let j = 0; j < 100; j++) watchers.tell(denied("no-pin", { name: "x".repeat(1000) }));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    let text = "";
+    slow.setEncoding("utf8").on("data", (chunk: string) => { text += chunk; });
+    slow.resume();
+    await expect.poll(() => {
+      watchers.tell(denied("no-pin", { name: "later" }));
+      return /"event":"lost","time":"[^"]*","count":[1-9]/.test(text);
+    }).toBe(true);
+    slow.destroy();
+    await expect.poll(() => watchers.size).toBe(0);
+  });
+
+  it("has room for a bounded number of watchers", async () => {
+    const endings = Array.from({ length: 64 }, () => new AbortController());
+    const running = endings.map(async ({ signal }) => { for await (const _ of client.watch({}, signal)) void _; });
+    await expect.poll(() => watchers.size).toBe(64);
+    await expect((async () => { for await (const _ of client.watch()) void _; })()).rejects.toMatchObject({ code: "E_LIMIT" });
+    for (const ending of endings) ending.abort();
+    await Promise.all(running);
+    await expect.poll(() => watchers.size).toBe(0);
+  });
+});

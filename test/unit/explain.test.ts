@@ -1,0 +1,71 @@
+/** What `explain` says, by case: a table of policies, pins and questions, each with its verdict, its words and its advice. */
+import { describe, expect, it } from "vitest";
+import { parseAddress, parsePrefix } from "../../src/addresses/address.js";
+import { groupTable } from "../../src/addresses/groups.js";
+import { readQuestion } from "../../src/explain/ask.js";
+import { explain, type ExplainFacts, type PinFact } from "../../src/explain/explain.js";
+import { explanationText } from "../../src/cli/explain.js";
+import { buildPolicy } from "../../src/policy/build.js";
+import { parsePolicyText } from "../../src/policy/parse.js";
+
+const address = (text: string): Uint8Array => parseAddress(text)!;
+const hostAddresses = ["10.0.0.1", "203.0.114.1"].map(address);
+const configured = { metadata: ["198.51.100.7/32"] } as const;
+const groups = groupTable({ hostAddresses, connectedPrefixes: [parsePrefix("203.0.114.0/24")!], extra: configured });
+const policyOf = (text: string, file = "policy.yaml") => buildPolicy({ file: parsePolicyText(text, file), groups }).policy;
+const pin = (name: string, where: string, left: number): PinFact => ({ labels: name.split("."), address: address(where), left });
+
+const POLICY = "rules:\n  - deny: tracker.example\n  - allow: api.example\n    proto: tcp\n    ports: [443]\n  - allow: 10.0.0.0/8\n    ports: [22]\n  - allow: any\n    direction: ingress\n    proto: tcp\n    ports: [8080]\n";
+const facts = (more: Partial<ExplainFacts> = {}): ExplainFacts => ({ sandbox: "tap0", policy: policyOf(POLICY), floor: null, groups, pins: [], others: [], configured, hostAddresses, ...more });
+
+describe("explain", () => {
+  it.each<[string, Parameters<typeof readQuestion>[0], Partial<ExplainFacts>, { verdict: string; reason: string; pin?: string; why?: RegExp; change?: RegExp | null }]>([
+    ["a name that is allowed and was never asked for", { destination: "https://api.example/x" }, {}, { verdict: "allow", reason: "rule-allow", why: /never asked for by this sandbox.*\n.*would be allowed under that name: rule 2 .*policy\.yaml:3/, change: null }],
+    ["a live pin", { destination: "api.example" }, { pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "allow", reason: "rule-allow", pin: "live", why: /pinned as api\.example for another 5 min/ }],
+    ["an expired pin", { destination: "93.184.216.34", port: 443 }, { pins: [pin("api.example", "93.184.216.34", -30)] }, { verdict: "deny", reason: "pin-expired", pin: "expired", why: /expired 30 s ago: new flows need a new answer/, change: /look api\.example up again/ }],
+    ["a pin under another name", { destination: "93.184.216.34" }, { pins: [pin("other.example", "93.184.216.34", 300)] }, { verdict: "deny", reason: "no-pin", pin: "live" }],
+    ["another port", { destination: "api.example", port: 80 }, { pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "deny", reason: "default-public", why: /rule 2 .* speaks of port 443 of tcp/, change: /add tcp port 80 to rule 2/ }],
+    ["another protocol", { destination: "api.example", protocol: "udp" }, { pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "deny", reason: "default-public", change: /add udp port 443 to rule 2/ }],
+    ["what another sandbox was told", { destination: "93.184.216.34" }, { others: [{ sandbox: "tap1", name: "api.example" }] }, { verdict: "deny", reason: "no-pin", pin: "other-sandbox", why: /told to tap1 \(api\.example\): that grants tap0 nothing/ }],
+    ["what nobody was told", { destination: "93.184.216.34" }, {}, { verdict: "deny", reason: "no-pin", pin: "never-asked", why: /never told 93\.184\.216\.34/, change: /allow: 93\.184\.216\.34/ }],
+    ["a name that a rule denies", { destination: "tracker.example" }, {}, { verdict: "deny", reason: "lookup", why: /does not let tracker\.example be looked up: rule 1 .*policy\.yaml:2/, change: /put `allow: tracker\.example` before it/ }],
+    ["a name that no rule names", { destination: "nobody.example" }, {}, { verdict: "deny", reason: "lookup", why: /no rule names it/, change: /add `allow: nobody\.example`/ }],
+    ["a name of a metadata endpoint", { destination: "metadata.google.internal", port: 80 }, { policy: policyOf("rules: [{allow: public}]") }, { verdict: "deny", reason: "lookup", why: /names a metadata endpoint/ }],
+    ["a blocked name", { destination: "ads.example" }, { policy: policyOf("rules: [{allow: public}]\ndns: {block: [ads.example]}") }, { verdict: "deny", reason: "lookup", why: /on the block list/, change: /off the block list/ }],
+    ["a pinned address of the host's", { destination: "api.example" }, { pins: [pin("api.example", "203.0.114.1", 300)] }, { verdict: "deny", reason: "default-host", why: /names never open addresses of group host/, change: /allow the address itself/ }],
+    ["a metadata endpoint", { destination: "169.254.169.254", port: 80 }, {}, { verdict: "deny", reason: "default-metadata", why: /group metadata: 169\.254\.169\.254, AWS EC2 IMDS \(data\/metadata_endpoints\.tsv\)/, change: /leave it/ }],
+    ["a prefix of the configuration", { destination: "198.51.100.7" }, {}, { verdict: "deny", reason: "default-metadata", why: /configuration adds 198\.51\.100\.7\/32 \(groups\.metadata\)/ }],
+    ["a private address by rule", { destination: "10.1.2.3", port: 22 }, {}, { verdict: "allow", reason: "rule-allow", why: /10\.0\.0\.0\/8, Private-Use.*\n.*by rule 3/ }],
+    ["a network on a link", { destination: "203.0.114.9" }, {}, { verdict: "deny", reason: "default-private", why: /203\.0\.114\.0\/24 is on a link of the host/ }],
+    ["an embedded address", { destination: "64:ff9b::a9fe:a9fe" }, {}, { verdict: "deny", reason: "default-metadata", why: /it embeds 169\.254\.169\.254/ }],
+    ["port 53", { destination: "8.8.8.8", protocol: "udp", port: 53 }, {}, { verdict: "redirect", reason: "dns-redirect", why: /port 53 goes to the agent's resolver/ }],
+    ["DNS over TLS", { destination: "8.8.8.8", port: 853 }, {}, { verdict: "deny", reason: "name-service", change: /ordinary DNS on port 53/ }],
+    ["a protocol by number", { destination: "93.184.216.34", protocol: "47" }, {}, { verdict: "deny", reason: "protocol", change: /proto: 47/ }],
+    ["inbound to a named port", { destination: "93.184.216.34", port: 8080, direction: "ingress" }, {}, { verdict: "allow", reason: "rule-allow" }],
+    ["inbound to another", { destination: "93.184.216.34", port: 22, direction: "ingress" }, {}, { verdict: "deny", reason: "ingress-default", change: /direction: ingress/ }],
+    ["what the floor denies", { destination: "10.1.2.3", port: 22 }, { floor: policyOf("rules: [{deny: private}, {allow: public}]", "floor.yaml") }, { verdict: "deny", reason: "floor", why: /the policy allows .*\n?.*the floor denies 10\.1\.2\.3 tcp 22 by rule 1 .*floor\.yaml:1/s, change: /in the floor, change rule 1/ }],
+    ["what both deny", { destination: "10.1.2.3", port: 80 }, { floor: policyOf("rules: [{deny: private}]", "floor.yaml") }, { verdict: "deny", reason: "default-private", why: /the floor denies/ }],
+    ["a rule that stands before", { destination: "10.9.9.9", port: 22 }, { policy: policyOf("rules:\n  - deny: 10.9.0.0/16\n  - allow: 10.0.0.0/8\n    ports: [22]\n") }, { verdict: "deny", reason: "rule-deny", change: /put rule 2 .* before it/ }],
+    ["no network at all", { destination: "api.example" }, { policy: buildPolicy({ noNet: true }).policy }, { verdict: "deny", reason: "lookup", change: /without --no-net/ }],
+  ])("%s", (_, query, more, want) => {
+    const explained = explain(facts(more), readQuestion(query));
+    const said = `${explanationText(explained)}`;
+    expect({ verdict: explained.verdict, reason: explained.reason }, said).toEqual({ verdict: want.verdict, reason: want.reason });
+    if (want.pin !== undefined) expect(explained.flows[0]?.pin, said).toBe(want.pin);
+    if (want.why !== undefined) expect(explained.why.join("\n"), said).toMatch(want.why);
+    if (want.change instanceof RegExp) expect(explained.change.join("\n"), said).toMatch(want.change);
+    if (explained.verdict === "allow") expect(explained.change).toEqual([]);
+    else if (explained.verdict === "deny") expect(explained.change.length, said).toBeGreaterThan(0);
+  });
+
+  it.each([
+    ["https://api.example/x?y", { port: 443, protocol: 6 }], ["http://api.example", { port: 80 }], ["http://api.example:8080/", { port: 8080 }], ["ssh://git.example", { port: 22 }],
+    ["https://[2606:4700::1]/", { port: 443 }], ["2606:4700::1", { port: 443 }], ["API.Example.", { name: ["api", "example"] }],
+  ])("reads %s", (destination, want) => {
+    expect(readQuestion({ destination })).toMatchObject(want);
+  });
+
+  it.each([["not a name"], ["foo://x"], ["http://"], ["1.2.3"], ["*.example.com"]])("refuses %s", (destination) => {
+    expect(() => readQuestion({ destination })).toThrow(expect.objectContaining({ code: "E_REQUEST" }) as Error);
+  });
+});
