@@ -1,5 +1,6 @@
 /**
- * Answers of one set of upstreams, shared by all sandboxes that use it, kept for as long as their TTLs say.
+ * Answers of upstreams, kept for as long as their TTLs say. One cache for all sets of upstreams, whose keys differ; sandboxes
+ * with the same upstreams share what is in it.
  *
  * Holds always: an entry past its time is never given out; TTL 0 is never kept; each entry belongs to the sandbox whose
  * query brought it, and a sandbox that fills its share loses its own oldest entries, never another's. Pure: time is given.

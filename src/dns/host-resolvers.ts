@@ -4,7 +4,7 @@
  * Holds always: the host's stub on a loopback address is as good as any (sockets stand in the host's namespace); a file that
  * cannot be read gives no resolvers, and queries fail closed. Does not: ask anybody.
  */
-import { readFileSync, realpathSync, watch, type FSWatcher } from "node:fs";
+import { readFileSync, realpathSync, unwatchFile, watch, watchFile, type FSWatcher } from "node:fs";
 import { hostname } from "node:os";
 import { basename, dirname } from "node:path";
 import { formatAddress, isV4 } from "../addresses/address.js";
@@ -57,9 +57,13 @@ export function readHostResolvers(path: string): HostResolvers {
   return { servers: parseResolvConf(text).nameservers.map((address) => upstreamServer(address, 53)), searchDomains: searchDomains(text, hostname()) };
 }
 
+/** Whatever the directories tell, the file itself is looked at this often, ms. */
+const LOOK_MS = 5_000;
+
 /**
  * Calls back after the file was written or replaced. The directory is watched, because the file is mostly replaced by
- * renaming: that of the name given, and that of the file a symbolic link leads to.
+ * renaming: that of the name given, and that of the file a symbolic link leads to at first. What these do not tell (the link
+ * leads elsewhere now, a directory was made anew) the file's own times do, a little later.
  * @returns a function that ends it.
  */
 export function followFile(path: string, onChange: () => void): () => void {
@@ -88,8 +92,10 @@ export function followFile(path: string, onChange: () => void): () => void {
       // No such directory: nothing to follow; a message can still ask for a new reading.
     }
   }
+  watchFile(path, { persistent: false, interval: LOOK_MS }, later);
   return () => {
     if (timer !== null) clearTimeout(timer);
+    unwatchFile(path, later);
     for (const watcher of watchers) watcher.close();
   };
 }

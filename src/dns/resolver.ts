@@ -19,7 +19,7 @@ import type { PinBook, ViewBits } from "./pins.js";
 import { grants, leaseOf } from "./pins.js";
 import { parseQuery, type Edns, type Question } from "./question.js";
 import { refusedAddress } from "./rebind.js";
-import { TOTAL_MS, type UpstreamClient, type UpstreamFault, type UpstreamServer } from "./upstream.js";
+import { MAX_ASKS, TOTAL_MS, type UpstreamClient, type UpstreamFault, type UpstreamServer } from "./upstream.js";
 import { HEADER, Rcode, Type, labelsOf, type Name } from "./wire.js";
 
 /** Where an answer goes. */
@@ -38,11 +38,14 @@ export interface Client {
 export interface UpstreamSet {
   readonly servers: readonly UpstreamServer[];
   readonly cache: AnswerCache;
+  /** what its keys in the cache begin with. */
+  readonly prefix: string;
   readonly pending: Map<string, Waiter[]>;
 }
 
-export function upstreamSet(servers: readonly UpstreamServer[], cache: AnswerCache = new AnswerCache()): UpstreamSet {
-  return { servers, cache, pending: new Map() };
+/** @param number one that no other set of this cache has had. */
+export function upstreamSet(servers: readonly UpstreamServer[], cache: AnswerCache, number: number): UpstreamSet {
+  return { servers, cache, prefix: `${number} `, pending: new Map() };
 }
 
 interface Waiter {
@@ -175,6 +178,7 @@ function repeatable(length: number, edns: Edns | null, size: number): boolean {
 export class Resolver {
   private readonly out = Buffer.allocUnsafe(65_535 + 512);
   private fastLimit = FAST_MAX;
+  private flightShare = MAX_ASKS;
   /** names of the host's own search list; see targetRefused. */
   searchDomains: readonly Name[] = [];
 
@@ -183,6 +187,7 @@ export class Resolver {
   /** @param count sandboxes there are: what each may keep depends on it. */
   share(count: number): void {
     this.fastLimit = Math.max(FAST_MIN, Math.min(FAST_MAX, Math.floor(FAST_TOTAL / Math.max(1, count))));
+    this.flightShare = Math.max(1, Math.floor(MAX_ASKS / Math.max(1, count)));
   }
 
   /** Bits of a name's pins under each of the policies; null when one refuses the name. */
@@ -291,14 +296,14 @@ export class Resolver {
     }
     const set = sandbox.upstreams;
     const dnssec = edns?.dnssec === true;
-    const key = cacheKey(question.name, question.type, dnssec);
+    const key = set.prefix + cacheKey(question.name, question.type, dnssec);
     const entry = set.cache.get(key, now);
     if (entry !== undefined) {
       sandbox.counters.cacheHits++;
       this.deliver(sandbox, b, offset, length, question, edns, client, judgement, entry, now, true);
       return;
     }
-    if (sandbox.inFlight >= sandbox.limits.inFlight || client.waited > LATEST_MS) {
+    if (sandbox.inFlight >= Math.min(sandbox.limits.inFlight, this.flightShare) || client.waited > LATEST_MS) {
       this.plain(sandbox, b, offset, question.end, Rcode.SERVFAIL, "in-flight-limit", edns, client);
       return;
     }
@@ -318,7 +323,7 @@ export class Resolver {
     }
     sandbox.counters.cacheMisses++;
     set.pending.set(key, [waiter]);
-    this.upstream.ask(question.name, question.type, dnssec, set.servers, (outcome) => {
+    this.upstream.ask(question.name, question.type, dnssec, set.servers, sandbox.owner, (outcome) => {
       const result = typeof outcome === "string" ? outcome : followChain(outcome, question.name, question.type, dnssec);
       this.arrived(set, key, question.name, result, sandbox.owner);
     });

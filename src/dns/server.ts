@@ -15,6 +15,7 @@ import type { DnsLimits } from "./limits.js";
 import { UpstreamCounters } from "./metrics.js";
 import { PEER, type DatagramSocket, type OnBatch } from "./peer.js";
 import { PinBook, type AddressWriter } from "./pins.js";
+import { AnswerCache } from "./cache.js";
 import { Resolver, Sandbox, upstreamSet, type Client, type DenialEvent, type UpstreamSet } from "./resolver.js";
 import { TcpConnection } from "./tcp.js";
 import { UpstreamClient, type UpstreamIo, type UpstreamServer } from "./upstream.js";
@@ -121,7 +122,8 @@ export class DnsService {
   private readonly servers: Server[] = [];
   private readonly sockets = new Set<Socket>();
   private owners = 0;
-  private evictedBefore = 0;
+  private setNumber = 0;
+  private readonly cache = new AnswerCache();
   private readonly sweeper: NodeJS.Timeout;
   /** the slot that the sweep has come to (-1: it rests), what it may look at in one part, and when it began, ms. */
   private sweep = { slot: -1, part: SWEEP_PART, began: -SWEEP_MS };
@@ -176,7 +178,7 @@ export class DnsService {
   private set(servers: readonly UpstreamServer[]): UpstreamSet {
     const key = servers.map((s) => `${s.host}#${s.port}`).join(" ");
     let set = this.sets.get(key);
-    if (set === undefined) this.sets.set(key, (set = upstreamSet(servers)));
+    if (set === undefined) this.sets.set(key, (set = upstreamSet(servers, this.cache, this.setNumber++)));
     return set;
   }
 
@@ -191,11 +193,7 @@ export class DnsService {
   private dropUnused(): void {
     const used = new Set<UpstreamSet>();
     for (const held of this.bySlot) if (held !== undefined) used.add(held.sandbox.upstreams);
-    for (const [key, set] of this.sets) {
-      if (used.has(set)) continue;
-      this.evictedBefore += set.cache.evicted;
-      this.sets.delete(key);
-    }
+    for (const [key, set] of this.sets) if (!used.has(set)) this.sets.delete(key);
   }
 
   /** @throws Error when the slot is taken. */
@@ -291,17 +289,11 @@ export class DnsService {
   }
 
   cacheStats(): { entries: number; octets: number; evicted: number } {
-    const stats = { entries: 0, octets: 0, evicted: this.evictedBefore };
-    for (const { cache } of this.sets.values()) {
-      stats.entries += cache.size;
-      stats.octets += cache.octets;
-      stats.evicted += cache.evicted;
-    }
-    return stats;
+    return { entries: this.cache.size, octets: this.cache.octets, evicted: this.cache.evicted };
   }
 
   flushCache(): void {
-    for (const set of this.sets.values()) set.cache.clear();
+    this.cache.clear();
     for (const held of this.bySlot) if (held !== undefined) held.sandbox.epoch++;
   }
 
@@ -392,7 +384,7 @@ export class DnsService {
     const nowMs = this.io.nowMs();
     const now = this.io.nowSeconds();
     const { sweep } = this;
-    for (const set of this.sets.values()) set.cache.sweep(now, 1_024);
+    this.cache.sweep(now, 1_024);
     if (sweep.slot < 0) {
       if (nowMs - sweep.began < SWEEP_MS) return;
       sweep.began = nowMs;

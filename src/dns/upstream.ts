@@ -24,9 +24,11 @@ const LATE_MS = 2_000;
 const SOCKET_AGE_MS = 10_000;
 const SOCKET_USES = 1_024;
 const SOCKETS = 4;
-/** Asks at one time, over all sandboxes. */
-const MAX_ASKS = 16_384;
-const MAX_TCP = 128;
+/** Asks at one time, over all sandboxes; the resolver gives each sandbox its share. */
+export const MAX_ASKS = 32_768;
+/** Connections to upstreams at one time, in all and for the questions of one sandbox. */
+const MAX_TCP = 1_024;
+const OWNER_TCP = 64;
 /** Consecutive time-outs after which a server is passed over, and for how long at first and at most, ms. */
 const DOWN_AFTER = 2;
 const DOWN_FIRST_MS = 1_000;
@@ -84,7 +86,7 @@ class Ask {
   readonly questionEnd: number;
 
   constructor(
-    readonly name: Name, readonly type: number, readonly dnssec: boolean, readonly deadline: number,
+    readonly name: Name, readonly type: number, readonly dnssec: boolean, readonly owner: number, readonly deadline: number,
     readonly done: (outcome: Reply | UpstreamFault) => void,
   ) {
     this.query = encodeQuery(name, type, dnssec);
@@ -244,6 +246,8 @@ export class UpstreamClient {
   private readonly servers = new Map<string, Server>();
   private readonly asks = new Set<Ask>();
   private streams = 0;
+  /** by owner, those that have any. */
+  private readonly streamsOf = new Map<number, number>();
   private closed = false;
 
   constructor(private readonly io: UpstreamIo, private readonly counters: UpstreamCounters) {
@@ -260,11 +264,11 @@ export class UpstreamClient {
 
   /**
    * Asks for one name and type. done is called once, within TOTAL_MS; before ask returns when nothing could be sent.
-   * @param servers in order of preference.
+   * @param servers in order of preference, @param owner whose question it is: bounds are per owner.
    */
-  ask(name: Name, type: number, dnssec: boolean, servers: readonly UpstreamServer[], done: (outcome: Reply | UpstreamFault) => void): void {
+  ask(name: Name, type: number, dnssec: boolean, servers: readonly UpstreamServer[], owner: number, done: (outcome: Reply | UpstreamFault) => void): void {
     const now = this.io.nowMs();
-    const ask = new Ask(name, type, dnssec, now + TOTAL_MS, done);
+    const ask = new Ask(name, type, dnssec, owner, now + TOTAL_MS, done);
     this.asks.add(ask);
     if (this.closed || servers.length === 0) return this.finish(ask, "no-server");
     if (this.asks.size > MAX_ASKS) return this.finish(ask, "busy");
@@ -355,7 +359,8 @@ export class UpstreamClient {
   }
 
   private sendTcp(ask: Ask, server: Server): void {
-    if (this.streams >= MAX_TCP) {
+    const own = this.streamsOf.get(ask.owner) ?? 0;
+    if (this.streams >= MAX_TCP || own >= OWNER_TCP) {
       ask.errors.add(server);
       return this.next(ask);
     }
@@ -363,6 +368,7 @@ export class UpstreamClient {
     ask.attempts.push(attempt);
     this.counters.tcp++;
     this.streams++;
+    this.streamsOf.set(ask.owner, own + 1);
     const stream = this.io.connect(server);
     attempt.stream = stream;
     const parts: Buffer[] = [];
@@ -381,6 +387,9 @@ export class UpstreamClient {
     stream.on("end", fail);
     stream.on("close", () => {
       this.streams--;
+      const left = (this.streamsOf.get(ask.owner) ?? 1) - 1;
+      if (left > 0) this.streamsOf.set(ask.owner, left);
+      else this.streamsOf.delete(ask.owner);
       fail();
     });
     stream.on("connect", () => {

@@ -67,6 +67,28 @@ describe("names", () => {
   });
 });
 
+describe("a star in a question is a label like any other", () => {
+  it.each([
+    ["*.wild.example", 0], ["*.*.wild.example", 0], ["*.allowed.example", 3], ["*.example", 3], ["*", 3], ["wild.example", 3], ["*.exact.example", 3], ["x.*.example", 3], ["*.blocked.example", 3],
+    ["*.only.example", 0], ["x.only.example", 0], ["*x.wild.example", 0], ["*.metadata.google.internal", 3],
+  ])("%s: %i", async (name, rcode) => {
+    const world = new World({
+      yaml: "dns: {block: [\"*.blocked.example\", only.example]}\nrules: [{allow: \"*.wild.example\"}, {allow: exact.example}, {allow: allowed.example}, {allow: \"*.blocked.example\"}, {allow: \"suffix:only.example\"}]",
+      upstream: always({ answers: [] }),
+    });
+    expect((await world.ask(name)).rcode).toBe(rcode);
+    expect(world.asked.map((x) => x.name)).toEqual(rcode === 0 ? [name] : []);
+  });
+
+  it("it pins what was told for it, and its answers are nobody else's", async () => {
+    const world = new World({ tokens: ["allow@*.wild.example:tcp:443"], upstream: always((q) => ({ answers: q[13] === 0x2a ? [a("*.wild.example", PUBLIC), a("x.wild.example", "93.184.216.35")] : [a("*.wild.example", PUBLIC)] })) });
+    expect(addressesOf(await world.ask("*.wild.example"))).toEqual([PUBLIC]);
+    expect([...world.kernel.entries.keys()]).toEqual([PUBLIC]);
+    expect(addressesOf(await world.ask("x.wild.example"))).toEqual([]);
+    expect(world.sandbox.pins.pinned({ wire: "\x01x\x04wild\x07example\0", matchable: true }, new Uint8Array([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 93, 184, 216, 34]), world.seconds)).toBe(false);
+  });
+});
+
 describe("A28: labels that are not what they look like", () => {
   const world = new World({ tokens: ["allow@evil.allowed.ex", "allow@allowed.ex", "allow@public"], upstream: always({ answers: [] }) });
   it.each<[string, (string | Buffer)[]]>([

@@ -175,6 +175,20 @@ describe("TCP", () => {
     expect(addressesOf((await answer(world))!)).toEqual([PUBLIC]);
   });
 
+  it("a sandbox whose answers all come over TCP, and hang there, takes no other's connections", async () => {
+    const cut = (q: Buffer): Buffer => replyTo(q, { flags: 0x8380 });
+    const world = make({ limits: { inFlight: 1_000, queriesPerSecond: 10_000, burst: 10_000 }, upstream: (q, send) => send(cut(q)), tcp: (q, send) => { if (!q.toString("latin1").includes("hang")) send(good(q)); } });
+    const other = world.add({ tokens: ["allow@allowed.example"] });
+    const client = { stream: true, waited: 0, send: () => undefined, retain() { return this; } };
+    for (let i = 0; i < 500; i++) {
+      const question = query(`hang${i}.wild.example`);
+      world.service.resolver.handle(world.sandbox, question, 0, question.length, client);
+    }
+    await settle();
+    expect(world.asked.filter(({ tcp }) => tcp)).toHaveLength(64);
+    expect(addressesOf(await world.ask("allowed.example", 1, {}, other))).toEqual([PUBLIC]);
+  });
+
   it("silence over TCP ends too", async () => {
     const world = make({ upstream: (q, send) => send(cut(q)), tcp: () => undefined });
     expect((await answer(world))!.rcode).toBe(2);
