@@ -1,0 +1,133 @@
+/**
+ * Who may be spoken to on a connection whose address the kernel allowed: the name it carries, judged by the sandbox's policy and
+ * by the operator's floor.
+ *
+ * Holds always: pure; both must allow; a name opens an address only where the sandbox was told that the name is there (its pin),
+ * while a name that is denied is denied wherever it is said to be; no name, no way, unless nothing in the policy is about names.
+ */
+import type { Address } from "../addresses/address.js";
+import type { GroupTable } from "../addresses/groups.js";
+import { coversName, patternsOf } from "../policy/coverage.js";
+import { judgeFlow, speaksOf } from "../policy/flow-judge.js";
+import { matchesPattern } from "../policy/names.js";
+import { type Policy, Proto, type Rule } from "../policy/types.js";
+import { plainPath } from "./http/identity.js";
+
+export interface NameQuestion {
+  readonly address: Address;
+  readonly port: number;
+  readonly labels: readonly string[];
+  /** Whether this sandbox was told that the name is at the address. */
+  readonly pinned: boolean;
+}
+
+export type NameReason = "allowed" | "name-denied" | "not-pinned";
+
+export interface NameAnswer { readonly reason: NameReason; readonly rule: Rule | null }
+
+/** One policy (or floor), made ready. */
+class View {
+  readonly #unpinned: Policy;
+
+  constructor(readonly policy: Policy) {
+    // A name that was not told opens nothing, and what it is denied it stays denied.
+    this.#unpinned = { ...policy, rules: policy.rules.filter((rule) => rule.action === "deny" || patternsOf(rule).length === 0) };
+  }
+
+  judge(groups: GroupTable, { address, port, labels, pinned }: NameQuestion): NameAnswer {
+    const names = [labels];
+    const question = { direction: "egress", address, protocol: Proto.tcp, port, names } as const;
+    const { verdict, rule } = judgeFlow(pinned ? this.policy : this.#unpinned, groups, question);
+    const found = rule === null ? null : (this.policy.rules[rule] as Rule);
+    if (verdict === "allow") return { reason: "allowed", rule: found };
+    if (!pinned && judgeFlow(this.policy, groups, question).verdict === "allow") return { reason: "not-pinned", rule: null };
+    return { reason: "name-denied", rule: found };
+  }
+}
+
+export class ConnectionJudge {
+  readonly #views: readonly View[];
+
+  constructor(policy: Policy, floor: Policy | null) {
+    this.#views = [new View(policy), ...(floor === null ? [] : [new View(floor)])];
+  }
+
+  /** The sandbox's own policy. */
+  get policy(): Policy { return (this.#views[0] as View).policy; }
+
+  judge(groups: GroupTable, question: NameQuestion): NameAnswer {
+    let answer: NameAnswer = { reason: "name-denied", rule: null };
+    for (const [index, view] of this.#views.entries()) {
+      const own = view.judge(groups, question);
+      if (own.reason !== "allowed") return own;
+      if (index === 0) answer = own;
+    }
+    return answer;
+  }
+
+  /** Whether TLS to this name is passed on as it is, although the policy intercepts. */
+  bypassed(labels: readonly string[]): boolean { return this.policy.tls.bypass.some((pattern) => matchesPattern(pattern, labels)); }
+
+  /**
+   * Which rule stops a request, where rules by name speak of methods and paths: of the rules that cover the name and port, the
+   * first that also covers the request decides. null: none stops it. `ambiguous`: its path can be read in two ways.
+   */
+  request(question: NameQuestion, method: string, target: string): { readonly rule: Rule; readonly why: "rule-method" | "rule-path" | "path-ambiguous" } | null {
+    for (const { policy } of this.#views) {
+      let stopped: { rule: Rule; why: "rule-method" | "rule-path" | "path-ambiguous" } | null = null;
+      for (const rule of policy.rules) {
+        if (rule.direction !== "egress" || !speaksOf(rule, Proto.tcp, question.port) || !coversName(rule, question.labels)) continue;
+        if (rule.http === undefined) {
+          stopped = rule.action === "allow" ? null : stopped;
+          break;
+        }
+        const why = outside(rule, method, target);
+        if (why === null) {
+          stopped = null;
+          break;
+        }
+        stopped ??= { rule, why };
+      }
+      if (stopped !== null) return stopped;
+    }
+    return null;
+  }
+}
+
+/** Why a request is not one that the rule means; null: it is. */
+function outside({ http }: Rule, method: string, target: string): "rule-method" | "rule-path" | "path-ambiguous" | null {
+  if (http?.methods != null && !http.methods.includes(method)) return "rule-method";
+  if (http?.paths == null) return null;
+  const path = plainPath(target);
+  if (path === null) return "path-ambiguous";
+  return http.paths.some((pattern) => pathMatches(pattern, path)) ? null : "rule-path";
+}
+
+/** `*` is a part of one segment, `/**` at the end is the path itself and all below. */
+export function pathMatches(pattern: string, path: string): boolean {
+  const below = pattern.endsWith("/**");
+  const wanted = (below ? pattern.slice(0, -3) : pattern).split("/"), given = path.split("/");
+  if (below ? given.length < wanted.length : given.length !== wanted.length) return false;
+  return wanted.every((segment, i) => segmentMatches(segment, given[i] as string));
+}
+
+/** Glob of one segment in linear time: `*` greedily, with one place to come back to. */
+function segmentMatches(pattern: string, text: string): boolean {
+  let p = 0, t = 0, star = -1, mark = 0;
+  while (t < text.length) {
+    if (pattern[p] === "*") {
+      star = p++;
+      mark = t;
+    } else if (pattern[p] === text[t]) {
+      p++;
+      t++;
+    } else if (star >= 0) {
+      p = star + 1;
+      t = ++mark;
+    } else {
+      return false;
+    }
+  }
+  while (pattern[p] === "*") p++;
+  return p === pattern.length;
+}

@@ -1,0 +1,94 @@
+/**
+ * What the main thread and the TLS worker say to each other.
+ *
+ * Holds always: every request gets one reply, in order; policies cross by structured clone, maps by descriptor (duplicated by
+ * the worker, so the sender may close its own); no value of a secret is in any message but `secrets`.
+ */
+import type { MessagePort } from "node:worker_threads";
+import type { GroupTable } from "../addresses/groups.js";
+import type { Policy } from "../policy/types.js";
+import type { HttpReason } from "./http/refusal.js";
+import type { ConnectionOutcome } from "./reasons.js";
+
+export interface StartTls {
+  readonly kind: "start";
+  readonly listen: { readonly netnsFd: number; readonly address4: string; readonly address6: string | null; readonly port: number };
+  /** Where far sides are dialled from. */
+  readonly hostNetnsFd: number;
+  /** 16 octets; null: no IPv6. */
+  readonly sandboxNet6: Uint8Array | null;
+  readonly groups: GroupTable;
+  /** To the DNS worker (`connect` of src/dns/protocol.ts). */
+  readonly port: MessagePort;
+  /** Where CAs are kept between two lives of the agent. */
+  readonly runDirectory: string;
+}
+
+export interface TlsSandboxMessage {
+  readonly kind: "addSandbox" | "setPolicy";
+  readonly slot: number;
+  readonly generation: number;
+  readonly name: string;
+  readonly policy: Policy;
+  readonly floor: Policy | null;
+  /** Map `intercepted` of the slot. */
+  readonly interceptedFd: number;
+}
+
+export type TlsRequest =
+  | StartTls
+  | TlsSandboxMessage
+  /** forget: name of the sandbox whose CA is removed too; null: it stays for its return. */
+  | { readonly kind: "removeSandbox"; readonly slot: number; readonly generation: number; readonly forget: string | null }
+  | { readonly kind: "groups"; readonly groups: GroupTable }
+  | { readonly kind: "stats" }
+  | { readonly kind: "stop" };
+
+export interface TlsStats {
+  readonly strangers: number;
+  readonly sandboxes: readonly {
+    readonly slot: number;
+    readonly generation: number;
+    readonly connections: number;
+    readonly limit: number;
+    readonly outcomes: { readonly [K in ConnectionOutcome]?: number };
+    readonly requests: number;
+    readonly refused: { readonly [K in HttpReason]?: number };
+    readonly bytesUp: number;
+    readonly bytesDown: number;
+    readonly leaves: { readonly issued: number; readonly hits: number; readonly evicted: number };
+  }[];
+}
+
+/** A connection or request that was refused. */
+export interface TlsDenial {
+  readonly slot: number;
+  readonly generation: number;
+  /** CLOCK_REALTIME, ms. */
+  readonly time: number;
+  readonly reason: ConnectionOutcome | HttpReason;
+  /** The name it was for; null: none. */
+  readonly name: string | null;
+  readonly address: Uint8Array;
+  readonly port: number;
+  /** Of a request. */
+  readonly method: string | null;
+  /** For people; no octet of the guest that was not found well formed, no secret. */
+  readonly text: string;
+}
+
+export interface TlsReplies {
+  readonly start: null;
+  readonly addSandbox: null;
+  readonly setPolicy: null;
+  readonly removeSandbox: null;
+  readonly groups: null;
+  readonly stats: TlsStats;
+  readonly stop: null;
+}
+
+export interface TlsEnvelope { readonly id: number; readonly request: TlsRequest }
+export type FromTls =
+  | { readonly kind: "reply"; readonly id: number; readonly ok: true; readonly value: TlsReplies[keyof TlsReplies] }
+  | { readonly kind: "reply"; readonly id: number; readonly ok: false; readonly code: string; readonly message: string }
+  | { readonly kind: "denied"; readonly denials: readonly TlsDenial[] };

@@ -1,0 +1,69 @@
+/**
+ * What passes on a connection that is spliced, until it is certain that no second ClientHello follows: after a HelloRetryRequest
+ * the client says everything again (RFC 8446 section 4.1.4), and might name another server.
+ *
+ * Holds always: octets of the guest are given on only as far as they were looked at; a second hello that does not name the
+ * same server ends the connection before the far side sees it. Looks at record headers and hellos, decrypts nothing.
+ */
+import { HelloReader, HELLO_MAX } from "./hello.js";
+
+const HANDSHAKE = 22, CHANGE_CIPHER_SPEC = 20, APPLICATION_DATA = 23;
+const CLIENT_HELLO = 1, SERVER_HELLO = 2;
+const RECORD_MAX = 16_384 + 256;
+/** Of the far side's first octets: record header, message header, version, random. */
+const SERVER_HEAD = 43;
+/** Octets of the guest that wait to be looked at: a hello in the smallest records, or one record. */
+const HELD_MAX = 6 * HELLO_MAX;
+/** SHA-256 of "HelloRetryRequest": the random of a ServerHello that is one. */
+const RETRY = Buffer.from("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c", "hex");
+
+/** What a chunk of the guest may do: pass (as far as given), or end the connection. */
+export type Passed = { readonly pass: Buffer } | "refuse";
+
+export class SecondHello {
+  /** Nothing has to be looked at any more. */
+  done = false;
+  #server: Buffer = Buffer.alloc(0);
+  #held: Buffer = Buffer.alloc(0);
+
+  /** @param name of the first hello, labels joined by dots. */
+  constructor(private readonly name: string) {}
+
+  /** Octets of the far side, in order; they always pass. */
+  fromServer(chunk: Buffer): void {
+    if (this.done || this.#server.length >= SERVER_HEAD) return;
+    this.#server = Buffer.concat([this.#server, chunk.subarray(0, SERVER_HEAD)]).subarray(0, SERVER_HEAD);
+    const head = this.#server;
+    if (head.length < SERVER_HEAD) return;
+    // A ServerHello cut into small records is taken for a retry: the guest is looked at for longer, and nothing else changes.
+    const whole = head[0] === HANDSHAKE && head[5] === SERVER_HELLO && head.readUInt16BE(3) >= SERVER_HEAD - 5;
+    if (whole && !head.subarray(11, SERVER_HEAD).equals(RETRY)) this.done = true;
+  }
+
+  /** Octets of the guest after its first hello. */
+  fromGuest(chunk: Buffer): Passed {
+    const octets = this.#held.length === 0 ? chunk : Buffer.concat([this.#held, chunk]);
+    let at = 0;
+    while (!this.done && octets.length - at >= 6) {
+      const type = octets[at] as number, length = octets.readUInt16BE(at + 3);
+      if (type < CHANGE_CIPHER_SPEC || type > APPLICATION_DATA || length === 0 || length > RECORD_MAX) return "refuse";
+      if (type === HANDSHAKE && octets[at + 5] === CLIENT_HELLO) {
+        const reader = new HelloReader();
+        const state = reader.push(octets.subarray(at));
+        if (state === "more") break;
+        const named = reader.hello?.serverName;
+        if (named?.kind !== "name" || named.labels.join(".") !== this.name) return "refuse";
+        this.done = true;
+      } else if (type === HANDSHAKE) {
+        this.done = true; // TLS 1.2 goes on with its key exchange
+      } else if (octets.length - at < 5 + length) {
+        break;
+      } else {
+        at += 5 + length;
+      }
+    }
+    if (this.done) at = octets.length;
+    this.#held = octets.subarray(at);
+    return this.#held.length > HELD_MAX ? "refuse" : { pass: octets.subarray(0, at) };
+  }
+}

@@ -1,0 +1,385 @@
+/**
+ * Connections that the kernel sent to the agent: whose they are, whom they are for, and what becomes of them.
+ *
+ * Holds always: a connection belongs to the sandbox whose address it comes from, which no guest can choose, and was meant for
+ * what the kernel's table says; without an entry there it is reset. Nothing is dialled but the address that the guest chose, and
+ * not before the name was judged. A refusal is told and ends the connection; waiting never turns into passing. One sandbox has
+ * a bounded number of connections. When the policy changes, every connection is judged again.
+ * Does not: listen (worker.ts), read HTTP (http/), keep secrets.
+ */
+import { connect, type Socket, type TcpNetConnectOpts } from "node:net";
+import type { BpfMap } from "../../native/index.js";
+import { formatAddress, isV4, parseAddress } from "../addresses/address.js";
+import type { GroupTable } from "../addresses/groups.js";
+import type { ResolverLink } from "../dns/link.js";
+import { AbiLimit } from "../kernel/layout.gen.js";
+import { interceptedAt, type Intercepted } from "../kernel/intercepted.js";
+import type { Policy } from "../policy/types.js";
+import { serverHandshake } from "./certificates/handshake.js";
+import { SandboxCertificates } from "./certificates/leaves.js";
+import { keptAuthority } from "./certificates/store.js";
+import { serveDot } from "./dot.js";
+import { type ClientHello, canonicalLabels, HelloReader } from "./hello.js";
+import { isDnsMessage } from "./http/fields.js";
+import { serveHttp1 } from "./http/http1.js";
+import { serveTls } from "./http/intercept.js";
+import { httpLimits } from "./http/limits.js";
+import type { HttpCounters, Passage, RequestFacts } from "./http/passage.js";
+import { refuse, type HttpReason, type Refusal } from "./http/refusal.js";
+import { trustContext } from "./http/trust.js";
+import { Watch } from "./http/watch.js";
+import { ConnectionJudge, type NameQuestion } from "./judge.js";
+import { matchesPattern } from "../policy/names.js";
+import type { TlsDenial, TlsStats } from "./protocol.js";
+import { type ConnectionOutcome, connectionOutcomes, refusedOutcomes } from "./reasons.js";
+import { SecondHello } from "./second-hello.js";
+import { splice, type SpliceCounters } from "./splice.js";
+
+/** Connections of one sandbox at one time: what the kernel's table has places for, less what its hash wastes. */
+export const CONNECTIONS = 1_536;
+/** The whole hello must be there after this, ms, however it comes. */
+const HELLO_MS = 10_000;
+/** The far side must have accepted by then, ms. */
+const DIAL_MS = 10_000;
+const HTTP_PORT = 80, DOT_PORT = 853;
+/** TLS alerts, fatal (RFC 8446 section 6.2, RFC 6066 section 3). */
+const ALERT = { accessDenied: 49, unrecognizedName: 112, decodeError: 50, protocolVersion: 70 } as const;
+
+export interface ServiceOptions {
+  readonly resolver: Pick<ResolverLink, "pinned" | "answer">;
+  readonly groups: GroupTable;
+  /** 16 octets; null: no IPv6. */
+  readonly sandboxNet6: Uint8Array | null;
+  readonly runDirectory: string;
+  readonly onDenied: (denial: TlsDenial) => void;
+  /** For tests; default: a connection to exactly this address from the calling thread's namespace. */
+  readonly dial?: (address: Uint8Array, port: number) => Socket;
+}
+
+interface Sandbox {
+  readonly slot: number;
+  readonly generation: number;
+  readonly name: string;
+  judge: ConnectionJudge;
+  intercepted: BpfMap;
+  certificates: SandboxCertificates | null;
+  readonly connections: Set<Connection>;
+  readonly outcomes: { [K in ConnectionOutcome]?: number };
+  readonly http: HttpCounters;
+  readonly bytes: SpliceCounters;
+}
+
+interface Connection {
+  readonly socket: Socket;
+  readonly meant: Intercepted;
+  /** What it was judged for; null: not yet, or it is judged by request. */
+  question: NameQuestion | null;
+  end(): void;
+}
+
+export class TlsService {
+  readonly #options: ServiceOptions;
+  readonly #sandboxes = new Map<number, Sandbox>();
+  readonly #watch = new Watch();
+  #groups: GroupTable;
+  #strangers = 0;
+
+  constructor(options: ServiceOptions) {
+    this.#options = options;
+    this.#groups = options.groups;
+  }
+
+  /** @param intercepted belongs to the service from now on. */
+  add(slot: number, generation: number, name: string, policy: Policy, floor: Policy | null, intercepted: BpfMap): void {
+    this.remove(slot, null);
+    this.#sandboxes.set(slot, {
+      slot, generation, name, judge: new ConnectionJudge(policy, floor), intercepted,
+      certificates: policy.tls.intercept ? this.#certificates(name) : null,
+      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, bytes: { bytesUp: 0, bytesDown: 0 },
+    });
+  }
+
+  /** Open connections are judged again: what the new policy would not have let through ends. */
+  async setPolicy(slot: number, generation: number, policy: Policy, floor: Policy | null, intercepted: BpfMap): Promise<void> {
+    const sandbox = this.#sandboxes.get(slot);
+    if (sandbox === undefined || sandbox.generation !== generation) throw new Error(`slot ${slot} holds no sandbox of generation ${generation}`);
+    const before = sandbox.judge.policy.tls;
+    sandbox.judge = new ConnectionJudge(policy, floor);
+    sandbox.intercepted.close();
+    sandbox.intercepted = intercepted;
+    if (policy.tls.intercept) sandbox.certificates ??= this.#certificates(sandbox.name);
+    for (const connection of [...sandbox.connections]) {
+      const { question } = connection;
+      // How it is looked into is decided at its beginning, so a change of that ends it too.
+      const same = before.intercept === policy.tls.intercept && (question === null || !policy.tls.intercept || sandbox.judge.bypassed(question.labels) === before.bypass.some((pattern) => matchesPattern(pattern, question.labels)));
+      if (same && question === null) continue;
+      const pinned = question !== null && await this.#pinned(sandbox, question);
+      if (same && question !== null && sandbox.judge.judge(this.#groups, { ...question, pinned: pinned || question.pinned }).reason === "allowed") continue;
+      this.#count(sandbox, "policy-changed", connection.meant, question?.labels ?? null);
+      connection.end();
+    }
+  }
+
+  /** Ends its connections. @param generation null: whatever is in the slot. */
+  remove(slot: number, generation: number | null): void {
+    const sandbox = this.#sandboxes.get(slot);
+    if (sandbox === undefined || (generation !== null && sandbox.generation !== generation)) return;
+    this.#sandboxes.delete(slot);
+    for (const connection of [...sandbox.connections]) connection.end();
+    sandbox.certificates?.clear();
+    sandbox.intercepted.close();
+  }
+
+  setGroups(groups: GroupTable): void { this.#groups = groups; }
+
+  close(): void { for (const slot of [...this.#sandboxes.keys()]) this.remove(slot, null); }
+
+  stats(): TlsStats {
+    return {
+      strangers: this.#strangers,
+      sandboxes: [...this.#sandboxes.values()].map(({ slot, generation, connections, outcomes, http, bytes, certificates }) => ({
+        slot, generation, connections: connections.size, limit: CONNECTIONS, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused }, ...bytes,
+        leaves: certificates === null ? { issued: 0, hits: 0, evicted: 0 } : { ...certificates.counters },
+      })),
+    };
+  }
+
+  /** A connection at the listener, paused. */
+  accept(socket: Socket): void {
+    const sandbox = this.#sandboxOf(socket);
+    const meant = sandbox === null ? null : interceptedAt(sandbox.intercepted, socket.remotePort ?? 0);
+    if (sandbox === null || meant === null) {
+      this.#strangers++;
+      socket.resetAndDestroy();
+      return;
+    }
+    if (sandbox.connections.size >= CONNECTIONS) {
+      this.#count(sandbox, "limit", meant, null);
+      socket.resetAndDestroy();
+      return;
+    }
+    const connection: Connection = { socket, meant, question: null, end: () => { socket.resetAndDestroy(); } };
+    sandbox.connections.add(connection);
+    socket.on("close", () => sandbox.connections.delete(connection));
+    socket.on("error", () => socket.destroy());
+    socket.setNoDelay(true);
+    if (meant.remotePort === HTTP_PORT) this.#plainHttp(sandbox, connection);
+    else this.#readHello(sandbox, connection);
+  }
+
+  #sandboxOf(socket: Socket): Sandbox | null {
+    const address = parseAddress(socket.remoteAddress ?? "");
+    if (address === null) return null;
+    const view = new DataView(address.buffer, address.byteOffset, 16);
+    let id = view.getUint32(12);
+    if (isV4(address)) {
+      if (id >>> 28 !== 15) return null;
+      id &= 0x0fff_ffff;
+    } else {
+      const net = this.#options.sandboxNet6;
+      if (net === null || !net.subarray(0, 12).every((octet, i) => octet === address[i])) return null;
+    }
+    return this.#sandboxes.get(id - AbiLimit.SANDBOX_ADDR_OFFSET) ?? null;
+  }
+
+  // ---- TLS ----------------------------------------------------------------------------------------------------------
+
+  #readHello(sandbox: Sandbox, connection: Connection): void {
+    const { socket, meant } = connection;
+    const reader = new HelloReader();
+    const timer = setTimeout(() => this.#refuse(sandbox, connection, "timeout", null, null), HELLO_MS);
+    const done = (): void => {
+      clearTimeout(timer);
+      socket.off("data", data);
+      socket.off("close", done);
+      socket.pause();
+    };
+    const data = (chunk: Buffer): void => {
+      const state = reader.push(chunk);
+      if (state === "more") return;
+      done();
+      if (state !== "hello") {
+        this.#refuse(sandbox, connection, state, null, state === "not-tls" ? null : ALERT.decodeError);
+        return;
+      }
+      const serve = meant.remotePort === DOT_PORT ? this.#dot(sandbox, connection, reader) : this.#tls(sandbox, connection, reader.hello as ClientHello, reader.chunks);
+      serve.catch(() => socket.resetAndDestroy());
+    };
+    socket.on("data", data);
+    socket.on("close", done);
+    socket.on("end", () => { if (reader.state === "more") socket.destroy(); });
+    socket.resume();
+  }
+
+  async #tls(sandbox: Sandbox, connection: Connection, hello: ClientHello, head: readonly Buffer[]): Promise<void> {
+    const { socket, meant } = connection;
+    if (hello.serverName.kind !== "name") {
+      this.#refuse(sandbox, connection, hello.serverName.kind === "absent" ? "no-name" : "name-unreadable", null, ALERT.unrecognizedName);
+      return;
+    }
+    const { labels } = hello.serverName;
+    const question: NameQuestion = { address: meant.remote, port: meant.remotePort, labels, pinned: await this.#pinned(sandbox, { address: meant.remote, labels }) };
+    if (socket.destroyed) return;
+    // Judged and taken over in one turn: a policy that comes between finds it among the judged ones.
+    const { reason } = sandbox.judge.judge(this.#groups, question);
+    if (reason !== "allowed") {
+      this.#refuse(sandbox, connection, reason, labels, ALERT.unrecognizedName);
+      return;
+    }
+    connection.question = question;
+    const { tls } = sandbox.judge.policy;
+    if (!tls.intercept || sandbox.judge.bypassed(labels)) {
+      this.#splice(sandbox, connection, labels, head);
+      return;
+    }
+    sandbox.certificates ??= this.#certificates(sandbox.name);
+    this.#bump(sandbox, "intercepted");
+    for (const chunk of [...head].reverse()) socket.unshift(chunk);
+    const extra = tls.upstreamCa.filter(({ hosts }) => hosts === null || hosts.some((pattern) => matchesPattern(pattern, labels))).map(({ pem }) => pem);
+    await serveTls({
+      guest: socket, alpn: hello.alpn, labels, certificates: sandbox.certificates, context: trustContext({ hostCas: tls.trustHostCas, extra }),
+      dial: () => this.#dial(connection), passage: this.#passage(sandbox, connection, question), handshakeFailed: (why) => { if (why === "name-changed") this.#count(sandbox, "name-changed", meant, labels); },
+    });
+  }
+
+  #splice(sandbox: Sandbox, connection: Connection, labels: readonly string[], head: readonly Buffer[]): void {
+    const { socket, meant } = connection;
+    this.#dial(connection).then((upstream) => {
+      if (socket.destroyed || connection.question === null) {
+        upstream.destroy();
+        return;
+      }
+      this.#bump(sandbox, "spliced");
+      connection.end = () => {
+        socket.resetAndDestroy();
+        upstream.resetAndDestroy();
+      };
+      splice(socket, upstream, head, sandbox.bytes, new SecondHello(labels.join(".")), () => this.#count(sandbox, "name-changed", meant, labels));
+    }, () => {
+      this.#bump(sandbox, "no-upstream");
+      socket.resetAndDestroy();
+    });
+  }
+
+  // ---- DNS over TLS -------------------------------------------------------------------------------------------------
+
+  async #dot(sandbox: Sandbox, connection: Connection, reader: HelloReader): Promise<void> {
+    const { socket, meant } = connection;
+    const { tls } = sandbox.judge.policy;
+    const { serverName, alpn } = reader.hello as ClientHello;
+    if (!tls.intercept || tls.dot !== "terminate") {
+      socket.resetAndDestroy();
+      return;
+    }
+    if (serverName.kind === "unreadable") {
+      this.#refuse(sandbox, connection, "name-unreadable", null, ALERT.unrecognizedName);
+      return;
+    }
+    sandbox.certificates ??= this.#certificates(sandbox.name);
+    for (const chunk of [...reader.chunks].reverse()) socket.unshift(chunk);
+    const name = serverName.kind === "name" ? serverName.labels : null;
+    const server = sandbox.certificates.server(name === null ? { kind: "address", address: meant.remote } : { kind: "name", labels: name }, alpn.includes("dot") ? ["dot"] : []);
+    const stream = await serverHandshake(socket, server, name === null ? null : name.join("."), httpLimits.handshakeMs);
+    this.#bump(sandbox, "dot");
+    serveDot(stream, (message) => this.#options.resolver.answer(sandbox.slot, sandbox.generation, message));
+  }
+
+  // ---- HTTP ---------------------------------------------------------------------------------------------------------
+
+  #plainHttp(sandbox: Sandbox, connection: Connection): void {
+    this.#bump(sandbox, "plain-http");
+    serveHttp1(connection.socket, this.#passage(sandbox, connection, null), () => this.#dial(connection));
+  }
+
+  /** @param question what the connection was judged for; null: each request's Host is. */
+  #passage(sandbox: Sandbox, connection: Connection, question: NameQuestion): Passage & { readonly name: string };
+  #passage(sandbox: Sandbox, connection: Connection, question: null): Passage;
+  #passage(sandbox: Sandbox, connection: Connection, question: NameQuestion | null): Passage {
+    const { meant } = connection;
+    return {
+      scheme: question === null ? "http" : "https", name: question === null ? null : question.labels.join("."), port: meant.remotePort,
+      limits: httpLimits, counters: sandbox.http, watch: this.#watch,
+      judge: async (request) => {
+        const asked = question ?? await this.#questionOf(sandbox, meant, request);
+        if (asked === null) return refuse(400, "host-malformed");
+        return this.#judgeRequest(sandbox, asked, request, question === null ? "host-denied" : "policy");
+      },
+      filter: () => null,
+      refused: (refusal, { method, host }) => this.#told(sandbox, meant, refusal.reason, host, method === "" ? null : method, refusal.message),
+    };
+  }
+
+  async #questionOf(sandbox: Sandbox, { remote, remotePort }: Intercepted, { host }: RequestFacts): Promise<NameQuestion | null> {
+    const labels = canonicalLabels(host);
+    return labels === null ? null : { address: remote, port: remotePort, labels, pinned: await this.#pinned(sandbox, { address: remote, labels }) };
+  }
+
+  #judgeRequest(sandbox: Sandbox, question: NameQuestion, { method, target, fields, host }: RequestFacts, otherwise: HttpReason): Refusal | null {
+    const { judge } = sandbox;
+    if (judge.judge(this.#groups, question).reason !== "allowed") return refuse(otherwise === "policy" ? 403 : 421, otherwise, `${host} is not allowed here`, true);
+    if (judge.policy.tls.intercept && judge.policy.tls.denyDoh && isDnsMessage(fields, target)) return refuse(403, "dns-message");
+    const stopped = judge.request(question, method, target);
+    return stopped === null ? null : refuse(stopped.why === "path-ambiguous" ? 400 : 403, stopped.why, `rule ${stopped.rule.index + 1} (${stopped.rule.place.file}${stopped.rule.place.line === null ? "" : `:${stopped.rule.place.line}`}) does not allow this ${stopped.why === "rule-method" ? "method" : "path"}`);
+  }
+
+  // ---- common -------------------------------------------------------------------------------------------------------
+
+  /** An address of a name rule that needs the pin; it is asked of the DNS worker, which wrote it. */
+  #pinned(sandbox: Sandbox, { address, labels }: Pick<NameQuestion, "address" | "labels">): Promise<boolean> {
+    return this.#options.resolver.pinned(sandbox.slot, sandbox.generation, address, labels);
+  }
+
+  #dial({ meant, socket }: Connection): Promise<Socket> {
+    return new Promise((resolve, reject) => {
+      if (socket.destroyed) {
+        reject(new Error("the guest has gone"));
+        return;
+      }
+      const upstream = this.#options.dial?.(meant.remote, meant.remotePort) ?? connect({ host: formatAddress(meant.remote), port: meant.remotePort, allowHalfOpen: true, readableHighWaterMark: 65_536 } as TcpNetConnectOpts);
+      const timer = setTimeout(() => upstream.destroy(new Error("the far side did not accept the connection in time")), DIAL_MS);
+      const gone = (): void => { upstream.destroy(new Error("the guest has gone")); };
+      socket.once("close", gone);
+      upstream.setNoDelay(true);
+      upstream.once("connect", () => {
+        clearTimeout(timer);
+        socket.off("close", gone);
+        upstream.off("error", failed);
+        upstream.on("error", () => undefined); // whoever takes it over listens for itself; none may end the process
+        upstream.pause();
+        resolve(upstream);
+      });
+      const failed = (error: Error): void => {
+        clearTimeout(timer);
+        socket.off("close", gone);
+        reject(error);
+      };
+      upstream.once("error", failed);
+    });
+  }
+
+  #certificates(name: string): SandboxCertificates { return new SandboxCertificates(keptAuthority(this.#options.runDirectory, name)); }
+
+  /** Tells the guest, as far as it can be told, and ends the connection. */
+  #refuse(sandbox: Sandbox, { socket, meant }: Connection, outcome: ConnectionOutcome, labels: readonly string[] | null, alert: number | null): void {
+    this.#count(sandbox, outcome, meant, labels);
+    if (socket.destroyed) return;
+    if (alert === null) {
+      socket.resetAndDestroy();
+      return;
+    }
+    socket.resume();
+    socket.end(Buffer.of(0x15, 3, 1, 0, 2, 2, alert));
+    setTimeout(() => socket.destroy(), 1_000).unref();
+  }
+
+  #bump(sandbox: Sandbox, outcome: ConnectionOutcome): void { sandbox.outcomes[outcome] = (sandbox.outcomes[outcome] ?? 0) + 1; }
+
+  #count(sandbox: Sandbox, outcome: ConnectionOutcome, meant: Intercepted, labels: readonly string[] | null): void {
+    this.#bump(sandbox, outcome);
+    if (refusedOutcomes.has(outcome)) this.#told(sandbox, meant, outcome, labels?.join(".") ?? null, null, connectionOutcomes[outcome]);
+  }
+
+  #told({ slot, generation }: Sandbox, { remote, remotePort }: Intercepted, reason: ConnectionOutcome | HttpReason, name: string | null, method: string | null, text: string): void {
+    this.#options.onDenied({ slot, generation, time: Date.now(), reason, name, address: remote, port: remotePort, method, text });
+  }
+}
