@@ -30,7 +30,8 @@ import { policyReport, policyText } from "../policy/check.js";
 import { parseUpstream } from "../policy/parse.js";
 import type { Policy } from "../policy/types.js";
 import { formerNamespaces, inodeOf, startEngine, type Engine, type EngineOptions } from "./engine.js";
-import { describeAllowed, describePacket, describeQuery } from "./verdicts.js";
+import type { TlsDenial } from "../tls/protocol.js";
+import { describeAllowed, describeConnection, describePacket, describeQuery } from "./verdicts.js";
 import { enforcerRegistry, serveMetrics } from "./metrics.js";
 import { buildFloor, buildRequested, requestOfText, type Built, type Floor } from "./policy-source.js";
 import { RunDirectory } from "./run-directory.js";
@@ -178,6 +179,7 @@ export class Agent {
       run: this.#run, bpffs: this.#config.bpffs, sandboxes: netns === null ? this.#config.sandboxes : Math.min(this.#config.sandboxes, SANDBOXES_OF_OTHER), resolvConf: "/etc/resolv.conf",
       extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes,
       onPackets: (events) => { if (engine !== null) this.#onPackets(engine, events); },
+      onDenials: (denials) => { if (engine !== null) this.#onDenials(engine, denials); },
       onQueries: (queries) => { if (engine !== null) this.#onQueries(engine, queries); },
       onLink: (event) => { if (engine !== null) this.#onLink(engine, event); },
       onView: () => { if (engine === this.#own) for (const other of this.#engines.values()) if (other !== engine) other.enforcer.hostChanged(); },
@@ -599,6 +601,14 @@ export class Agent {
         this.#tell({ ...describePacket(sandbox.name, event, names, rule, monotonic) });
       }
     });
+  }
+
+  #onDenials(engine: Engine, denials: readonly TlsDenial[]): void {
+    if (this.watchers.size === 0) return;
+    for (const denial of denials) {
+      const sandbox = [...engine.enforcer.sandboxes.values()].find(({ slot, generation }) => slot === denial.slot && generation === denial.generation);
+      if (sandbox !== undefined) this.#tell({ ...describeConnection(sandbox.name, denial) });
+    }
   }
 
   #onQueries(engine: Engine, queries: readonly DeniedQuery[]): void {

@@ -17,6 +17,8 @@ import { BpfMap, closeFd, createNetns, openNetns, type RingBuffer } from "../../
 import { formatAddress, formatPrefix, type Address } from "../addresses/address.js";
 import { groupTable, type Group, type GroupTable } from "../addresses/groups.js";
 import type { DeniedQuery, FormerPinRow, PinRow, Stats } from "../dns/protocol.js";
+import { forgetAuthority } from "../tls/certificates/store.js";
+import type { TlsDenial, TlsStats } from "../tls/protocol.js";
 import { EnforcerError } from "../errors.js";
 import { readCounters, type Count } from "../kernel/counters.js";
 import { followEvents, type PacketEvent } from "../kernel/events.js";
@@ -35,6 +37,7 @@ import { prepareTap, restoreTap, tapFacts } from "../net/tap.js";
 import { compilePolicy } from "../policy/compile.js";
 import { buildPolicy } from "../policy/build.js";
 import type { Policy } from "../policy/types.js";
+import { Inspection } from "./inspection.js";
 import { ResolverClient } from "./resolver-client.js";
 import type { PinRecord, PolicyState, RunDirectory } from "./run-directory.js";
 import { digestOf, identityKey, identityOf, type AttachOptions, type KeptSandbox, type Sandbox, type UpstreamAddress } from "./sandbox.js";
@@ -69,6 +72,8 @@ export interface EnforcerOptions {
   readonly nat64Prefixes: readonly string[];
   readonly onPackets: (events: readonly PacketEvent[]) => void;
   readonly onQueries: (queries: readonly DeniedQuery[]) => void;
+  /** Connections and requests that were refused because of whom they were for. */
+  readonly onDenials: (denials: readonly TlsDenial[]) => void;
   readonly onLink: (event: LinkEvent) => void;
   /** The host's addresses or routes changed and are in force. */
   readonly onView: () => void;
@@ -91,6 +96,7 @@ export class Enforcer {
   #instance!: Instance;
   #globals!: Globals;
   #resolver!: ResolverClient;
+  #inspection!: Inspection;
   #link!: ResolverLink;
   #watch!: HostWatch;
   #groups!: GroupTable;
@@ -180,6 +186,12 @@ export class Enforcer {
       groups: this.#groups,
       resolvConf: this.#options.resolvConf,
     });
+    this.#inspection = new Inspection({
+      listen: { netnsFd: agentNetns, address4: formatAddress(this.#link.addr4), address6: this.#link.ipv6 ? formatAddress(this.#link.addr6) : null },
+      hostNetnsFd: hostNetns, sandboxNet6: this.#link.ipv6 ? this.#link.net6.bytes : null, runDirectory: this.#run.path, resolver: this.#resolver, groups: () => this.#groups,
+      onDenied: (denials) => this.#options.onDenials(denials), onFailure: (error) => this.#options.onFailure(error),
+    });
+    this.#cleanup.push(() => this.#inspection.stop());
     if (noUpstream && this.#options.resolvConf !== null) this.#options.onNotice(`${this.#options.resolvConf} names no resolver: names fail unless the policy or --upstream names one`);
 
     const timers = [setInterval(() => this.#sweep(), SWEEP), setInterval(() => { this.writePins().catch((error: unknown) => this.#options.onNotice(`pins could not be written down: ${text(error)}`)); }, WRITE_PINS)];
@@ -232,13 +244,15 @@ export class Enforcer {
       const tables = left ?? SandboxTables.make(this.#instance, slot, generation, identity, { ...sizes, eventsPerSecond: 0 });
       if (left === null) undo.push(() => tables.clear());
       const uid = samePolicy ? tables.uid : tables.nextUid();
-      const compiled = compilePolicy(policy, { uid, floor: floor !== null });
-      const compiledFloor = floor === null ? null : compilePolicy(floor, { uid: floorUid(uid) });
+      const compiled = compilePolicy(policy, { uid, floor: floor !== null, inspect: true });
+      const compiledFloor = floor === null ? null : compilePolicy(floor, { uid: floorUid(uid), inspect: true });
       const pins = samePolicy ? tables.pins() : tables.stage(compiled, uid, sizes.pins);
       const floorPins = compiledFloor === null ? null : samePolicy ? tables.pins("floor") : tables.stageFloor(compiledFloor, uid, sizes.pins);
       if (pins === null || (floor !== null && floorPins === null)) throw new EnforcerError("E_ATTACH", `${tap}: the map of pins is missing`);
       await this.#serve({ name, slot, generation, policy, floor, upstreams: options.upstreams, pins, floorPins, tables, adopt: samePolicy, restore: left !== null });
       undo.push(() => this.#resolver.ask({ kind: "removeSandbox", slot, generation }).then(() => undefined));
+      await this.#inspection.serve({ name, slot, generation, tables, policy, compiled, floor, compiledFloor });
+      undo.push(() => this.#inspection.remove(slot, generation));
       if (left !== null && !samePolicy) this.#run.write({ ...state, phase: "enforced", policy: inForce ?? { ...target, uid: left.uid.toString(), digest: "" }, next: { ...target, uid: uid.toString() }, changes });
       if (!samePolicy) tables.commit(uid);
       if (left === null) tables.enforce();
@@ -315,6 +329,8 @@ export class Enforcer {
     this.inside(() => detachHooks(this.#instance, ifindex, TAP_HOOKS));
     this.#globals.clearTap(ifindex);
     await this.#resolver.ask({ kind: "removeSandbox", slot: sandbox.slot, generation: sandbox.generation }).catch((error: unknown) => { if (known !== null) throw error; });
+    await this.#inspection.remove(sandbox.slot, sandbox.generation);
+    forgetAuthority(this.#run.path, name);
     sandbox.tables.clear();
     this.inside(() => restoreTap({ ifindex, changes: known?.preparation.changes ?? state?.changes ?? [] }));
     this.#run.remove(name);
@@ -334,8 +350,8 @@ export class Enforcer {
     if (sandbox === undefined) throw new EnforcerError("E_NO_SANDBOX", `no sandbox ${name} is in force`);
     const { tables, slot, generation, options } = sandbox;
     const uid = tables.nextUid();
-    const compiled = compilePolicy(policy, { uid, floor: floor !== null });
-    const compiledFloor = floor === null ? null : compilePolicy(floor, { uid: floorUid(uid) });
+    const compiled = compilePolicy(policy, { uid, floor: floor !== null, inspect: true });
+    const compiledFloor = floor === null ? null : compilePolicy(floor, { uid: floorUid(uid), inspect: true });
     const sizes = sizesOf(policy);
     const state = this.#run.read(name) ?? this.#stateOf(sandbox);
     const next: PolicyState = { uid: uid.toString(), digest: digestOf(policy, floor), source };
@@ -355,9 +371,11 @@ export class Enforcer {
         pins.close();
         floorPins?.close();
       }
+      await this.#inspection.serve({ name, slot, generation, tables, policy, compiled, floor, compiledFloor });
       this.#run.write({ ...state, next });
       tables.commit(uid);
     } catch (error) {
+      if (begun) await quietly(() => this.#inspection.serve(sandbox));
       if (begun) await quietly(() => this.#resolver.ask({ kind: "abortSwap", slot, generation }).then(() => undefined));
       if (tables.uid !== uid) await quietly(() => tables.discard(uid));
       await quietly(() => this.#run.write(state));
@@ -527,6 +545,9 @@ export class Enforcer {
     };
   }
 
+  /** null: no policy needs a look into connections. */
+  async tlsStats(): Promise<TlsStats | null> { return this.#inspection.stats(); }
+
   async resolverStats(): Promise<Stats> { return this.#resolver.ask({ kind: "stats" }); }
 
   async pins(sandbox: Sandbox): Promise<readonly PinRow[]> { return this.#resolver.ask({ kind: "pins", slot: sandbox.slot, generation: sandbox.generation }); }
@@ -624,6 +645,7 @@ export class Enforcer {
     const groups = this.#readGroups();
     this.#globals.setGroups(groups);
     this.#groups = groups;
+    this.#inspection?.setGroups(groups).catch((error: unknown) => this.#options.onFailure(error as Error));
     this.#resolver?.ask({ kind: "groups", groups }).catch((error: unknown) => this.#options.onFailure(error as Error));
   }
 

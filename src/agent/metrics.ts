@@ -8,6 +8,7 @@ import { createServer, type Server } from "node:http";
 import { Counter, Gauge, Registry, type Metric } from "prom-client";
 import type { Stats } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
+import type { TlsStats } from "../tls/protocol.js";
 import type { Enforcer, Sandbox } from "./enforcer.js";
 
 /** Default: 127.0.0.1:9469. */
@@ -20,6 +21,8 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   // One reading of the resolver serves all metrics of one scrape.
   let reading: Promise<Stats> | null = null;
   const stats = (): Promise<Stats> => (reading ??= enforcer.resolverStats().finally(() => setImmediate(() => (reading = null))));
+  let tlsReading: Promise<TlsStats | null> | null = null;
+  const tls = (): Promise<TlsStats | null> => (tlsReading ??= enforcer.tlsStats().finally(() => setImmediate(() => (tlsReading = null))));
   const nameOf = (slot: number, generation: number): string | null => {
     for (const sandbox of sandboxes()) if (sandbox.slot === slot && sandbox.generation === generation) return sandbox.name;
     return null;
@@ -105,6 +108,30 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
     add({ sandbox, bound: "addresses-per-name" }, pins.refusedAddressesPerName);
     add({ sandbox, bound: "rules-per-address" }, pins.refusedBits);
   }));
+  type TlsRow = TlsStats["sandboxes"][number];
+  const eachTls = async (visit: (sandbox: string, row: TlsRow) => void): Promise<void> => {
+    for (const row of (await tls())?.sandboxes ?? []) {
+      const sandbox = nameOf(row.slot, row.generation);
+      if (sandbox !== null) visit(sandbox, row);
+    }
+  };
+  counter("enforcer_tls_connections_total", "Connections that were looked into, by what came of them.", ["sandbox", "outcome"], (add) => eachTls((sandbox, { outcomes }) => {
+    for (const [outcome, value] of Object.entries(outcomes)) add({ sandbox, outcome }, value);
+  }));
+  gauge("enforcer_tls_connections", "Such connections now.", ["sandbox"], (set) => eachTls((sandbox, { connections }) => set({ sandbox }, connections)));
+  gauge("enforcer_tls_connections_limit", "Such connections that the sandbox may have at one time.", ["sandbox"], (set) => eachTls((sandbox, { limit }) => set({ sandbox }, limit)));
+  counter("enforcer_tls_bytes_total", "Octets of connections whose name was verified and that were passed on as they are.", ["sandbox", "direction"], (add) => eachTls((sandbox, { bytesUp, bytesDown }) => {
+    add({ sandbox, direction: "egress" }, bytesUp);
+    add({ sandbox, direction: "ingress" }, bytesDown);
+  }));
+  counter("enforcer_http_requests_total", "Requests that were looked at.", ["sandbox"], (add) => eachTls((sandbox, { requests }) => add({ sandbox }, requests)));
+  counter("enforcer_http_refused_total", "Requests that were refused.", ["sandbox", "reason"], (add) => eachTls((sandbox, { refused }) => {
+    for (const [reason, value] of Object.entries(refused)) add({ sandbox, reason }, value);
+  }));
+  counter("enforcer_tls_leaves_total", "Certificates for names, by whether one was there.", ["sandbox", "result"], (add) => eachTls((sandbox, { leaves }) => {
+    for (const [result, value] of Object.entries(leaves)) add({ sandbox, result }, value);
+  }));
+  counter("enforcer_tls_strangers_total", "Connections at the agent's listener that belonged to no redirected flow.", [], async (add) => add({}, (await tls())?.strangers ?? 0));
   gauge("enforcer_dns_cache_entries", "Answers in the cache that all sandboxes share.", [], async (set) => set({}, (await stats()).cache.entries));
   gauge("enforcer_dns_cache_bytes", "Octets of those answers.", [], async (set) => set({}, (await stats()).cache.octets));
   counter("enforcer_dns_upstream_queries_total", "Queries to upstreams by result.", ["result"], async (add) => {

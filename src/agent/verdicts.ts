@@ -7,6 +7,7 @@ import { formatAddress } from "../addresses/address.js";
 import type { DeniedQuery } from "../dns/protocol.js";
 import type { PacketEvent } from "../kernel/events.js";
 import type { FlowRow } from "../kernel/flows.js";
+import type { TlsDenial } from "../tls/protocol.js";
 
 const PROTOCOLS: Readonly<Record<number, string>> = { 1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp" };
 const TYPES: Readonly<Record<number, string>> = { 1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 255: "ANY", 257: "CAA" };
@@ -56,6 +57,19 @@ export interface RefusedQuery {
   readonly address: string | null;
 }
 
+/** A connection or a request that was refused because of whom it was for. */
+export interface RefusedConnection {
+  readonly event: "tls-denied";
+  readonly time: string;
+  readonly sandbox: string;
+  readonly name: string | null;
+  readonly destination: string;
+  readonly port: number;
+  readonly method: string | null;
+  readonly reason: string;
+  readonly text: string;
+}
+
 /** @param names that the sandbox was told for the far address. @param monotonicNow CLOCK_MONOTONIC, ns, read now. */
 export function describePacket(sandbox: string, event: PacketEvent, names: readonly string[], rule: string | null, monotonicNow: bigint): Denial {
   const ip = event.etherType === 0x0800 || event.etherType === 0x86dd;
@@ -103,6 +117,15 @@ export function describeQuery(sandbox: string, query: DeniedQuery): RefusedQuery
     reason: query.outcome,
     address: query.address === null ? null : formatAddress(query.address),
   };
+}
+
+export function describeConnection(sandbox: string, { time, name, address, port, method, reason, text }: TlsDenial): RefusedConnection {
+  return { event: "tls-denied", time: new Date(time).toISOString(), sandbox, name, destination: formatAddress(address), port, method, reason, text };
+}
+
+export function connectionLine({ time, sandbox, name, destination, port, method, reason, text }: RefusedConnection): string {
+  const end = destination.includes(":") ? `[${destination}]:${port}` : `${destination}:${port}`;
+  return `${clock(time)} ${sandbox} refused ${method === null ? "connection" : `request ${method}`} → ${end}${name === null ? "" : ` (${name})`}: ${reason}, ${text}`;
 }
 
 export function packetLine(denial: Denial): string {

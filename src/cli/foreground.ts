@@ -10,6 +10,7 @@ import { Enforcer, type Sandbox } from "../agent/enforcer.js";
 import { enforcerRegistry, serveMetrics, type Listen } from "../agent/metrics.js";
 import { RunDirectory } from "../agent/run-directory.js";
 import type { DeniedQuery } from "../dns/protocol.js";
+import type { TlsDenial } from "../tls/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
 import type { LinkEvent } from "../net/host-watch.js";
@@ -19,7 +20,7 @@ import { formatDiagnostic } from "../policy/diagnostics.js";
 import { buildPolicy } from "../policy/build.js";
 import type { Policy } from "../policy/types.js";
 import { policyInput } from "./policy.js";
-import { describePacket, describeQuery, packetLine, queryLine } from "../agent/verdicts.js";
+import { connectionLine, describeConnection, describePacket, describeQuery, packetLine, queryLine } from "../agent/verdicts.js";
 
 export interface AttachArguments {
   readonly tap: string;
@@ -75,6 +76,7 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
     onView: () => undefined,
     onPackets: (events) => { if (sandbox !== null) out.packets(enforcer, sandbox, events); },
     onQueries: (queries) => { if (sandbox !== null) out.queries(sandbox, queries); },
+    onDenials: (denials) => { if (sandbox !== null) out.connections(sandbox, denials); },
     onLink: (event) => { if (sandbox !== null) onLink(event, sandbox, ended); },
     onNotice: (text) => out.notice(text),
     onFailure: (error) => ended.fail(new EnforcerError("E_RESOLVER", `it cannot go on serving ${options.tap}: ${error.message}`, { cause: error, remedy: "the kernel goes on enforcing, and no name is resolved: attach again to take it over, and report this" })),
@@ -172,6 +174,15 @@ class Output {
         else process.stdout.write(`${packetLine(denial)}\n`);
       });
     });
+  }
+
+  connections(sandbox: Sandbox, denials: readonly TlsDenial[]): void {
+    for (const denial of denials) {
+      if (denial.slot !== sandbox.slot || denial.generation !== sandbox.generation) continue;
+      const refused = describeConnection(sandbox.name, denial);
+      if (this.#json) this.#line(refused);
+      else process.stdout.write(`${connectionLine(refused)}\n`);
+    }
   }
 
   queries(sandbox: Sandbox, queries: readonly DeniedQuery[]): void {

@@ -1,6 +1,6 @@
 /** `enforcer watch [name]`: live verdicts and changes until SIGINT or SIGTERM. Exit status 0. */
 import type { WatchQuery } from "../api/schema.js";
-import { allowedLine, clock, packetLine, queryLine, type Allowed, type Denial, type RefusedQuery } from "../agent/verdicts.js";
+import { allowedLine, clock, connectionLine, packetLine, queryLine, type Allowed, type Denial, type RefusedConnection, type RefusedQuery } from "../agent/verdicts.js";
 import type { WatchEvent } from "../agent/watch.js";
 import { agentAt } from "./connection.js";
 
@@ -18,6 +18,7 @@ export async function watch(query: WatchQuery, { json, runDir }: { json: boolean
 function line(event: WatchEvent): string {
   switch (event.event) {
     case "denied": return packetLine(event as unknown as Denial);
+    case "tls-denied": return connectionLine(event as unknown as RefusedConnection);
     case "dns-denied": return queryLine(event as unknown as RefusedQuery);
     case "allowed": return allowedLine(event as unknown as Allowed);
     case "lost": return `${clock(event.time)} ${String(event.count)} events were not told: this end reads too slowly`;

@@ -38,8 +38,7 @@ export interface TlsSandboxMessage {
 export type TlsRequest =
   | StartTls
   | TlsSandboxMessage
-  /** forget: name of the sandbox whose CA is removed too; null: it stays for its return. */
-  | { readonly kind: "removeSandbox"; readonly slot: number; readonly generation: number; readonly forget: string | null }
+  | { readonly kind: "removeSandbox"; readonly slot: number; readonly generation: number }
   | { readonly kind: "groups"; readonly groups: GroupTable }
   | { readonly kind: "stats" }
   | { readonly kind: "stop" };

@@ -21,10 +21,10 @@ import { keptAuthority } from "./certificates/store.js";
 import { serveDot } from "./dot.js";
 import { type ClientHello, canonicalLabels, HelloReader } from "./hello.js";
 import { isDnsMessage } from "./http/fields.js";
-import { serveHttp1 } from "./http/http1.js";
-import { serveTls } from "./http/intercept.js";
+import { interceptTls } from "./http/intercept.js";
 import { httpLimits } from "./http/limits.js";
 import type { HttpCounters, Passage, RequestFacts } from "./http/passage.js";
+import { proxyPlainHttp } from "./http/plain.js";
 import { refuse, type HttpReason, type Refusal } from "./http/refusal.js";
 import { trustContext } from "./http/trust.js";
 import { Watch } from "./http/watch.js";
@@ -236,7 +236,7 @@ export class TlsService {
     this.#bump(sandbox, "intercepted");
     for (const chunk of [...head].reverse()) socket.unshift(chunk);
     const extra = tls.upstreamCa.filter(({ hosts }) => hosts === null || hosts.some((pattern) => matchesPattern(pattern, labels))).map(({ pem }) => pem);
-    await serveTls({
+    await interceptTls({
       guest: socket, alpn: hello.alpn, labels, certificates: sandbox.certificates, context: trustContext({ hostCas: tls.trustHostCas, extra }),
       dial: () => this.#dial(connection), passage: this.#passage(sandbox, connection, question), handshakeFailed: (why) => { if (why === "name-changed") this.#count(sandbox, "name-changed", meant, labels); },
     });
@@ -288,16 +288,16 @@ export class TlsService {
 
   #plainHttp(sandbox: Sandbox, connection: Connection): void {
     this.#bump(sandbox, "plain-http");
-    serveHttp1(connection.socket, this.#passage(sandbox, connection, null), () => this.#dial(connection));
+    proxyPlainHttp({ guest: connection.socket, passage: this.#passage(sandbox, connection, null), dial: () => this.#dial(connection) });
   }
 
   /** @param question what the connection was judged for; null: each request's Host is. */
   #passage(sandbox: Sandbox, connection: Connection, question: NameQuestion): Passage & { readonly name: string };
-  #passage(sandbox: Sandbox, connection: Connection, question: null): Passage;
+  #passage(sandbox: Sandbox, connection: Connection, question: null): Passage & { readonly name: null; readonly address: string };
   #passage(sandbox: Sandbox, connection: Connection, question: NameQuestion | null): Passage {
     const { meant } = connection;
     return {
-      scheme: question === null ? "http" : "https", name: question === null ? null : question.labels.join("."), port: meant.remotePort,
+      scheme: question === null ? "http" : "https", name: question === null ? null : question.labels.join("."), port: meant.remotePort, address: question === null ? formatAddress(meant.remote) : null,
       limits: httpLimits, counters: sandbox.http, watch: this.#watch,
       judge: async (request) => {
         const asked = question ?? await this.#questionOf(sandbox, meant, request);
@@ -310,6 +310,8 @@ export class TlsService {
   }
 
   async #questionOf(sandbox: Sandbox, { remote, remotePort }: Intercepted, { host }: RequestFacts): Promise<NameQuestion | null> {
+    // An address instead of a name: what address rules say of it.
+    if (host === formatAddress(remote)) return { address: remote, port: remotePort, labels: [], pinned: false };
     const labels = canonicalLabels(host);
     return labels === null ? null : { address: remote, port: remotePort, labels, pinned: await this.#pinned(sandbox, { address: remote, labels }) };
   }

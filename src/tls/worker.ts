@@ -8,7 +8,6 @@ import { createServer, type Server } from "node:net";
 import { parentPort, type MessagePort } from "node:worker_threads";
 import { BpfMap, setNetns } from "../../native/index.js";
 import { ResolverLink } from "../dns/link.js";
-import { forgetAuthority } from "./certificates/store.js";
 import type { FromTls, StartTls, TlsDenial, TlsEnvelope, TlsReplies, TlsRequest } from "./protocol.js";
 import { TlsService } from "./service.js";
 
@@ -18,7 +17,6 @@ const EVENTS_PER_SECOND = 100;
 class Worker {
   #service: TlsService | null = null;
   #resolver: ResolverLink | null = null;
-  #runDirectory = "";
   readonly #servers: Server[] = [];
   #denials: TlsDenial[] = [];
   #second = 0;
@@ -50,11 +48,9 @@ class Worker {
         await this.#started().setPolicy(slot, generation, policy, floor, BpfMap.fromFd(interceptedFd));
         return null;
       }
-      case "removeSandbox": {
+      case "removeSandbox":
         this.#started().remove(request.slot, request.generation);
-        if (request.forget !== null) forgetAuthority(this.#runDirectory, request.forget);
         return null;
-      }
       case "groups":
         this.#started().setGroups(request.groups);
         return null;
@@ -74,7 +70,6 @@ class Worker {
 
   async #start({ listen, hostNetnsFd, sandboxNet6, groups, port, runDirectory }: StartTls): Promise<null> {
     if (this.#service !== null) throw new Error("the TLS service is started already");
-    this.#runDirectory = runDirectory;
     this.#resolver = new ResolverLink(port);
     const service = new TlsService({ resolver: this.#resolver, groups, sandboxNet6, runDirectory, onDenied: (denial) => this.#deny(denial) });
     setNetns(listen.netnsFd);

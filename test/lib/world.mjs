@@ -55,6 +55,7 @@ export const RESOLVERS = /** @type {const} */ (["9.9.9.9", "2620:fe::fe", "8.8.8
  * @typedef {object} WorldOptions
  * @property {"namespace" | "frames" | "vnet" | "vm" | "none"} [guest] default "namespace"; "vnet": frames with a virtio header
  * @property {boolean} [bridged] tap0 is a port of br0, which has the gateway's addresses
+ * @property {boolean} [tls] port 443 of the internet is left to the test
  * @property {boolean} [sibling] a second sandbox (a namespace) on tap1
  * @property {readonly string[]} [internet] further addresses that answer in the internet
  * @property {Record<string, import("./services.mjs").Entry | import("./services.mjs").Entry[]>} [zone] what the internet's DNS servers know
@@ -407,7 +408,7 @@ export class World {
 
     if (quiet) return;
     this.services.internet = new Services(this.internet, {
-      label: "internet", http: [80, 8080], tcp: [22, 443, 853], udp: [9999], dns: { addresses: [...RESOLVERS], zone: this.options.zone ?? {} },
+      label: "internet", http: [80, 8080], tcp: [22, 853, ...(this.options.tls === true ? [] : [443])], udp: [9999], dns: { addresses: [...RESOLVERS], zone: this.options.zone ?? {} },
     });
     this.services.lan = new Services(this.lan, { label: "lan", http: [80], tcp: [22], udp: [9999] });
     this.services.host = new Services(this.host, { label: "host", http: [80], tcp: [22], udp: [9999] });

@@ -1,0 +1,207 @@
+/**
+ * The name on the wire is the name that was allowed: from a guest on a real tap, with curl, openssl and Node as clients and
+ * real servers in the internet. Rows A37, A39–A42, A45, A46 of docs/THREATS.md.
+ */
+import { readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { ADDRESS, type Enforcer, must, type Service, World } from "../lib/world.mjs";
+import "./stage.js"; // its bounds for tests and hooks
+
+const NAMES = ["shop.example", "tenant.example", "other.example", "bank.example", "odd.example"] as const;
+const ZONE = Object.fromEntries(NAMES.map((name) => [name, { A: [ADDRESS.site4], AAAA: [ADDRESS.site6] }]));
+
+/** HTTPS and HTTP at the sites: one shared address for all names, as a CDN has. */
+const ORIGIN = `
+  const { readFileSync } = require("node:fs");
+  const answer = (request, response) => {
+    const body = [];
+    request.on("data", (chunk) => body.push(chunk));
+    request.on("end", () => {
+      console.log(JSON.stringify({ name: request.socket.servername ?? null, host: request.headers.host ?? request.headers[":authority"], method: request.method, url: request.url, headers: request.headers, octets: Buffer.concat(body).length }));
+      response.setHeader("alt-svc", 'h3=":443"');
+      response.end("origin " + (request.headers.host ?? request.headers[":authority"]) + " " + request.url);
+    });
+  };
+  const server = require("node:http2").createSecureServer({ key: readFileSync(process.argv[1] + "/origin.key"), cert: readFileSync(process.argv[1] + "/origin.pem"), allowHTTP1: true }, answer);
+  server.on("sessionError", () => {});
+  server.listen({ host: "::", port: 443 }, () => server.listening && require("node:http").createServer(answer).listen({ host: "::", port: 8081 }, () => console.log("ready")));`;
+
+async function openWorld(): Promise<{ world: World; origin: Service }> {
+  const world = await World.create({ zone: ZONE, tls: true });
+  const key = path.join(world.dir, "root.key"), root = path.join(world.dir, "root.pem");
+  await must(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", root, "-days", "2", "-subj", "/CN=Test root", "-addext", "keyUsage=critical,keyCertSign"]);
+  const request = path.join(world.dir, "origin.csr"), extensions = path.join(world.dir, "origin.ext");
+  writeFileSync(extensions, `subjectAltName=${NAMES.map((name) => `DNS:${name}`).join(",")}\nextendedKeyUsage=serverAuth\n`);
+  await must(["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", path.join(world.dir, "origin.key"), "-out", request, "-subj", "/CN=origin"]);
+  await must(["openssl", "x509", "-req", "-in", request, "-CA", root, "-CAkey", key, "-days", "2", "-extfile", extensions, "-out", path.join(world.dir, "origin.pem")]);
+  const origin = world.internet.start([process.execPath, "-e", ORIGIN, world.dir]);
+  await origin.line((line) => line === "ready");
+  return { world, origin };
+}
+
+const resolve = async (world: World, name: string): Promise<void> => {
+  for (const type of ["A", "AAAA"]) expect((await world.guest.probe(["dns", "udp", "8.8.8.8", name, type], 3000)).ok).toBe(true);
+};
+
+interface Got { status: number | null; out: string; err: string }
+async function curl(world: World, ...args: string[]): Promise<Got> {
+  const { status, stdout, stderr } = await world.guest.run(["curl", "-sS", "--max-time", "10", ...args], { timeoutMs: 20_000 });
+  return { status, out: stdout, err: stderr };
+}
+const at = (name: string, address: string, port = 443): string => `${name}:${port}:${address.includes(":") ? `[${address}]` : address}`;
+const families = [["IPv4", ADDRESS.site4], ["IPv6", ADDRESS.site6]] as const;
+
+describe("names verified, nothing decrypted", () => {
+  let world: World, origin: Service, enforcer: Enforcer;
+  let ca: string;
+
+  beforeAll(async () => {
+    ({ world, origin } = await openWorld());
+    ca = path.join(world.dir, "root.pem");
+    enforcer = await world.enforce({ policy: "rules:\n  - {allow: shop.example, proto: tcp, ports: [80, 443, 8081]}\n  - {allow: tenant.example}\n" });
+    await resolve(world, "shop.example");
+  });
+  afterAll(async () => {
+    await enforcer?.stop();
+    await world?.close();
+  });
+  const fromEnforcer = (reason: string): Promise<unknown> => enforcer.service.line((line) => line.includes(`"reason":"${reason}"`));
+
+  test.each(families)("an allowed name passes, with HTTP/2 and HTTP/1.1, and is answered by the origin itself (%s)", async (_family, address) => {
+    for (const version of ["--http1.1", "--http2"]) {
+      const got = await curl(world, version, "--cacert", ca, "--resolve", at("shop.example", address), "https://shop.example/x");
+      expect(got).toMatchObject({ status: 0, out: "origin shop.example /x" });
+    }
+  });
+
+  test.each(families)("A40 the name of another tenant on the pinned address is refused (%s)", async (_family, address) => {
+    const before = origin.lines.length;
+    const got = await curl(world, "-k", "--resolve", at("other.example", address), "https://other.example/");
+    expect(got.status).toBe(35);
+    expect(got.err).toMatch(/unrecognized name/i);
+    await fromEnforcer("name-denied");
+    expect(origin.lines.length).toBe(before);
+  });
+
+  test.each(families)("A40 an allowed name that was not told for the address is refused (%s)", async (_family, address) => {
+    const got = await curl(world, "-k", "--resolve", at("tenant.example", address), "https://tenant.example/");
+    expect(got.status).toBe(35);
+    await fromEnforcer("not-pinned");
+  });
+
+  test("A40 no server name, and A45 no TLS at all, are refused", async () => {
+    const silent = await world.guest.run(["openssl", "s_client", "-connect", `${ADDRESS.site4}:443`, "-noservername"], { input: "", timeoutMs: 15_000 });
+    expect(silent.stderr + silent.stdout).toMatch(/alert number 112|unrecognized/i);
+    await fromEnforcer("no-name");
+    const plain = await world.guest.run([process.execPath, "-e", `
+      const socket = require("node:net").connect(443, "${ADDRESS.site4}", () => socket.write("SSH-2.0-x\\r\\n"));
+      socket.on("error", (error) => console.log(error.code)); socket.on("end", () => console.log("end")); socket.on("data", (data) => console.log("data"));`], { timeoutMs: 15_000 });
+    expect(plain.stdout.trim()).toBe("ECONNRESET");
+    await fromEnforcer("not-tls");
+  });
+
+  test("A39 a hello in one-octet segments is the same hello", async () => {
+    const script = `
+      const tls = require("node:tls"), net = require("node:net"), { Duplex } = require("node:stream");
+      const raw = net.connect({ port: 443, host: "${ADDRESS.site4}", noDelay: true });
+      let slow = true;
+      const stream = new Duplex({
+        read() {}, async write(chunk, _, done) { if (!slow) return raw.write(chunk, done); slow = false; for (const octet of chunk) await new Promise((next) => raw.write(Buffer.of(octet), () => setImmediate(next))); done(); },
+      });
+      raw.on("data", (chunk) => stream.push(chunk)); raw.on("end", () => stream.push(null)); raw.on("error", (error) => { console.log(error.code); process.exit(); });
+      const socket = tls.connect({ socket: stream, servername: process.argv[1], ca: require("node:fs").readFileSync("${ca}"), checkServerIdentity: () => undefined }, () => { console.log("secure"); process.exit(); });
+      socket.on("error", (error) => { console.log(error.code ?? error.message); process.exit(); });`;
+    expect((await world.guest.run([process.execPath, "-e", script, "shop.example"], { timeoutMs: 20_000 })).stdout.trim()).toBe("secure");
+    expect((await world.guest.run([process.execPath, "-e", script, "other.example"], { timeoutMs: 20_000 })).stdout.trim()).not.toBe("secure");
+  });
+
+  test.each(families)("plain HTTP goes by Host, each request of a connection (%s)", async (_family, address) => {
+    const host = address.includes(":") ? `[${address}]` : address;
+    const allowed = await curl(world, "--resolve", at("shop.example", address, 80), "http://shop.example/");
+    expect(allowed).toMatchObject({ status: 0 });
+    expect(allowed.out).toContain("internet");
+    const other = await curl(world, "-o", "/dev/null", "-w", "%{http_code}", "-H", "Host: other.example", `http://${host}/`);
+    expect(other.out).toBe("421");
+    await fromEnforcer("host-denied");
+  });
+
+  test("ports that nobody looks into pass by address alone, untouched", async () => {
+    expect((await curl(world, "--resolve", at("shop.example", ADDRESS.site4, 8081), "http://shop.example:8081/y")).out).toBe("origin shop.example:8081 /y");
+  });
+
+  test.each(families)("A46 QUIC is refused at once (%s)", async (_family, address) => {
+    expect((await world.guest.probe(["udp", address, "443", "quic"], 3000)).saw).toMatch(/refused/i);
+    await fromEnforcer("quic");
+  });
+
+  test("half-close and a large transfer pass through", async () => {
+    const got = await curl(world, "--http1.1", "--cacert", ca, "--resolve", at("shop.example", ADDRESS.site4), "--data-binary", `@${process.execPath}`, "https://shop.example/up");
+    expect(got.out).toBe("origin shop.example /up");
+    const { octets } = JSON.parse(origin.lines.at(-1) as string) as { octets: number };
+    expect(octets).toBe(readFileSync(process.execPath).length);
+  });
+});
+
+describe("interception", () => {
+  let world: World, origin: Service, enforcer: Enforcer;
+  let ca: string;
+
+  beforeAll(async () => {
+    ({ world, origin } = await openWorld());
+    enforcer = await world.enforce({ policy: `
+rules:
+  - {allow: shop.example, methods: [GET, PUT], paths: [/public/**, /x]}
+  - allow: tenant.example
+  - allow: bank.example
+tls: {intercept: true, upstream_ca: [root.pem], bypass: [bank.example]}
+` });
+    for (const name of ["shop.example", "tenant.example", "bank.example"]) await resolve(world, name);
+    ca = path.join(world.runDir, "tap0.ca.pem");
+  });
+  afterAll(async () => {
+    await enforcer?.stop();
+    await world?.close();
+  });
+
+  test.each(families)("requests go through, over HTTP/2 and HTTP/1.1, with the sandbox's own certificate (%s)", async (_family, address) => {
+    for (const version of ["--http1.1", "--http2"]) {
+      const got = await curl(world, version, "-D", "-", "--cacert", ca, "--resolve", at("shop.example", address), "https://shop.example/x");
+      expect(got).toMatchObject({ status: 0 });
+      expect(got.out).toContain("origin shop.example /x");
+      expect(got.out.toLowerCase()).not.toContain("alt-svc");
+    }
+  });
+
+  test("A42 another Host under an allowed server name is refused, and nothing reaches the origin", async () => {
+    for (const version of ["--http1.1", "--http2"]) {
+      const before = origin.lines.length;
+      const got = await curl(world, version, "--cacert", ca, "--resolve", at("shop.example", ADDRESS.site4), "-o", "/dev/null", "-w", "%{http_code}", "-H", "Host: tenant.example", "https://shop.example/x");
+      expect(got.out).toBe("421");
+      expect(origin.lines.length).toBe(before);
+    }
+  });
+
+  test("methods and paths are held to the rule, which the answer names", async () => {
+    const got = await curl(world, "--cacert", ca, "--resolve", at("shop.example", ADDRESS.site4), "-X", "POST", "-d", "a", "https://shop.example/x");
+    expect(got.out).toMatch(/rule 1 .*method/);
+    for (const [target, status] of [["/public/a/b", "200"], ["/private", "403"], ["/public/%2e%2e/private", "400"]] as const) {
+      expect((await curl(world, "--path-as-is", "--cacert", ca, "--resolve", at("shop.example", ADDRESS.site4), "-o", "/dev/null", "-w", "%{http_code}", `https://shop.example${target}`)).out).toBe(status);
+    }
+  });
+
+  test("a bypassed name shows the origin's own certificate", async () => {
+    expect((await curl(world, "--cacert", path.join(world.dir, "root.pem"), "--resolve", at("bank.example", ADDRESS.site4), "https://bank.example/")).out).toBe("origin bank.example /");
+    expect((await curl(world, "--cacert", ca, "--resolve", at("bank.example", ADDRESS.site4), "https://bank.example/")).status).toBe(60);
+  });
+
+  test("A44 an origin whose certificate does not hold gets no request; the guest gets a 502", async () => {
+    await enforcer.stop();
+    enforcer = await world.enforce({ policy: "rules: [{allow: shop.example}]\ntls: {intercept: true}\n" });
+    await resolve(world, "shop.example");
+    const before = origin.lines.length;
+    const got = await curl(world, "-k", "--resolve", at("shop.example", ADDRESS.site4), "-o", "/dev/null", "-w", "%{http_code}", "https://shop.example/x");
+    expect(got.out).toBe("502");
+    expect(origin.lines.length).toBe(before);
+  });
+});
