@@ -6,9 +6,9 @@ set -euo pipefail
 declare -A packages=(
   [build]="g++ make python3 pkg-config clang-19 llvm-19 libbpf-dev libelf-dev zlib1g-dev bpftool"
   [demo]="iproute2 nftables qemu-system-x86 busybox-static cpio gcc libc6-dev dnsmasq-base kmod"
-  [test]="iproute2 nftables dnsmasq-base bind9-dnsutils tcpdump ethtool curl"
+  [test]="iproute2 nftables dnsmasq-base bind9-dnsutils tcpdump ethtool curl openssl nghttp2-client"
   [kernels]="e2fsprogs xz-utils kmod"
-  [bench]="nftables dnsmasq-base dnsperf iperf3"
+  [bench]="nftables dnsmasq-base dnsperf iperf3 nghttp2-client mitmproxy"
 )
 
 missing=()

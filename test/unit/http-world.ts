@@ -32,6 +32,8 @@ export interface WorldOptions {
   readonly trusted?: readonly string[];
   readonly watchMs?: number;
   readonly name?: string;
+  /** requests are for the port that the gate listens on, as real clients say it. */
+  readonly realPort?: boolean;
 }
 
 export class World {
@@ -47,7 +49,7 @@ export class World {
   /** TCP connections of the far side, before TLS. */
   dialled = 0;
   readonly certificates = new SandboxCertificates(sandboxAuthority);
-  readonly passage: Passage & { readonly name: string };
+  readonly passage: Passage & { readonly name: string; port: number };
   port = 0;
   originPort = 0;
   readonly #servers: Server[] = [];
@@ -88,6 +90,7 @@ export class World {
       });
     });
     this.port = await this.#listen(gate);
+    if (options.realPort === true) this.passage.port = this.port;
     return this;
   }
 
