@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /**
- * Runs benchmarks: node bench/run.mjs [--output FILE] [name …]; without a name all of them.
+ * Runs benchmarks: node bench/run.mjs [--quick] [--output FILE] [name …]; without a name all of them. --quick takes few samples of
+ * everything, to see that it works; its figures mean nothing and are not recorded.
  *
  * Each runs in a process of its own, in network, mount and PID namespaces of its own: no packet reaches the machine's
  * networks, and whatever a benchmark started ends with it. Needs root. Writes results/latest.json and prints the table.
@@ -13,6 +14,7 @@ import { LATEST, writeResults } from "./lib/results.mjs";
 import { owns, SUITES } from "./lib/suites.mjs";
 import { textTable } from "./table.mjs";
 
+const QUICK = fileURLToPath(new URL("results/local/quick.json", import.meta.url));
 const HERE = fileURLToPath(new URL(".", import.meta.url));
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 
@@ -81,6 +83,11 @@ export async function runAll(names, output) {
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const args = process.argv.slice(2);
   let output = LATEST;
+  if (args[0] === "--quick") {
+    args.shift();
+    process.env.BENCH_QUICK = "1";
+    output = QUICK;
+  }
   if (args[0] === "--output") output = args.splice(0, 2)[1] ?? LATEST;
   try {
     process.exitCode = (await runAll(suiteNames(args), output)) ? 0 : 1;

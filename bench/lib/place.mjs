@@ -1,14 +1,16 @@
 /**
  * What the benchmarks do to the namespaces they run in. run.mjs has made those; they end with the process.
  */
-import { execFileSync, spawn, spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 
 /** @param {readonly string[]} command @param {string} [input] @returns {string} its standard output */
 export function must([file, ...args], input = "") {
-  return execFileSync(/** @type {string} */ (file), args, { input, encoding: "utf8", stdio: ["pipe", "pipe", "pipe"], maxBuffer: 1 << 28 });
+  const { status, stdout, stderr, error } = spawnSync(/** @type {string} */ (file), args, { input, encoding: "utf8", stdio: ["pipe", "pipe", "pipe"], maxBuffer: 1 << 28 });
+  if (status !== 0) throw new Error(`${[file, ...args].join(" ")}: ${error?.message ?? stderr.slice(0, 500)}`);
+  return stdout;
 }
 
 /** Lines of ip(8) commands. @param {string} lines @param {string} [namespace] */
@@ -26,6 +28,9 @@ export function sysctl(values, namespace) {
 export function inside(namespace) {
   return namespace === undefined ? [] : ["ip", "netns", "exec", namespace];
 }
+
+/** @param {number} ms */
+export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 let named = false;
 

@@ -9,20 +9,28 @@
  *                                        kernel counts its maps
  *   mem.sandbox.kernel.idle              the same of one that has just been attached
  *   mem.sandbox.agent                    KiB of resident memory of the agent's process by sandbox, over those of 1,000
+ *   swap.p99                             one policy of 500 rules in the place of another, while the guest sends: from the call
+ *                                        until the former one is freed; no frame of a flow that both allow may be lost meanwhile
  *
  * Baseline of attach: two TCX links with an empty program, and nothing else. Peer: nft(8) loading a netdev chain with the
- * same policy for the tap, beside as many others; of detach: nft(8) deleting it.
+ * same policy for the tap, beside as many others; of detach: nft(8) deleting it; of swap: nft(8) putting one chain of the same
+ * 500 rules in the place of another.
  */
 import { Tap, BpfLink } from "../../native/index.js";
-import { Enforcer } from "../../dist/agent/enforcer.js";
+import { readCounters } from "../../dist/kernel/counters.js";
 import { Instance } from "../../dist/kernel/instance.js";
 import { layouts } from "../../dist/kernel/layout.gen.js";
 import { buildPolicy } from "../../dist/policy/build.js";
-import { median, quantile, row } from "../lib/measure.mjs";
-import { bpffs, folder, ip, must, quiet, run as command } from "../lib/place.mjs";
+import { policyOf } from "../lib/kernel.mjs";
+import { attachTap, startEngine } from "../lib/engine.mjs";
+import { GATEWAY } from "../lib/frames.mjs";
+import { median, quantile, row, times } from "../lib/measure.mjs";
+import { ip, must, quiet, run as command } from "../lib/place.mjs";
+import { prefixes } from "../lib/policies.mjs";
+import { Traffic } from "../lib/traffic.mjs";
 
-const COUNTS = [1, 100, 1_000];
-const CYCLES = 150;
+const COUNTS = [1, times(100), times(1_000)];
+const CYCLES = times(150), SWAPS = times(200, 20);
 
 /** @param {number} i */
 const gateway = (i) => `10.${1 + (i >> 12)}.${(i >> 4) & 255}.${(i & 15) * 16 + 1}`;
@@ -57,8 +65,8 @@ const p99 = (/** @type {readonly number[]} */ values) => quantile(values, 0.99);
 
 /** Percentiles over all cycles; their spread by cutting the cycles into ten runs. @param {readonly number[]} values @param {(values: readonly number[]) => number} of */
 function runs(values, of) {
-  const size = Math.floor(values.length / 10);
-  const parts = Array.from({ length: 10 }, (_, i) => of(values.slice(i * size, (i + 1) * size)));
+  const size = Math.max(1, Math.floor(values.length / 10));
+  const parts = Array.from({ length: Math.min(10, values.length) }, (_, i) => of(values.slice(i * size, (i + 1) * size)));
   return { value: of(values), parts };
 }
 
@@ -66,11 +74,8 @@ function runs(values, of) {
 export async function run(out) {
   quiet();
   const { policy } = buildPolicy({});
-  const enforcer = await Enforcer.start({
-    runDirectory: folder(), bpffs: bpffs(), instance: "bench", sandboxes: 1_100, resolverDevice: "enf0", resolvConf: null,
-    onPackets: () => undefined, onQueries: () => undefined, onLink: () => undefined, onNotice: (text) => out.say(text), onFailure: (error) => { throw error; },
-  });
-  const attach = (/** @type {string} */ tap) => enforcer.attach({ tap, policy, gateways: [], guest: [], mac: null, upstreams: [] });
+  const enforcer = await startEngine({ sandboxes: 1_100, say: out.say });
+  const attach = (/** @type {string} */ tap) => attachTap(enforcer, tap, policy);
   const plain = Instance.open({ directory: null, sandboxes: 1 });
   const empty = plain.program("empty");
   const before = await settledRss();
@@ -99,7 +104,7 @@ export async function run(out) {
       };
       if (cycle >= 0) for (const [name, value] of Object.entries(one)) if (!Number.isNaN(value)) taken[/** @type {keyof typeof taken} */ (name)].push(value);
     }
-    const suffix = count === 1_000 ? "" : `@${count}`;
+    const suffix = count === COUNTS.at(-1) ? "" : count === 1 ? "@1" : "@100";
     for (const [id, ours, base, peer, of] of /** @type {const} */ ([
       ["attach.p50", taken.attach, taken.bare, taken.nftOn, median], ["attach.p99", taken.attach, taken.bare, taken.nftOn, p99], ["detach.p99", taken.detach, null, taken.nftOff, p99],
     ])) {
@@ -108,11 +113,11 @@ export async function run(out) {
       rows.push({ ...made, spread: row("", "", { ours: parts }).spread });
     }
   }
-  const agentKib = (await settledRss() - before) / 1024 / 1_000;
+  const agentKib = (await settledRss() - before) / 1024 / attached;
 
   out.say("fresh taps");
   const fresh = [];
-  for (let i = 0; i < 40; i++) {
+  for (let i = 0; i < times(40); i++) {
     const [tap] = makeTaps(3_000 + i, 1);
     fresh.push(await timed(() => attach(tap.name)));
     await enforcer.detach(tap.name);
@@ -126,10 +131,57 @@ export async function run(out) {
   fill(sandbox.tables);
   const full = sandbox.tables.memory() / 1024;
   rows.push(row("mem.sandbox.kernel", "KiB", { ours: [full] }), row("mem.sandbox.kernel.idle", "KiB", { ours: [idle] }), row("mem.sandbox.agent", "KiB", { ours: [agentKib] }));
+  out.say("swap");
+  rows.push(await swap(enforcer));
   // In the order of the table, not of the measurement.
-  for (const name of ["attach.p50", "attach.p99", "attach.fresh", "detach", "mem"]) for (const made of rows.filter(({ id }) => id.startsWith(name)).reverse()) out.row(made);
+  for (const name of ["attach.p50", "attach.p99", "attach.fresh", "detach", "mem", "swap"]) for (const made of rows.filter(({ id }) => id.startsWith(name)).reverse()) out.row(made);
   await enforcer.stop();
   plain.close();
+}
+
+/** Addresses and ports of 500 rules that share no bit; the first allows what the traffic is. @param {number} variant */
+function fiveHundred(variant) {
+  const { v4 } = prefixes(1_000 + variant);
+  return v4.slice(variant).slice(0, 500).map((prefix, i) => (i === 0 ? { prefix: "93.184.216.0/24", port: 443 } : { prefix, port: 1_024 + i }));
+}
+
+/** @param {import("../../dist/agent/enforcer.js").Enforcer} enforcer */
+async function swap(enforcer) {
+  const traffic = await Traffic.start("swap0");
+  ip(`link set swap0 address ${GATEWAY.mac} up\naddr add ${GATEWAY.v4}/30 dev swap0`);
+  const rules = [0, 500].map(fiveHundred);
+  const policies = rules.map((list) => policyOf(["default_egress: deny", "rules:", ...list.map(({ prefix, port }) => `  - {allow: "${prefix}", proto: tcp, ports: [${port}]}`), ""].join("\n")));
+  const tables = rules.map((list) => `table netdev swap { chain guest { type filter hook ingress device swap1 priority 0; policy drop\n${list.map(({ prefix, port }) => `ip daddr ${prefix} tcp dport ${port} counter accept\n`).join("")} }\n}`);
+  const [idle] = [new Tap("swap1", { vnetHeader: true })];
+  const sandbox = await attachTap(enforcer, "swap0", policies[0]);
+  // The self-test of the attach was counted as well.
+  const before = countsOf(sandbox.tables);
+  traffic.go();
+  /** @type {number[]} */
+  const ours = [], peer = [];
+  must(["nft", "-f", "-"], tables[0]);
+  for (let i = 1; i <= SWAPS; i++) {
+    ours.push(await timed(() => enforcer.setPolicy("swap0", policies[i % 2], null)));
+    if (i % 10 === 0) peer.push(await timed(() => must(["nft", "-f", "-"], `delete table netdev swap\n${tables[(i / 10) % 2]}`)));
+  }
+  const sent = await traffic.stop();
+  const after = countsOf(sandbox.tables);
+  const passed = after.allow - before.allow, denied = after.deny - before.deny;
+  if (sent < 10_000 || denied > 0 || passed < sent) throw new Error(`of ${sent} frames sent during ${SWAPS} swaps ${passed} passed and ${denied} were denied`);
+  await enforcer.detach("swap0");
+  idle.close();
+  const { value, parts } = runs(ours, p99);
+  return { ...row("swap.p99", "ms", { ours: [value], peer: [p99(peer)], ratio: "cost" }), spread: row("", "", { ours: parts }).spread };
+}
+
+/** What the guest's frames met so far. @param {import("../../dist/kernel/sandbox-tables.js").SandboxTables} tables */
+function countsOf(tables) {
+  const map = tables.inner("counters");
+  if (map === null) throw new Error("the counters are missing");
+  const sums = { allow: 0, deny: 0, redirect: 0 };
+  for (const { direction, verdict, packets } of readCounters(map)) if (direction === "egress") sums[verdict] += Number(packets);
+  map.close();
+  return sums;
 }
 
 /** @param {import("../../native/index.js").BpfProgram} program @param {number} ifindex */

@@ -19,12 +19,12 @@ import { spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { BareAgent } from "../lib/agent.mjs";
 import { guestBehind, internet, UPLINK } from "../lib/guests.mjs";
-import { inTurns, median, quantile, row } from "../lib/measure.mjs";
+import { inTurns, median, quantile, row, times } from "../lib/measure.mjs";
 import { file, folder, inside, must, quiet, run as command, start, stop } from "../lib/place.mjs";
 
 const ANSWER = fileURLToPath(new URL("../build/answer", import.meta.url));
 const UPSTREAM = "9.9.9.9";
-const MISSES = 50_000;
+const MISSES = times(50_000);
 
 const POLICY = `
 default_egress: deny
@@ -93,19 +93,19 @@ export async function run(out) {
     peer: async () => (await dnsperf("peer", "172.30.2.1", data, args)).qps,
   });
   out.say("dns.cached");
-  const cached = await inTurns(sides(["-l", "1", "-q", "100", "-c", "10"], known), { samples: 7 });
+  const cached = await inTurns(sides(["-l", "1", "-q", "100", "-c", "10"], known), { samples: times(7) });
   out.row(row("dns.cached.qps", "queries/s", { ours: cached.ours, peer: cached.peer, ratio: "rate" }));
 
   const rate = Math.floor(Math.min(median(cached.ours), median(cached.peer)) / 2);
   const percentile = (/** @type {string} */ guest, /** @type {string} */ server) => async () => quantile((await dnsperf(guest, server, known, ["-l", "1", "-q", "100", "-c", "10", "-Q", String(rate), "-v"])).latencies, 0.99);
-  const late = await inTurns({ ours: percentile("guest", "8.8.8.8"), peer: percentile("peer", "172.30.2.1") }, { samples: 7 });
+  const late = await inTurns({ ours: percentile("guest", "8.8.8.8"), peer: percentile("peer", "172.30.2.1") }, { samples: times(7) });
   out.row(row("dns.cached.p99", "ms", { ours: late.ours, peer: late.peer, ratio: "cost" }));
 
   out.say("dns.tcp");
   // Where the server does not end the connections, num-queries-per-conn has dnsperf sleep for 100 ms each time that all of them
   // have had their queries: that would be what is measured.
   const overTcp = ["-m", "tcp", "-l", "1", "-q", "100", "-c", "10"];
-  const tcp = await inTurns({ ours: sides(overTcp, known).ours, peer: sides([...overTcp, "-O", "num-queries-per-conn=100"], known).peer }, { samples: 5 });
+  const tcp = await inTurns({ ours: sides(overTcp, known).ours, peer: sides([...overTcp, "-O", "num-queries-per-conn=100"], known).peer }, { samples: times(5) });
   out.row(row("dns.tcp.qps", "queries/s", { ours: tcp.ours, peer: tcp.peer, ratio: "rate" }));
 
   out.say("dns.miss");
@@ -123,7 +123,7 @@ export async function run(out) {
       peer = await dnsmasq();
       return (await dnsperf("peer", "172.30.2.1", fresh, ["-n", "1", "-q", "100", "-c", "10"])).qps;
     },
-  }, { samples: 5 });
+  }, { samples: times(5) });
   out.row(row("dns.miss.qps", "queries/s", { ours: misses.ours, peer: misses.peer, ratio: "rate" }));
   await stop(peer);
   await sandbox.remove();

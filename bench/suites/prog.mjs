@@ -18,7 +18,7 @@
 import { BpfObject } from "../../native/index.js";
 import { ACK, SYN, tcp } from "../lib/frames.mjs";
 import { Bench, BENCH_OBJECT } from "../lib/kernel.mjs";
-import { inTurns, quietHalf, row } from "../lib/measure.mjs";
+import { inTurns, quietHalf, row, times } from "../lib/measure.mjs";
 import { ALLOWED, NAMED, policyText, PORT } from "../lib/policies.mjs";
 
 const NEXT = -1, DROP = 2;
@@ -124,7 +124,7 @@ async function measure(id, places, { frame, code, walk, long = false, flows = fa
       },
     };
   });
-  const taken = quietHalf(await inTurns({ baseline: subjects[0].baseline, ...Object.fromEntries(subjects.map(({ suffix, ours }) => [`ours${suffix}`, ours])) }, { samples: SAMPLES, warmup: 2 }), "baseline");
+  const taken = quietHalf(await inTurns({ baseline: subjects[0].baseline, ...Object.fromEntries(subjects.map(({ suffix, ours }) => [`ours${suffix}`, ours])) }, { samples: times(SAMPLES), warmup: 2 }), "baseline");
   return subjects.map(({ suffix }) => row(`${id}${suffix}`, "ns", { ours: taken[`ours${suffix}`], baseline: taken.baseline, difference: true }));
 }
 

@@ -15,12 +15,12 @@ import { BpfLink, BpfObject, Tap } from "../../native/index.js";
 import { readCounters } from "../../dist/kernel/counters.js";
 import { ACK, SYN, tcp, withVnetHeader } from "../lib/frames.mjs";
 import { Bench, BENCH_OBJECT } from "../lib/kernel.mjs";
-import { inTurns, quietHalf, row } from "../lib/measure.mjs";
+import { inTurns, quietHalf, row, times } from "../lib/measure.mjs";
 import { nftCounts, nftPolicy } from "../lib/nftables.mjs";
 import { ip, quiet, sysctl } from "../lib/place.mjs";
 import { ALLOWED, policyText, PORT } from "../lib/policies.mjs";
 
-const SAMPLES = 31, FRAMES = 5_000, TSO_FRAMES = 500;
+const SAMPLES = times(31), FRAMES = 5_000, TSO_FRAMES = 500;
 
 /** @param {{row: (row: import("../lib/measure.mjs").Row) => void, say: (text: string) => void}} out */
 export async function run(out) {

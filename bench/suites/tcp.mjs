@@ -19,8 +19,8 @@ import { fileURLToPath } from "node:url";
 import { readCounters } from "../../dist/kernel/counters.js";
 import { BareAgent } from "../lib/agent.mjs";
 import { guestBehind, internet, UPLINK } from "../lib/guests.mjs";
-import { inTurns, quietHalf, row } from "../lib/measure.mjs";
-import { quiet, run as command, start, stop, sysctl } from "../lib/place.mjs";
+import { inTurns, quietHalf, row, times } from "../lib/measure.mjs";
+import { pause, quiet, run as command, start, stop, sysctl } from "../lib/place.mjs";
 
 const RR = fileURLToPath(new URL("../build/rr", import.meta.url));
 const SERVER = "151.101.1.6";
@@ -43,7 +43,7 @@ const THROUGHPUT = [
   { id: "tcp.throughput.frames", args: [], field: RX, frames: true },
 ];
 /** Samples of each side, and ms of one; what a change leaves behind is let pass first. */
-const SAMPLES = 31, WINDOW = 120, SETTLE = 20;
+const SAMPLES = times(31), WINDOW = 120, SETTLE = 20;
 
 /** @param {{row: (row: import("../lib/measure.mjs").Row) => void, say: (text: string) => void}} out */
 export async function run(out) {
@@ -86,11 +86,11 @@ export async function run(out) {
   hold(true);
   const asker = await start([RR, "ask", SERVER, String(ECHO)], guest.name, (line) => line === "ready");
   const lines = createInterface({ input: /** @type {import("node:stream").Readable} */ (asker.stdout) })[Symbol.asyncIterator]();
-  for (const [id, verb, times] of /** @type {const} */ ([["tcp.rr", "rr", 2_000], ["tcp.crr", "crr", 400]])) {
+  for (const [id, verb, exchanges] of /** @type {const} */ ([["tcp.rr", "rr", times(2_000)], ["tcp.crr", "crr", times(400)]])) {
     out.say(id);
     const sample = (/** @type {boolean} */ enforced) => async () => {
       hold(enforced);
-      asker.stdin?.write(`${verb} ${times}\n`);
+      asker.stdin?.write(`${verb} ${exchanges}\n`);
       return Number((await lines.next()).value) / 1_000;
     };
     const taken = quietHalf(await inTurns({ ours: sample(true), baseline: sample(false) }, { samples: SAMPLES }), "baseline");
@@ -107,9 +107,6 @@ function octets(device, column) {
   const line = readFileSync("/proc/net/dev", "latin1").split("\n").find((text) => text.trimStart().startsWith(`${device}:`)) ?? "";
   return Number(line.slice(line.indexOf(":") + 1).trim().split(/\s+/)[column]);
 }
-
-/** @param {number} ms */
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Whether the guest's stack leaves cutting into frames to the device. @param {string} name @param {boolean} on */
 async function segments(name, on) {
