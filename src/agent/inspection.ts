@@ -48,7 +48,7 @@ export class Inspection {
   /** Hands the worker a policy that was staged. Nothing happens where neither it nor a former one needs a look. @throws EnforcerError E_TLS. */
   async serve({ name, slot, generation, tables, policy, compiled, floor, compiledFloor }: Inspected): Promise<void> {
     const known = this.#served.get(slot) === generation;
-    if (!known && !compiled.intercepts && compiledFloor?.intercepts !== true) return;
+    if (!known && !compiled.intercepts && compiledFloor?.intercepts !== true && policy.secrets.length === 0) return;
     const client = await this.#started();
     const intercepted = tables.inner("intercepted");
     if (intercepted === null) throw new EnforcerError("E_TLS", `${name}: the table of intercepted connections is missing`);

@@ -12,6 +12,7 @@ import type { BpfMap } from "../../native/index.js";
 import { formatAddress, isV4, parseAddress } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
 import type { ResolverLink } from "../dns/link.js";
+import { EnforcerError } from "../errors.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import { interceptedAt, type Intercepted } from "../kernel/intercepted.js";
 import type { Policy } from "../policy/types.js";
@@ -91,6 +92,7 @@ export class TlsService {
 
   /** @param intercepted belongs to the service from now on. */
   add(slot: number, generation: number, name: string, policy: Policy, floor: Policy | null, intercepted: BpfMap): void {
+    refuseSecrets(policy);
     this.remove(slot, null);
     this.#sandboxes.set(slot, {
       slot, generation, name, judge: new ConnectionJudge(policy, floor), intercepted,
@@ -103,6 +105,7 @@ export class TlsService {
   async setPolicy(slot: number, generation: number, policy: Policy, floor: Policy | null, intercepted: BpfMap): Promise<void> {
     const sandbox = this.#sandboxes.get(slot);
     if (sandbox === undefined || sandbox.generation !== generation) throw new Error(`slot ${slot} holds no sandbox of generation ${generation}`);
+    refuseSecrets(policy);
     const before = sandbox.judge.policy.tls;
     sandbox.judge = new ConnectionJudge(policy, floor);
     sandbox.intercepted.close();
@@ -384,4 +387,8 @@ export class TlsService {
   #told({ slot, generation }: Sandbox, { remote, remotePort }: Intercepted, reason: ConnectionOutcome | HttpReason, name: string | null, method: string | null, text: string): void {
     this.#options.onDenied({ slot, generation, time: Date.now(), reason, name, address: remote, port: remotePort, method, text });
   }
+}
+
+function refuseSecrets({ secrets }: Policy): void {
+  if (secrets.length > 0) throw new EnforcerError("E_SECRET", `secret ${secrets[0]?.name ?? ""}: secrets are not put in by this version`);
 }
