@@ -194,6 +194,9 @@ __attribute__((noinline)) int judge(struct question *q)
 								    : answer(q, VERDICT_DENY, REASON_INGRESS_DEFAULT);
 	if (header->flags & POLICY_DEFAULT_ALLOW_EGRESS)
 		return allowed(q, header, !!(header->flags & POLICY_INSPECT_DEFAULT), REASON_DEFAULT_ALLOW);
+	/* told at once, so that the client falls back to what can be looked into */
+	if (q->proto == IPPROTO_UDP && known->group == GROUP_PUBLIC && inspected_port(header, q))
+		return answer(q, VERDICT_DENY, REASON_QUIC);
 	if (pinned == PIN_STALE)
 		return answer(q, VERDICT_DENY, REASON_PIN_EXPIRED);
 	if (known->group == GROUP_PUBLIC && header->flags & POLICY_HAS_PINS && pinned == PIN_NONE)

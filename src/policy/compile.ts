@@ -11,6 +11,7 @@ import { groups } from "../addresses/groups.js";
 import { AbiLimit, PolicyFlag, PolicyLayout, layouts } from "../kernel/layout.gen.js";
 import { type BitInfo, assignBits } from "./bits.js";
 import { coversGroup, prefixesOf } from "./coverage.js";
+import { inspectionOf } from "./inspection.js";
 import { type Policy, Proto, type Rule } from "./types.js";
 
 /** Keys (struct lpm4 or lpm6) and values (struct prefix_entry), one after another. */
@@ -36,7 +37,6 @@ const CELLS = PAGE / 2;
 const LEAF = PolicyLayout.POLICY_LEAF;
 const VECTORS_PER_PAGE = PAGE / VECTOR;
 const header = layouts.policy_header.fields;
-const HTTP_PORT = 80;
 
 /** Rule bits, little-endian within a vector: bit i is word i / 64, bit i % 64. */
 class Vector {
@@ -95,7 +95,9 @@ export function compilePolicy(policy: Policy, options: { uid: bigint; floor?: bo
   const groupVectors = groups.map((group) => vectorOf((bit) => bit.rules.some((index) => coversGroup(policy.rules[index] as Rule, group))));
   const prefixGroupVectors = groups.map((group) => vectorOf((bit) => bit.onlyGroup === null || bit.onlyGroup === group));
 
-  const { inspected, inspectDefault, ports: inspectPorts, dot } = inspection(policy, bits, options.inspect === true);
+  const plan = options.inspect === true ? inspectionOf(policy) : null;
+  const inspectPorts = plan?.ports ?? [];
+  if (inspectPorts.length > AbiLimit.INSPECT_PORTS) throw new EnforcerError("E_LIMIT", `${inspectPorts.length} ports whose connections are looked into; ${AbiLimit.INSPECT_PORTS} can be held`, { remedy: "name fewer ports in tls.ports" });
 
   // Page number → cells. Leaves come behind the fixed pages, class pages behind the leaves.
   const cells = new Map<number, Uint16Array>();
@@ -122,41 +124,20 @@ export function compilePolicy(policy: Policy, options: { uid: bigint; floor?: bo
     | (policy.defaultIngress === "allow" ? PolicyFlag.POLICY_DEFAULT_ALLOW_INGRESS : 0)
     | (prefixes4.count > 0 ? PolicyFlag.POLICY_HAS_PREFIXES4 : 0) | (prefixes6.count > 0 ? PolicyFlag.POLICY_HAS_PREFIXES6 : 0)
     | (bits.some((bit) => bit.domain) ? PolicyFlag.POLICY_HAS_PINS : 0)
-    | (options.floor === true ? PolicyFlag.POLICY_HAS_FLOOR : 0) | (inspectDefault ? PolicyFlag.POLICY_INSPECT_DEFAULT : 0);
+    | (options.floor === true ? PolicyFlag.POLICY_HAS_FLOOR : 0) | (plan?.byDefault === true ? PolicyFlag.POLICY_INSPECT_DEFAULT : 0);
   numbers[header.class_page.offset / 4] = classPage;
   numbers[header.pages.offset / 4] = pageCount;
   numbers[header.classes.offset / 4] = classes.vectors.length;
   put(header.allow.offset, vectorOf((bit) => bit.action === "allow"));
   put(header.ingress.offset, vectorOf((bit) => bit.direction === "ingress"));
   put(header.domain.offset, vectorOf((bit) => bit.domain));
-  put(header.inspect.offset, vectorOf((bit) => inspected.has(bit.bit)));
+  put(header.inspect.offset, vectorOf((bit) => bit.rules.some((index) => plan?.rules.has(index) === true)));
   new Uint16Array(pages.buffer, header.inspect_ports.offset, AbiLimit.INSPECT_PORTS).set(inspectPorts);
   groupVectors.forEach((vector, group) => put(PolicyLayout.POLICY_PAGE_GROUPS * PAGE + group * VECTOR, vector));
   prefixGroupVectors.forEach((vector, group) => put(PolicyLayout.POLICY_PAGE_PREFIX_GROUPS * PAGE + group * VECTOR, vector));
   for (const [number, table] of cells) new Uint16Array(pages.buffer, number * PAGE, CELLS).set(table);
   classes.vectors.forEach((vector, number) => put(classPage * PAGE + number * VECTOR, vector));
-  return { uid: options.uid, pages, prefixes4, prefixes6, bits, intercepts: inspected.size > 0 || inspectDefault || dot, dot };
-}
-
-/**
- * What needs a look at the name before it may pass: with interception all that is allowed outward to the inspected ports; without, what
- * a name allows, and what something else allows behind a name that is denied.
- */
-function inspection(policy: Policy, bits: readonly BitInfo[], wanted: boolean): { inspected: ReadonlySet<number>; inspectDefault: boolean; ports: readonly number[]; dot: boolean } {
-  const inspected = new Set<number>();
-  const { intercept, verifyNames, ports: tlsPorts, dot } = policy.tls;
-  if (!wanted || (!intercept && !verifyNames) || policy.noNet) return { inspected, inspectDefault: false, ports: [], dot: false };
-  const ports = [...new Set([...tlsPorts, HTTP_PORT])].sort((a, b) => a - b);
-  if (ports.length > AbiLimit.INSPECT_PORTS) throw new EnforcerError("E_LIMIT", `${ports.length} ports whose connections are looked into; ${AbiLimit.INSPECT_PORTS} can be held`, { remedy: "name fewer ports in tls.ports" });
-  const speaks = (bit: BitInfo): boolean => bit.direction === "egress" && bit.protos.includes(Proto.tcp)
-    && (bit.ports === null || bit.ports.some(({ first, last }) => ports.some((port) => first <= port && port <= last)));
-  let nameDenied = false;
-  for (const bit of bits) {
-    if (!speaks(bit)) continue;
-    if (bit.action === "deny") nameDenied ||= bit.domain;
-    else if (intercept || bit.domain || nameDenied) inspected.add(bit.bit);
-  }
-  return { inspected, inspectDefault: policy.defaultEgress === "allow" && (intercept || nameDenied), ports, dot: intercept && dot === "terminate" };
+  return { uid: options.uid, pages, prefixes4, prefixes6, bits, intercepts: plan !== null && (plan.rules.size > 0 || plan.byDefault || plan.dot), dot: plan?.dot ?? false };
 }
 
 /** Cells by the high octet of the port; where a high octet holds several classes, a leaf by the low octet. */

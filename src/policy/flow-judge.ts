@@ -10,6 +10,7 @@
 import { type Address, isV4 } from "../addresses/address.js";
 import { type Group, type GroupTable, classify } from "../addresses/groups.js";
 import type { reasonNames } from "../kernel/counters.js";
+import { inspectionOf } from "./inspection.js";
 import { coversAddress, coversName, explicitGroups, patternsOf } from "./coverage.js";
 import { type Direction, type Policy, Proto, type Rule, protosOf } from "./types.js";
 
@@ -28,6 +29,8 @@ export interface FlowQuestion {
   readonly names: readonly (readonly string[])[];
   /** Names whose pin at the address has expired: they grant nothing, and say why. */
   readonly expired?: readonly (readonly string[])[];
+  /** The agent looks into connections (`inspect` of compile.ts); default: it does not. */
+  readonly inspect?: boolean;
 }
 
 export interface FlowVerdict {
@@ -36,6 +39,8 @@ export interface FlowVerdict {
   readonly rule: number | null;
   readonly reason: ReasonName;
   readonly group: Group;
+  /** The agent looks at the name on the wire before it passes. */
+  readonly inspected: boolean;
   /** Of `names`, those that a rule of this policy covers; the others are as if they were not pinned. */
   readonly counted: readonly (readonly string[])[];
 }
@@ -51,10 +56,17 @@ export function isNameService(protocol: number, port: number): boolean {
 
 /** @param groups the address groups of the moment. */
 export function judgeFlow(policy: Policy, groups: GroupTable, question: FlowQuestion): FlowVerdict {
-  const { direction, address, protocol, port, names, expired = [] } = question;
+  const { direction, address, protocol, port, names, expired = [], inspect = false } = question;
+  const plan = inspect && direction === "egress" ? inspectionOf(policy) : null;
+  const looked = (protocol === Proto.tcp || protocol === Proto.udp) && plan?.ports.includes(port) === true;
   const group = classify(groups, address);
   const counted = names.filter((name) => policy.rules.some((rule) => coversName(rule, name)));
-  const is = (verdict: "allow" | "deny", reason: ReasonName, rule: number | null = null): FlowVerdict => ({ verdict, rule, reason, group, counted });
+  const is = (verdict: "allow" | "deny", reason: ReasonName, rule: number | null = null): FlowVerdict => ({ verdict, rule, reason, group, counted, inspected: false });
+  // What is allowed to such a port goes to the agent, which cannot look into QUIC.
+  const allowed = (reason: ReasonName, rule: number | null, inspected: boolean): FlowVerdict => {
+    if (!looked || !inspected) return is("allow", reason, rule);
+    return protocol === Proto.udp ? is("deny", "quic", rule) : { ...is("allow", reason, rule), inspected: true };
+  };
 
   if (protocol === (isV4(address) ? Proto.icmpv6 : Proto.icmp)) return is("deny", "protocol");
   if (direction === "egress" && isNameService(protocol, port)) return is("deny", "name-service");
@@ -63,11 +75,12 @@ export function judgeFlow(policy: Policy, groups: GroupTable, question: FlowQues
   for (const rule of policy.rules) {
     if (rule.direction !== direction || !speaksOf(rule, protocol, port)) continue;
     if (!coversAddress(rule, address, group) && !reaching.some((name) => coversName(rule, name))) continue;
-    return rule.action === "allow" ? is("allow", "rule-allow", rule.index) : is("deny", "rule-deny", rule.index);
+    return rule.action === "allow" ? allowed("rule-allow", rule.index, plan?.rules.has(rule.index) === true) : is("deny", "rule-deny", rule.index);
   }
   if (!ordinary.includes(protocol)) return is("deny", "protocol");
-  if ((direction === "egress" ? policy.defaultEgress : policy.defaultIngress) === "allow") return is("allow", "default-allow");
+  if ((direction === "egress" ? policy.defaultEgress : policy.defaultIngress) === "allow") return direction === "egress" ? allowed("default-allow", null, plan?.byDefault === true) : is("allow", "default-allow");
   if (direction === "ingress") return is("deny", "ingress-default");
+  if (looked && protocol === Proto.udp && group === "public") return is("deny", "quic");
   const stale = counted.length === 0 && expired.some((name) => policy.rules.some((rule) => coversName(rule, name)));
   if (stale) return is("deny", "pin-expired");
   if (group === "public" && counted.length === 0 && policy.rules.some((rule) => patternsOf(rule).length > 0)) return is("deny", "no-pin");

@@ -292,6 +292,7 @@ export class TlsService {
   #plainHttp(sandbox: Sandbox, connection: Connection): void {
     this.#bump(sandbox, "plain-http");
     proxyPlainHttp({ guest: connection.socket, passage: this.#passage(sandbox, connection, null), dial: () => this.#dial(connection) });
+    connection.socket.resume(); // it came paused, and an HTTP server does not begin to read by itself
   }
 
   /** @param question what the connection was judged for; null: each request's Host is. */
@@ -350,7 +351,6 @@ export class TlsService {
         socket.off("close", gone);
         upstream.off("error", failed);
         upstream.on("error", () => undefined); // whoever takes it over listens for itself; none may end the process
-        upstream.pause();
         resolve(upstream);
       });
       const failed = (error: Error): void => {
