@@ -120,7 +120,11 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   }));
   gauge("enforcer_tls_connections", "Such connections now.", ["sandbox"], (set) => eachTls((sandbox, { connections }) => set({ sandbox }, connections)));
   gauge("enforcer_tls_connections_limit", "Such connections that the sandbox may have at one time.", ["sandbox"], (set) => eachTls((sandbox, { limit }) => set({ sandbox }, limit)));
-  counter("enforcer_tls_bytes_total", "Octets of connections whose name was verified and that were passed on as they are.", ["sandbox", "direction"], (add) => eachTls((sandbox, { bytesUp, bytesDown }) => {
+  gauge("enforcer_tls_hellos", "Connections whose ClientHello is not whole yet.", ["sandbox"], (set) => eachTls((sandbox, { hellos }) => set({ sandbox }, hellos)));
+  gauge("enforcer_tls_hellos_limit", "Such connections that the sandbox may have at one time.", ["sandbox"], (set) => eachTls((sandbox, { helloLimit }) => set({ sandbox }, helloLimit)));
+  gauge("enforcer_tls_hello_bytes", "Octets that are kept of those ClientHellos.", ["sandbox"], (set) => eachTls((sandbox, { helloOctets }) => set({ sandbox }, helloOctets)));
+  gauge("enforcer_tls_hello_bytes_limit", "Octets that may be kept of them.", ["sandbox"], (set) => eachTls((sandbox, { helloOctetsLimit }) => set({ sandbox }, helloOctetsLimit)));
+  counter("enforcer_tls_bytes_total", "Octets of connections that were looked into, on the guest's side.", ["sandbox", "direction"], (add) => eachTls((sandbox, { bytesUp, bytesDown }) => {
     add({ sandbox, direction: "egress" }, bytesUp);
     add({ sandbox, direction: "ingress" }, bytesDown);
   }));

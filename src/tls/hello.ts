@@ -12,6 +12,8 @@ import { parseAddress } from "../addresses/address.js";
 export const HELLO_MAX = 65_536;
 /** Largest record, with what TLS 1.2 allowed beyond 2^14 (RFC 5246 section 6.2.3). */
 const RECORD_MAX = 16_384 + 256;
+/** Largest ClientHello as it comes: in records of one octet each. */
+export const RAW_MAX = 6 * HELLO_MAX;
 const HANDSHAKE = 22, CLIENT_HELLO = 1;
 const EXTENSION = { serverName: 0, alpn: 16, earlyData: 42, supportedVersions: 43, ech: 0xfe0d } as const;
 
@@ -34,41 +36,46 @@ export interface ClientHello {
 
 export type HelloState = "more" | "hello" | "not-tls" | "malformed" | "too-large";
 
-/** Collects one ClientHello. Feed it until `state` is not "more". */
+/** Collects one ClientHello. Feed it until `state` is not "more". What it costs grows with the octets, not with their pieces. */
 export class HelloReader {
   state: HelloState = "more";
   hello: ClientHello | null = null;
-  /** All octets fed, in order: they belong to whoever takes the connection over. */
-  readonly chunks: Buffer[] = [];
-  #body: Buffer = Buffer.alloc(0);
-  #rest: Buffer = Buffer.alloc(0);
-  #octets = 0;
+  readonly #raw = new Gathered();
+  readonly #body = new Gathered();
+  /** Of `raw`: records before this are in `body`. */
+  #at = 0;
 
   push(chunk: Buffer): HelloState {
-    this.chunks.push(chunk);
-    this.#octets += chunk.length;
-    if (this.state !== "more") return this.state;
-    // One copy a chunk; the whole is bounded.
-    this.#rest = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]);
-    return (this.state = this.#read());
+    this.#raw.add(chunk);
+    if (this.state === "more") this.state = this.#read();
+    return this.state;
   }
 
+  /** All octets fed: they belong to whoever takes the connection over. */
+  get octets(): Buffer { return this.#raw.octets; }
+  /** Of those, what is the hello's own records; all that was looked at. */
+  get read(): Buffer { return this.#raw.octets.subarray(0, this.#at); }
+  /** What came after them and was not looked at. */
+  get after(): Buffer { return this.#raw.octets.subarray(this.#at); }
+
   #read(): HelloState {
+    const raw = this.#raw.octets;
     for (;;) {
-      const rest = this.#rest;
-      if (rest.length > 0 && rest[0] !== HANDSHAKE) return this.#body.length === 0 ? "not-tls" : "malformed";
-      if (rest.length > 1 && rest[1] !== 3) return "not-tls";
+      const at = this.#at, length = raw.length - at;
+      const first = this.#body.octets.length === 0;
+      if (length > 0 && raw[at] !== HANDSHAKE) return first ? "not-tls" : "malformed";
+      if (length > 1 && raw[at + 1] !== 3) return first ? "not-tls" : "malformed";
       // One-octet records make 6 octets of 1: what is kept is bounded as well as what is read.
-      if (this.#octets > 6 * HELLO_MAX) return "too-large";
-      if (rest.length < 5) return "more";
-      const length = rest.readUInt16BE(3);
-      if (length === 0) return "malformed";
-      if (length > RECORD_MAX) return "too-large";
-      if (rest.length < 5 + length) return "more";
-      this.#body = this.#body.length === 0 ? rest.subarray(5, 5 + length) : Buffer.concat([this.#body, rest.subarray(5, 5 + length)]);
-      this.#rest = rest.subarray(5 + length);
-      const body = this.#body;
-      if (body[0] !== CLIENT_HELLO) return "malformed";
+      if (raw.length > RAW_MAX) return "too-large";
+      if (length < 5) return "more";
+      const record = raw.readUInt16BE(at + 3);
+      if (record === 0) return "malformed";
+      if (record > RECORD_MAX) return "too-large";
+      if (length > 5 && first && raw[at + 5] !== CLIENT_HELLO) return "malformed";
+      if (length < 5 + record) return "more";
+      this.#body.add(raw.subarray(at + 5, at + 5 + record));
+      this.#at = at + 5 + record;
+      const body = this.#body.octets;
       if (body.length < 4) continue;
       const size = body.readUIntBE(1, 3) + 4;
       if (size > HELLO_MAX) return "too-large";
@@ -78,6 +85,26 @@ export class HelloReader {
       this.hello = parseClientHello(body.subarray(4, size));
       return this.hello === null ? "malformed" : "hello";
     }
+  }
+}
+
+/** Octets in one piece, however many pieces they came in; the first is kept as it is. */
+class Gathered {
+  octets: Buffer = Buffer.alloc(0);
+  #room: Buffer = this.octets;
+
+  add(chunk: Buffer): void {
+    const length = this.octets.length + chunk.length;
+    if (this.octets.length === 0) {
+      this.octets = chunk;
+      return;
+    }
+    if (length > this.#room.length) {
+      this.#room = Buffer.alloc(2 * length);
+      this.octets.copy(this.#room);
+    }
+    chunk.copy(this.#room, this.octets.length);
+    this.octets = this.#room.subarray(0, length);
   }
 }
 
@@ -161,8 +188,9 @@ function serverNameOf(content: Buffer | undefined): ServerName {
 /** Labels of a host name as TLS and HTTP write it, lower case; null: it is none. */
 export function canonicalLabels(text: string): string[] | null {
   if (text.length === 0 || text.length > 253) return null;
+  // Before it is put into lower case: there are letters beyond ASCII whose lower case is within.
+  if (!text.split(".").every((label) => /^[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$/.test(label))) return null;
   const labels = text.toLowerCase().split(".");
-  if (!labels.every((label) => /^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?$/.test(label))) return null;
   // A last label of digits is read as an address by some (WHATWG URL), and no such domain exists.
   if (/^(?:\d+|0x[0-9a-f]*)$/.test(labels.at(-1) as string) || parseAddress(text) !== null) return null;
   return labels;

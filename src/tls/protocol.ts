@@ -50,9 +50,15 @@ export interface TlsStats {
     readonly generation: number;
     readonly connections: number;
     readonly limit: number;
+    /** Connections whose ClientHello is not whole yet, and the octets kept of them. */
+    readonly hellos: number;
+    readonly helloLimit: number;
+    readonly helloOctets: number;
+    readonly helloOctetsLimit: number;
     readonly outcomes: { readonly [K in ConnectionOutcome]?: number };
     readonly requests: number;
     readonly refused: { readonly [K in HttpReason]?: number };
+    /** From guests, and to them, of all these connections, encrypted as they came. */
     readonly bytesUp: number;
     readonly bytesDown: number;
     readonly leaves: { readonly issued: number; readonly hits: number; readonly evicted: number };

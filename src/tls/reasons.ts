@@ -16,6 +16,7 @@ export const connectionOutcomes = {
   "timeout": "refused: the ClientHello did not come in time",
   "name-changed": "refused: a second ClientHello named another server",
   "limit": "refused: more connections than the sandbox may have",
+  "hello-limit": "refused: too many or too large ClientHellos of the sandbox that were not whole yet",
   "no-upstream": "the far side did not accept the connection",
   "stranger": "refused: not a redirected connection of a sandbox",
   "policy-changed": "ended: the policy no longer allows it",
@@ -25,5 +26,5 @@ export type ConnectionOutcome = keyof typeof connectionOutcomes;
 
 /** Outcomes that are refusals, which events tell. */
 export const refusedOutcomes: ReadonlySet<ConnectionOutcome> = new Set([
-  "no-name", "name-unreadable", "name-denied", "not-pinned", "not-tls", "malformed", "too-large", "timeout", "name-changed", "limit", "policy-changed",
+  "no-name", "name-unreadable", "name-denied", "not-pinned", "not-tls", "malformed", "too-large", "timeout", "name-changed", "limit", "hello-limit", "policy-changed",
 ] as const);

@@ -3,17 +3,18 @@
  * the client says everything again (RFC 8446 section 4.1.4), and might name another server.
  *
  * Holds always: octets of the guest are given on only as far as they were looked at; a second hello that does not name the
- * same server ends the connection before the far side sees it. Looks at record headers and hellos, decrypts nothing.
+ * same server ends the connection before the far side sees it. What is kept is one hello or a record's head; what it costs grows
+ * with the octets, not with their pieces. Looks at record headers and hellos, decrypts nothing.
  */
-import { HelloReader, HELLO_MAX } from "./hello.js";
+import { HelloReader } from "./hello.js";
 
 const HANDSHAKE = 22, CHANGE_CIPHER_SPEC = 20, APPLICATION_DATA = 23;
 const CLIENT_HELLO = 1, SERVER_HELLO = 2;
 const RECORD_MAX = 16_384 + 256;
 /** Of the far side's first octets: record header, message header, version, random. */
 const SERVER_HEAD = 43;
-/** Octets of the guest that wait to be looked at: a hello in the smallest records, or one record. */
-const HELD_MAX = 6 * HELLO_MAX;
+/** Of a record, what says what it is: its header and the first octet of its content. */
+const RECORD_HEAD = 6;
 /** SHA-256 of "HelloRetryRequest": the random of a ServerHello that is one. */
 const RETRY = Buffer.from("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c", "hex");
 
@@ -24,14 +25,18 @@ export class SecondHello {
   /** Nothing has to be looked at any more. */
   done = false;
   #server: Buffer = Buffer.alloc(0);
-  #held: Buffer = Buffer.alloc(0);
+  /** First octets of a record that is not known yet, fewer than RECORD_HEAD. */
+  #head: Buffer = Buffer.alloc(0);
+  /** Octets of a known record that pass unlooked. */
+  #left = 0;
+  #reader: HelloReader | null = null;
 
   /** @param name of the first hello, labels joined by dots. */
   constructor(private readonly name: string) {}
 
   /** Octets of the far side, in order; they always pass. */
   fromServer(chunk: Buffer): void {
-    if (this.done || this.#server.length >= SERVER_HEAD) return;
+    if (this.done || this.#reader !== null || this.#server.length >= SERVER_HEAD) return;
     this.#server = Buffer.concat([this.#server, chunk.subarray(0, SERVER_HEAD)]).subarray(0, SERVER_HEAD);
     const head = this.#server;
     if (head.length < SERVER_HEAD) return;
@@ -42,28 +47,37 @@ export class SecondHello {
 
   /** Octets of the guest after its first hello. */
   fromGuest(chunk: Buffer): Passed {
-    const octets = this.#held.length === 0 ? chunk : Buffer.concat([this.#held, chunk]);
-    let at = 0;
-    while (!this.done && octets.length - at >= 6) {
+    if (this.#reader !== null) return this.#hello(this.#reader, chunk);
+    const octets = this.#head.length === 0 ? chunk : Buffer.concat([this.#head, chunk]);
+    let at = Math.min(this.#left, octets.length);
+    this.#left -= at;
+    while (!this.done && octets.length - at >= RECORD_HEAD) {
       const type = octets[at] as number, length = octets.readUInt16BE(at + 3);
       if (type < CHANGE_CIPHER_SPEC || type > APPLICATION_DATA || length === 0 || length > RECORD_MAX) return "refuse";
       if (type === HANDSHAKE && octets[at + 5] === CLIENT_HELLO) {
-        const reader = new HelloReader();
-        const state = reader.push(octets.subarray(at));
-        if (state === "more") break;
-        const named = reader.hello?.serverName;
-        if (named?.kind !== "name" || named.labels.join(".") !== this.name) return "refuse";
-        this.done = true;
-      } else if (type === HANDSHAKE) {
-        this.done = true; // TLS 1.2 goes on with its key exchange
-      } else if (octets.length - at < 5 + length) {
-        break;
-      } else {
-        at += 5 + length;
+        this.#head = Buffer.alloc(0);
+        const passed = this.#hello((this.#reader = new HelloReader()), octets.subarray(at));
+        return passed === "refuse" ? passed : { pass: at === 0 ? passed.pass : Buffer.concat([octets.subarray(0, at), passed.pass]) };
       }
+      if (type === HANDSHAKE) {
+        this.done = true; // TLS 1.2 goes on with its key exchange
+        break;
+      }
+      const end = Math.min(at + 5 + length, octets.length);
+      this.#left = at + 5 + length - end;
+      at = end;
     }
     if (this.done) at = octets.length;
-    this.#held = octets.subarray(at);
-    return this.#held.length > HELD_MAX ? "refuse" : { pass: octets.subarray(0, at) };
+    this.#head = octets.subarray(at);
+    return { pass: octets.subarray(0, at) };
+  }
+
+  #hello(reader: HelloReader, chunk: Buffer): Passed {
+    if (reader.push(chunk) === "more") return { pass: Buffer.alloc(0) };
+    const named = reader.hello?.serverName;
+    if (named?.kind !== "name" || named.labels.join(".") !== this.name) return "refuse";
+    this.done = true;
+    this.#reader = null;
+    return { pass: reader.octets };
   }
 }

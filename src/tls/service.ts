@@ -4,7 +4,8 @@
  * Holds always: a connection belongs to the sandbox whose address it comes from, which no guest can choose, and was meant for
  * what the kernel's table says; without an entry there it is reset. Nothing is dialled but the address that the guest chose, and
  * not before the name was judged. A refusal is told and ends the connection; waiting never turns into passing. One sandbox has
- * a bounded number of connections. When the policy changes, every connection is judged again.
+ * a bounded number of connections, of hellos that are not whole, and of octets kept of them. When the policy changes, every
+ * connection is judged again.
  * Does not: listen (worker.ts), read HTTP (http/), keep secrets.
  */
 import { connect, type Socket, type TcpNetConnectOpts } from "node:net";
@@ -34,10 +35,16 @@ import { matchesPattern } from "../policy/names.js";
 import type { TlsDenial, TlsStats } from "./protocol.js";
 import { type ConnectionOutcome, connectionOutcomes, refusedOutcomes } from "./reasons.js";
 import { SecondHello } from "./second-hello.js";
-import { splice, type SpliceCounters } from "./splice.js";
+import { splice } from "./splice.js";
 
 /** Connections of one sandbox at one time: what the kernel's table has places for, less what its hash wastes. */
 export const CONNECTIONS = 1_536;
+/** Of those, whose hello is not whole yet; for one more the oldest makes room. */
+export const HELLOS = 512;
+/** Octets kept of those hellos. */
+export const HELLO_OCTETS = 8 << 20;
+/** A peer that has gone without a word is found out after some times this, ms. */
+const KEEP_ALIVE_MS = 120_000;
 /** The whole hello must be there after this, ms, however it comes. */
 const HELLO_MS = 10_000;
 /** The far side must have accepted by then, ms. */
@@ -67,13 +74,18 @@ interface Sandbox {
   readonly connections: Set<Connection>;
   readonly outcomes: { [K in ConnectionOutcome]?: number };
   readonly http: HttpCounters;
-  readonly bytes: SpliceCounters;
+  /** Connections whose hello is not whole yet, oldest first. */
+  readonly hellos: Set<Connection>;
+  helloOctets: number;
+  /** Of connections that are over. */
+  bytesUp: number;
+  bytesDown: number;
 }
 
 interface Connection {
   readonly socket: Socket;
   readonly meant: Intercepted;
-  /** What it was judged for; null: not yet, or it is judged by request. */
+  /** What it was judged for; plain HTTP: what its last request was. null: nothing yet. */
   question: NameQuestion | null;
   end(): void;
 }
@@ -97,7 +109,7 @@ export class TlsService {
     this.#sandboxes.set(slot, {
       slot, generation, name, judge: new ConnectionJudge(policy, floor), intercepted,
       certificates: policy.tls.intercept ? this.#certificates(name) : null,
-      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, bytes: { bytesUp: 0, bytesDown: 0 },
+      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bytesUp: 0, bytesDown: 0,
     });
   }
 
@@ -111,14 +123,20 @@ export class TlsService {
     sandbox.intercepted.close();
     sandbox.intercepted = intercepted;
     if (policy.tls.intercept) sandbox.certificates ??= this.#certificates(sandbox.name);
+    const trustChanged = before.trustHostCas !== policy.tls.trustHostCas || JSON.stringify(before.upstreamCa) !== JSON.stringify(policy.tls.upstreamCa);
     for (const connection of [...sandbox.connections]) {
-      const { question } = connection;
-      // How it is looked into is decided at its beginning, so a change of that ends it too.
-      const same = before.intercept === policy.tls.intercept && (question === null || !policy.tls.intercept || sandbox.judge.bypassed(question.labels) === before.bypass.some((pattern) => matchesPattern(pattern, question.labels)));
+      const { question, meant } = connection;
+      const decrypted = before.intercept && meant.remotePort !== HTTP_PORT && question !== null && !before.bypass.some((pattern) => matchesPattern(pattern, question.labels));
+      const decrypts = policy.tls.intercept && meant.remotePort !== HTTP_PORT && question !== null && !sandbox.judge.bypassed(question.labels);
+      // How it is looked into, and whom its far side was verified by, is decided at its beginning: a change of that ends it too.
+      const same = meant.remotePort === DOT_PORT ? before.intercept === policy.tls.intercept && before.dot === policy.tls.dot : decrypted === decrypts && !(decrypted && trustChanged);
       if (same && question === null) continue;
-      const pinned = question !== null && await this.#pinned(sandbox, question);
-      if (same && question !== null && sandbox.judge.judge(this.#groups, { ...question, pinned: pinned || question.pinned }).reason === "allowed") continue;
-      this.#count(sandbox, "policy-changed", connection.meant, question?.labels ?? null);
+      if (same && question !== null) {
+        // What was told when it began counts for as long as it lives, as it does for connections that nobody looks into.
+        const pinned = question.pinned || await this.#pinned(sandbox, question);
+        if (sandbox.judge.judge(this.#groups, { ...question, pinned }).reason === "allowed") continue;
+      }
+      this.#count(sandbox, "policy-changed", meant, question?.labels ?? null);
       connection.end();
     }
   }
@@ -140,8 +158,10 @@ export class TlsService {
   stats(): TlsStats {
     return {
       strangers: this.#strangers,
-      sandboxes: [...this.#sandboxes.values()].map(({ slot, generation, connections, outcomes, http, bytes, certificates }) => ({
-        slot, generation, connections: connections.size, limit: CONNECTIONS, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused }, ...bytes,
+      sandboxes: [...this.#sandboxes.values()].map(({ slot, generation, connections, hellos, helloOctets, outcomes, http, bytesUp, bytesDown, certificates }) => ({
+        slot, generation, connections: connections.size, limit: CONNECTIONS, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused },
+        hellos: hellos.size, helloLimit: HELLOS, helloOctets, helloOctetsLimit: HELLO_OCTETS,
+        bytesUp: [...connections].reduce((sum, { socket }) => sum + socket.bytesRead, bytesUp), bytesDown: [...connections].reduce((sum, { socket }) => sum + socket.bytesWritten, bytesDown),
         leaves: certificates === null ? { issued: 0, hits: 0, evicted: 0 } : { ...certificates.counters },
       })),
     };
@@ -163,9 +183,14 @@ export class TlsService {
     }
     const connection: Connection = { socket, meant, question: null, end: () => { socket.resetAndDestroy(); } };
     sandbox.connections.add(connection);
-    socket.on("close", () => sandbox.connections.delete(connection));
+    socket.on("close", () => {
+      sandbox.connections.delete(connection);
+      sandbox.bytesUp += socket.bytesRead;
+      sandbox.bytesDown += socket.bytesWritten;
+    });
     socket.on("error", () => socket.destroy());
     socket.setNoDelay(true);
+    socket.setKeepAlive(true, KEEP_ALIVE_MS);
     if (meant.remotePort === HTTP_PORT) this.#plainHttp(sandbox, connection);
     else this.#readHello(sandbox, connection);
   }
@@ -190,32 +215,47 @@ export class TlsService {
   #readHello(sandbox: Sandbox, connection: Connection): void {
     const { socket, meant } = connection;
     const reader = new HelloReader();
+    let kept = 0;
     const timer = setTimeout(() => this.#refuse(sandbox, connection, "timeout", null, null), HELLO_MS);
     const done = (): void => {
       clearTimeout(timer);
+      sandbox.hellos.delete(connection);
+      sandbox.helloOctets -= kept;
+      kept = 0;
       socket.off("data", data);
       socket.off("close", done);
+      socket.off("end", ended);
       socket.pause();
     };
+    const ended = (): void => { socket.destroy(); };
     const data = (chunk: Buffer): void => {
+      kept += chunk.length;
+      sandbox.helloOctets += chunk.length;
       const state = reader.push(chunk);
-      if (state === "more") return;
+      if (state === "more") {
+        if (sandbox.helloOctets > HELLO_OCTETS) this.#refuse(sandbox, connection, "hello-limit", null, null);
+        return;
+      }
       done();
       if (state !== "hello") {
         this.#refuse(sandbox, connection, state, null, state === "not-tls" ? null : ALERT.decodeError);
         return;
       }
-      const serve = meant.remotePort === DOT_PORT ? this.#dot(sandbox, connection, reader) : this.#tls(sandbox, connection, reader.hello as ClientHello, reader.chunks);
+      const serve = meant.remotePort === DOT_PORT ? this.#dot(sandbox, connection, reader) : this.#tls(sandbox, connection, reader);
       serve.catch(() => socket.resetAndDestroy());
     };
     socket.on("data", data);
     socket.on("close", done);
-    socket.on("end", () => { if (reader.state === "more") socket.destroy(); });
+    socket.on("end", ended);
+    // A guest that only knocks loses its own oldest, and its other connections go on.
+    if (sandbox.hellos.size >= HELLOS) this.#refuse(sandbox, sandbox.hellos.values().next().value as Connection, "hello-limit", null, null);
+    sandbox.hellos.add(connection);
     socket.resume();
   }
 
-  async #tls(sandbox: Sandbox, connection: Connection, hello: ClientHello, head: readonly Buffer[]): Promise<void> {
+  async #tls(sandbox: Sandbox, connection: Connection, reader: HelloReader): Promise<void> {
     const { socket, meant } = connection;
+    const hello = reader.hello as ClientHello;
     if (hello.serverName.kind !== "name") {
       this.#refuse(sandbox, connection, hello.serverName.kind === "absent" ? "no-name" : "name-unreadable", null, ALERT.unrecognizedName);
       return;
@@ -232,12 +272,12 @@ export class TlsService {
     connection.question = question;
     const { tls } = sandbox.judge.policy;
     if (!tls.intercept || sandbox.judge.bypassed(labels)) {
-      this.#splice(sandbox, connection, labels, head);
+      this.#splice(sandbox, connection, labels, reader);
       return;
     }
     sandbox.certificates ??= this.#certificates(sandbox.name);
     this.#bump(sandbox, "intercepted");
-    for (const chunk of [...head].reverse()) socket.unshift(chunk);
+    socket.unshift(reader.octets);
     const extra = tls.upstreamCa.filter(({ hosts }) => hosts === null || hosts.some((pattern) => matchesPattern(pattern, labels))).map(({ pem }) => pem);
     await interceptTls({
       guest: socket, alpn: hello.alpn, labels, certificates: sandbox.certificates, context: trustContext({ hostCas: tls.trustHostCas, extra }),
@@ -245,7 +285,7 @@ export class TlsService {
     });
   }
 
-  #splice(sandbox: Sandbox, connection: Connection, labels: readonly string[], head: readonly Buffer[]): void {
+  #splice(sandbox: Sandbox, connection: Connection, labels: readonly string[], reader: HelloReader): void {
     const { socket, meant } = connection;
     this.#dial(connection).then((upstream) => {
       if (socket.destroyed || connection.question === null) {
@@ -257,7 +297,7 @@ export class TlsService {
         socket.resetAndDestroy();
         upstream.resetAndDestroy();
       };
-      splice(socket, upstream, head, sandbox.bytes, new SecondHello(labels.join(".")), () => this.#count(sandbox, "name-changed", meant, labels));
+      splice(socket, upstream, reader.read, reader.after, new SecondHello(labels.join(".")), () => this.#count(sandbox, "name-changed", meant, labels));
     }, () => {
       this.#bump(sandbox, "no-upstream");
       socket.resetAndDestroy();
@@ -279,7 +319,7 @@ export class TlsService {
       return;
     }
     sandbox.certificates ??= this.#certificates(sandbox.name);
-    for (const chunk of [...reader.chunks].reverse()) socket.unshift(chunk);
+    socket.unshift(reader.octets);
     const name = serverName.kind === "name" ? serverName.labels : null;
     const server = sandbox.certificates.server(name === null ? { kind: "address", address: meant.remote } : { kind: "name", labels: name }, alpn.includes("dot") ? ["dot"] : []);
     const stream = await serverHandshake(socket, server, name === null ? null : name.join("."), httpLimits.handshakeMs);
@@ -306,6 +346,7 @@ export class TlsService {
       judge: async (request) => {
         const asked = question ?? await this.#questionOf(sandbox, meant, request);
         if (asked === null) return refuse(400, "host-malformed");
+        connection.question = asked;
         return this.#judgeRequest(sandbox, asked, request, question === null ? "host-denied" : "policy");
       },
       filter: () => null,
@@ -346,6 +387,7 @@ export class TlsService {
       const gone = (): void => { upstream.destroy(new Error("the guest has gone")); };
       socket.once("close", gone);
       upstream.setNoDelay(true);
+      upstream.setKeepAlive(true, KEEP_ALIVE_MS);
       upstream.once("connect", () => {
         clearTimeout(timer);
         socket.off("close", gone);

@@ -2,53 +2,49 @@
  * Passing octets on between guest and far side, both ways, unaltered.
  *
  * Holds always: each side is read only as fast as the other takes it; a side that ends its sending ends only that direction; an
- * error on either side resets both. Counts octets, keeps none.
+ * error on either side resets both. Keeps no octets but those a SecondHello holds back.
  */
 import type { Socket } from "node:net";
 import type { SecondHello } from "./second-hello.js";
 
-export interface SpliceCounters { bytesUp: number; bytesDown: number }
-
 /**
- * @param guest paused, with what was read of it in `head`. @param upstream connected.
- * @param watch looks at what passes until it is done; null: nothing is looked at. @param refused called when it ends the connection.
+ * @param guest paused. @param upstream connected. @param hello what was read of the guest and looked at. @param after what was
+ * read of it besides. @param watch looks at what passes after the hello, until it is done. @param refused called when it ends the
+ * connection.
  */
-export function splice(guest: Socket, upstream: Socket, head: readonly Buffer[], counters: SpliceCounters, watch: SecondHello | null, refused: () => void): void {
+export function splice(guest: Socket, upstream: Socket, hello: Buffer, after: Buffer, watch: SecondHello, refused: () => void): void {
   const reset = (): void => {
     guest.resetAndDestroy();
     upstream.resetAndDestroy();
   };
-  for (const chunk of head) {
-    counters.bytesUp += chunk.length;
-    upstream.write(chunk);
-  }
-  for (const [from, to, key] of [[guest, upstream, "bytesUp"], [upstream, guest, "bytesDown"]] as const) {
-    from.on("data", (chunk: Buffer) => {
-      let pass = chunk;
-      if (watch !== null && !watch.done) {
-        if (from === guest) {
-          const passed = watch.fromGuest(chunk);
-          if (passed === "refuse") {
-            refused();
-            reset();
-            return;
-          }
-          pass = passed.pass;
-        } else {
-          watch.fromServer(chunk);
-        }
-      } else if (watch !== null && from === guest) {
-        pass = (watch.fromGuest(chunk) as { pass: Buffer }).pass; // what was still held goes first
+  let watching = true;
+  const fromGuest = (chunk: Buffer): void => {
+    let pass = chunk;
+    if (watching) {
+      const passed = watch.fromGuest(chunk);
+      if (passed === "refuse") {
+        refused();
+        reset();
+        return;
       }
-      if (pass.length === 0) return;
-      counters[key] += pass.length;
-      if (!to.write(pass)) from.pause();
-    });
+      pass = passed.pass;
+      watching = !watch.done;
+    }
+    if (pass.length > 0 && !upstream.write(pass)) guest.pause();
+  };
+  upstream.write(hello);
+  if (after.length > 0) fromGuest(after);
+  if (guest.destroyed) return;
+  guest.on("data", fromGuest);
+  upstream.on("data", (chunk: Buffer) => {
+    if (watching) watch.fromServer(chunk);
+    if (!guest.write(chunk)) upstream.pause();
+  });
+  for (const [from, to] of [[guest, upstream], [upstream, guest]] as const) {
     to.on("drain", () => from.resume());
     from.on("end", () => to.end());
     from.on("error", reset);
     from.on("close", (failed) => { if (failed) to.resetAndDestroy(); else if (!to.writableEnded) to.end(); });
+    from.resume();
   }
-  guest.resume();
-  upstream.resume();
 }
