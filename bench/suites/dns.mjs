@@ -6,7 +6,8 @@
  *   dns.cached.p99   99th percentile of the answer time, ms, both asked at the same rate: half of the lower dns.cached.qps
  *   dns.miss.qps     50,000 distinct names, each once, asked upstream, pinned, answered; both begin with nothing known
  *   dns.tcp.qps      the cached names over TCP, 10 connections at a time, pipelined; those to dnsmasq are made anew after 100
- *                    queries, for it ends them then
+ *                    queries, for it ends them then; ours are kept
+ *   dns.tcp.anew.qps the same with every connection made anew after 100 queries on both sides (tools/dnstcp.c)
  *
  * Both sides let names under *.example.net be resolved and write each address they tell into the kernel before they answer:
  * the enforcer a pin, dnsmasq an element of an nft set (--nftset), and both refuse private addresses (--stop-dns-rebind). The
@@ -23,6 +24,7 @@ import { inTurns, median, quantile, row, times } from "../lib/measure.mjs";
 import { file, folder, inside, must, quiet, run as command, start, stop } from "../lib/place.mjs";
 
 const ANSWER = fileURLToPath(new URL("../build/answer", import.meta.url));
+const DNSTCP = fileURLToPath(new URL("../build/dnstcp", import.meta.url));
 const UPSTREAM = "9.9.9.9";
 const MISSES = times(50_000);
 
@@ -107,6 +109,14 @@ export async function run(out) {
   const overTcp = ["-m", "tcp", "-l", "1", "-q", "100", "-c", "10"];
   const tcp = await inTurns({ ours: sides(overTcp, known).ours, peer: sides([...overTcp, "-O", "num-queries-per-conn=100"], known).peer }, { samples: times(5) });
   out.row(row("dns.tcp.qps", "queries/s", { ours: tcp.ours, peer: tcp.peer, ratio: "rate" }));
+
+  const anew = (/** @type {string} */ guest, /** @type {string} */ server) => async () => {
+    const match = /^qps (\d+) failed (\d+)$/m.exec(await command([DNSTCP, server, known, "1000", "10", "10", "100"], guest));
+    if (match === null || match[2] !== "0") throw new Error(`${server}: ${match?.[2] ?? "all"} queries over TCP failed`);
+    return Number(match[1]);
+  };
+  const short = await inTurns({ ours: anew("guest", "8.8.8.8"), peer: anew("peer", "172.30.2.1") }, { samples: times(5) });
+  out.row(row("dns.tcp.anew.qps", "queries/s", { ours: short.ours, peer: short.peer, ratio: "rate" }));
 
   out.say("dns.miss");
   const fresh = file("fresh", Array.from({ length: MISSES }, (_, i) => `n${i}.zone${i % 97}.example.net A`).join("\n") + "\n");
