@@ -77,7 +77,7 @@ bench: build ## every benchmark; results in bench/results/latest.json (root)
 	@node bench/run.mjs && node bench/table.mjs
 bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn: build ## one benchmark alone
 	@scripts/need-root.sh "make $@"
-	@node bench/run.mjs $(@:bench-%=%)
+	@node bench/run.mjs $(@:bench-%=%) && node bench/table.mjs
 bench-check: build ## fails when a ratio is worse than the recorded one (root)
 	@scripts/need-root.sh "make bench-check"
 	@node bench/check.mjs
