@@ -77,7 +77,7 @@ export class BpfMap {
   lookupInto(key: Uint8Array, out: Uint8Array): boolean;
   /** flags: 0 any, 1 BPF_NOEXIST, 2 BPF_EXIST. Throws E2BIG when full, EEXIST/ENOENT by flag. */
   update(key: Uint8Array, value: Uint8Array, flags?: number): void;
-  /** Outer map: value is the inner map's descriptor. */
+  /** Outer map. Programs that begin from now on see the change; one that began before may finish with the former inner map. */
   updateInner(index: number, inner: BpfMap): void;
   /** false when there was no such key. */
   delete(key: Uint8Array): boolean;

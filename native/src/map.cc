@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "error.h"
+#include "unwaited.h"
 
 namespace enforcer {
 
@@ -237,9 +238,8 @@ void BpfMap::UpdateInner(const Napi::CallbackInfo& info) {
     args.FailType("updateInner needs a map-in-map with a key of 4 octets");
   }
   if (!args.ok()) return;
-  __u32 fd = static_cast<__u32>(inner->fd());
-  if (bpf_map_update_elem(fd_.get(), &index, &fd, BPF_ANY) != 0) {
-    ThrowErrno(env, errno, {"bpf(BPF_MAP_UPDATE_ELEM)", {}, 0, "inner map at index " + std::to_string(index)});
+  if (int error = ChangeInner(fd_.get(), &index, sizeof index, inner->fd(), inner->info().id); error != 0) {
+    ThrowErrno(env, error, {"bpf(BPF_MAP_UPDATE_ELEM)", {}, 0, "inner map at index " + std::to_string(index)});
   }
 }
 
@@ -249,9 +249,11 @@ Napi::Value BpfMap::Delete(const Napi::CallbackInfo& info) {
   Args args(env);
   Bytes key = args.ByteArray(info[0], "key", info_.key_size);
   if (!args.ok()) return {};
-  if (bpf_map_delete_elem(fd_.get(), key.data) != 0) {
-    if (errno == ENOENT) return Napi::Boolean::New(env, false);
-    ThrowErrno(env, errno, {"bpf(BPF_MAP_DELETE_ELEM)"});
+  bool outer = info_.type == BPF_MAP_TYPE_ARRAY_OF_MAPS || info_.type == BPF_MAP_TYPE_HASH_OF_MAPS;
+  int error = outer ? ChangeInner(fd_.get(), key.data, info_.key_size, -1, 0) : bpf_map_delete_elem(fd_.get(), key.data) == 0 ? 0 : -errno;
+  if (error != 0) {
+    if (error == -ENOENT) return Napi::Boolean::New(env, false);
+    ThrowErrno(env, error, {"bpf(BPF_MAP_DELETE_ELEM)"});
     return {};
   }
   return Napi::Boolean::New(env, true);

@@ -1,0 +1,77 @@
+// See unwaited.h.
+#include "unwaited.h"
+
+#include <bpf/bpf.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "fd.h"
+
+namespace enforcer {
+
+namespace {
+
+constexpr size_t kStack = 64 * 1024;
+
+struct Change {
+  Fd outer, inner;  // inner: invalid for a removal
+  std::vector<uint8_t> key;
+  std::atomic<int> result{1};  // 1: under way; 0 or a negative errno
+};
+
+int Apply(Change& change) {
+  if (!change.inner.valid()) return bpf_map_delete_elem(change.outer.get(), change.key.data()) == 0 ? 0 : -errno;
+  __u32 fd = static_cast<__u32>(change.inner.get());
+  return bpf_map_update_elem(change.outer.get(), change.key.data(), &fd, BPF_ANY) == 0 ? 0 : -errno;
+}
+
+void* Run(void* argument) {
+  std::unique_ptr<std::shared_ptr<Change>> change(static_cast<std::shared_ptr<Change>*>(argument));
+  (*change)->result = Apply(**change);
+  return nullptr;
+}
+
+// What programs find at the key now: an inner map's id, 0 for none.
+__u32 Seen(const Change& change) {
+  __u32 id = 0;
+  return bpf_map_lookup_elem(change.outer.get(), change.key.data(), &id) == 0 ? id : 0;
+}
+
+}  // namespace
+
+int ChangeInner(int outer, const void* key, size_t key_size, int inner, __u32 inner_id) {
+  auto change = std::make_shared<Change>();
+  change->outer = Fd::Duplicate(outer);
+  if (inner >= 0) change->inner = Fd::Duplicate(inner);
+  if (!change->outer.valid() || (inner >= 0 && !change->inner.valid())) return -errno;
+  change->key.assign(static_cast<const uint8_t*>(key), static_cast<const uint8_t*>(key) + key_size);
+  if (inner < 0 && Seen(*change) == 0) return -ENOENT;
+
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, kStack);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  auto* handed = new std::shared_ptr<Change>(change);
+  pthread_t thread;
+  int error = pthread_create(&thread, &attributes, Run, handed);
+  pthread_attr_destroy(&attributes);
+  if (error != 0) {  // no thread to be had: wait here
+    delete handed;
+    return Apply(*change);
+  }
+  for (;;) {
+    int result = change->result;
+    if (result <= 0) return result;
+    if (Seen(*change) == (inner < 0 ? 0 : inner_id)) return 0;
+    sched_yield();
+  }
+}
+
+}  // namespace enforcer
