@@ -23,7 +23,7 @@ import { EnforcerError } from "../errors.js";
 import { readCounters, type Count } from "../kernel/counters.js";
 import { followEvents, type PacketEvent } from "../kernel/events.js";
 import { Globals } from "../kernel/globals.js";
-import { Instance, removePins } from "../kernel/instance.js";
+import { Instance, instanceDirectory, removePins } from "../kernel/instance.js";
 import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
 import { floorUid, SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
 import { selfTest, selfTestTap } from "../kernel/self-test.js";
@@ -142,8 +142,7 @@ export class Enforcer {
 
   async #start(): Promise<void> {
     const { bpffs, instance, resolverDevice, netnsFd } = this.#options;
-    // A dot may not stand in a name on bpffs.
-    const directory = join(bpffs, "enforcer", instance.replaceAll("%", "%25").replaceAll(".", "%2E"));
+    const directory = instanceDirectory(bpffs, instance);
     const fresh = !existsSync(directory);
     refuseOtherLayout(directory);
     this.#instance = Instance.open({ directory, sandboxes: this.#options.sandboxes });

@@ -64,8 +64,8 @@ export function program(): Command {
       });
     });
 
-  agentOptions(root.command("detach").description("take a sandbox out from under its policy; its guest is free from then on").addArgument(sandbox()))
-    .action(async (name: string, flags: AgentFlags) => { await (await import("./detach.js")).detach(name, asked(flags)); });
+  bpffsOption(agentOptions(root.command("detach").description("take a sandbox out from under its policy; its guest is free from then on").addArgument(sandbox())))
+    .action(async (name: string, flags: AgentFlags & { bpffs: string }) => { await (await import("./detach.js")).detach(name, { ...asked(flags), bpffs: flags.bpffs }); });
 
   agentOptions(root.command("list").description("the sandboxes that the agent holds"))
     .action(async (flags: AgentFlags) => { await (await import("./list.js")).list(asked(flags)); });

@@ -115,6 +115,9 @@ export class Instance {
   }
 }
 
+/** Folder of an instance on the BPF file system, where a name may hold no dot. */
+export function instanceDirectory(bpffs: string, instance: string): string { return join(bpffs, "enforcer", instance.replaceAll("%", "%25").replaceAll(".", "%2E")); }
+
 const SPARE_SLOTS = 1;
 /** Names types for the BTF; see bpf/enforcer.bpf.c. */
 const NOT_LOADED = ["abi_types"];

@@ -291,6 +291,39 @@ describe("the agent", () => {
     expect(await reach(world, ADDRESS.metadata4)).toBe(false);
     await agent.client.detach("tap0");
   });
+
+  test("detach takes away what an enforcer in the foreground left when it was killed", async () => {
+    const killed = await world.enforce({ args: ["--foreground"] });
+    expect((await agent.run("detach", "tap0", "--bpffs", world.bpffs)).err).toMatch(/serves it in the foreground.*E_TAP_TAKEN/s);
+    await killed.service.stop("SIGKILL");
+    expect(await reach(world, ADDRESS.metadata4)).toBe(false);
+    await expect(attach("tap0")).rejects.toMatchObject({ code: "E_TAP_TAKEN" });
+    const detached = await agent.run("detach", "tap0", "--bpffs", world.bpffs);
+    expect(detached.out, detached.err).toBe("detached tap0\n");
+    expect(await reach(world, ADDRESS.metadata4)).toBe(true);
+    expect((await world.host.must(["cat", "/proc/sys/net/ipv4/conf/tap0/rp_filter"])).trim()).toBe("0");
+    await attach("tap0");
+    await agent.client.detach("tap0");
+  });
+
+  test("A22 a sandbox with the tap, the name, the address and the ifindex of a former one has nothing of it", async () => {
+    const policy = rules("allow@site.example:tcp:80");
+    await attach("tap0", { policy });
+    const first = await agent.client.sandbox("tap0");
+    expect((await pinned(world)).ok).toBe(true);
+    expect((await agent.client.pins("tap0")).pins).toHaveLength(1);
+    await agent.client.detach("tap0");
+    await attach("tap0", { policy });
+    const second = await agent.client.sandbox("tap0");
+    expect({ ifindex: second.ifindex, slot: second.slot, adopted: second.adopted }).toEqual({ ifindex: first.ifindex, slot: first.slot, adopted: false });
+    expect(second.generation).not.toBe(first.generation);
+    expect(await agent.client.pins("tap0")).toEqual({ pins: [], former: [] });
+    expect((await agent.client.flows("tap0")).total).toBe(0);
+    expect(second.counters.filter(({ reason }) => reason === "rule-allow")).toEqual([]);
+    expect(await reach(world, ADDRESS.site4)).toBe(false);
+    expect((await agent.client.explain("tap0", { destination: ADDRESS.site4, port: 80 })).flows[0]).toMatchObject({ pin: "never-asked" });
+    await agent.client.detach("tap0");
+  });
 });
 
 describe("taps that come and go", () => {
