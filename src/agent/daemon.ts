@@ -19,7 +19,7 @@ import { readAgentConfig, type AgentConfig, type AttachPattern } from "../config
 import type { DeniedQuery } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
-import { readFlows } from "../kernel/flows.js";
+import { flowsOf } from "../kernel/flows.js";
 import { tcMechanism } from "../kernel/tap-link.js";
 import type { LinkEvent } from "../net/host-watch.js";
 import { checkInterfaceName, findLink, findLinkByIndex, listLinks } from "../net/links.js";
@@ -625,28 +625,22 @@ export class Agent {
     for (const known of this.known()) {
       if (known.state !== "enforced") continue;
       const { sandbox, engine } = known;
-      const map = sandbox.tables.inner("flows");
-      if (map === null) continue;
-      try {
-        const { rows } = readFlows(map, Infinity);
-        const before = this.#flowsSeen.get(sandbox.name);
-        const seen = new Set<string>();
-        let told = 0;
-        for (const row of rows) {
-          const key = `${row.protocol} ${row.guestPort} ${row.remotePort} ${Buffer.from(row.remote).toString("hex")}`;
-          seen.add(key);
-          // The first reading is what was there already.
-          if (before === undefined || before.has(key) || told++ >= FLOWS_TOLD) continue;
-          const rule = row.rule === null ? null : (sandbox.compiled.bits[row.rule]?.text ?? null);
-          this.#events = this.#events.then(async () => {
-            const names = await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []);
-            this.#tell({ ...describeAllowed(sandbox.name, row, names, rule) });
-          });
-        }
-        this.#flowsSeen.set(sandbox.name, seen);
-      } finally {
-        map.close();
+      const { rows } = flowsOf(sandbox.tables, Infinity);
+      const before = this.#flowsSeen.get(sandbox.name);
+      const seen = new Set<string>();
+      let told = 0;
+      for (const row of rows) {
+        const key = `${row.protocol} ${row.guestPort} ${row.remotePort} ${Buffer.from(row.remote).toString("hex")}`;
+        seen.add(key);
+        // The first reading is what was there already.
+        if (before === undefined || before.has(key) || told++ >= FLOWS_TOLD) continue;
+        const rule = row.rule === null ? null : (sandbox.compiled.bits[row.rule]?.text ?? null);
+        this.#events = this.#events.then(async () => {
+          const names = await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []);
+          this.#tell({ ...describeAllowed(sandbox.name, row, names, rule) });
+        });
       }
+      this.#flowsSeen.set(sandbox.name, seen);
     }
   }
 

@@ -99,7 +99,7 @@ export function describeAllowed(sandbox: string, flow: FlowRow, names: readonly 
   return {
     event: "allowed", time: new Date().toISOString(), sandbox, direction: flow.direction, protocol: protocolName(flow.protocol),
     guest_port: ports ? flow.guestPort : null, destination: flow.direction === "egress" ? remote : null, source: flow.direction === "ingress" ? remote : null,
-    port: ports ? flow.remotePort : null, name: names[0] ?? null, reason: rule === null ? "default-allow" : "rule-allow", rule,
+    port: ports ? flow.remotePort : null, name: names[0] ?? null, reason: flow.intercepted ? "intercepted" : rule === null ? "default-allow" : "rule-allow", rule,
   };
 }
 

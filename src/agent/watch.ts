@@ -67,7 +67,7 @@ function filterOf({ sandbox, verdict, reason, destination }: WatchQuery): (event
 }
 
 function verdictOf({ event }: WatchEvent): "allow" | "deny" | null {
-  return event === "allowed" ? "allow" : event === "denied" || event === "dns-denied" ? "deny" : null;
+  return event === "allowed" ? "allow" : event === "denied" || event === "dns-denied" || event === "tls-denied" ? "deny" : null;
 }
 
 function destinationFilter(text: string): (event: WatchEvent) => boolean {

@@ -148,7 +148,7 @@ export interface PinsAnswer {
 
 export interface FlowsAnswer {
   readonly total: number;
-  readonly flows: readonly { readonly direction: string; readonly protocol: string; readonly guest_port: number; readonly remote: string; readonly remote_port: number; readonly name: string | null; readonly rule: string | null; readonly lasted: number }[];
+  readonly flows: readonly { readonly direction: string; readonly protocol: string; readonly guest_port: number; readonly remote: string; readonly remote_port: number; readonly name: string | null; readonly rule: string | null; /** seconds from the first packet to the last; null: not known */ readonly lasted: number | null; /** through the agent, which looks who is meant */ readonly intercepted: boolean }[];
 }
 
 export interface ReloadAnswer {

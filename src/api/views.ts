@@ -7,7 +7,7 @@ import { clockMonotonicCoarse, libbpfVersion } from "../../native/index.js";
 import { formatAddress, formatPrefix } from "../addresses/address.js";
 import type { Agent, Known } from "../agent/daemon.js";
 import { protocolName } from "../agent/verdicts.js";
-import { readFlows } from "../kernel/flows.js";
+import { flowsOf } from "../kernel/flows.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import { version } from "../version.js";
 import { API_VERSION, type AgentStatus, type FlowsAnswer, type PinsAnswer, type SandboxStatus, type SandboxSummary, type VersionAnswer } from "./schema.js";
@@ -89,19 +89,14 @@ export async function pinsView(agent: Agent, name: string): Promise<PinsAnswer> 
 
 export async function flowsView(agent: Agent, name: string, limit: number): Promise<FlowsAnswer> {
   const { engine, sandbox } = agent.enforced(name);
-  const map = sandbox.tables.inner("flows");
-  if (map === null) return { total: 0, flows: [] };
-  try {
-    const { rows, total } = readFlows(map, limit);
-    const names = await Promise.all(rows.map(({ remote }) => engine.enforcer.namesOf(sandbox, remote).catch(() => [])));
-    return {
-      total,
-      flows: rows.map((row, i) => ({
-        direction: row.direction, protocol: protocolName(row.protocol), guest_port: row.guestPort, remote: formatAddress(row.remote), remote_port: row.remotePort, name: names[i]?.[0] ?? null,
-        rule: row.rule === null ? null : row.policy === sandbox.compiled.uid ? (sandbox.compiled.bits[row.rule]?.text ?? null) : "a former policy's", lasted: Math.round(row.lasted * 1000) / 1000,
-      })),
-    };
-  } finally {
-    map.close();
-  }
+  const { rows, total } = flowsOf(sandbox.tables, limit);
+  const names = await Promise.all(rows.map(({ remote }) => engine.enforcer.namesOf(sandbox, remote).catch(() => [])));
+  return {
+    total,
+    flows: rows.map((row, i) => ({
+      direction: row.direction, protocol: protocolName(row.protocol), guest_port: row.guestPort, remote: formatAddress(row.remote), remote_port: row.remotePort, name: names[i]?.[0] ?? null,
+      rule: row.rule === null ? null : row.policy === sandbox.compiled.uid ? (sandbox.compiled.bits[row.rule]?.text ?? null) : "a former policy's",
+      lasted: row.lasted === null ? null : Math.round(row.lasted * 1000) / 1000, intercepted: row.intercepted,
+    })),
+  };
 }

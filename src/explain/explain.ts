@@ -13,9 +13,11 @@ import { protocolName } from "../agent/verdicts.js";
 import { ruleText } from "../policy/bits.js";
 import { coversAddress, coversName, explicitGroups, patternsOf } from "../policy/coverage.js";
 import { judgeFlow, speaksOf, type FlowVerdict } from "../policy/flow-judge.js";
+import { inspectionOf } from "../policy/inspection.js";
 import { NameJudge, type NameVerdict } from "../policy/judge.js";
 import { formatPorts } from "../policy/rules.js";
 import { type Direction, type Policy, Proto, type Rule } from "../policy/types.js";
+import { ConnectionJudge } from "../tls/judge.js";
 
 /** What a sandbox was told of an address or a name. */
 export interface PinFact { readonly labels: readonly string[]; readonly address: Address; /** Seconds that are left; negative or 0: expired that long ago. */ readonly left: number }
@@ -64,6 +66,8 @@ export interface FlowExplanation {
   readonly verdict: "allow" | "deny" | "redirect";
   readonly reason: string;
   readonly judged: readonly Judgement[];
+  /** Where the agent looks who is meant: what comes of a connection that carries the name asked about; null: no name was, or it does not look. */
+  readonly connection: "allowed" | "name-denied" | "not-pinned" | null;
   readonly pin: PinState;
   readonly pins: readonly { readonly name: string; readonly left: number; readonly counts: boolean }[];
 }
@@ -95,8 +99,7 @@ export function explain(facts: ExplainFacts, question: ExplainQuestion): Explana
     [verdict, reason] = ["deny", "lookup"];
   } else if (flows.length > 0) {
     // Of several addresses one that is denied is what the guest will meet.
-    const worst = flows.find((flow) => flow.verdict === "deny") ?? flows[0]!;
-    [verdict, reason] = [worst.verdict, worst.reason];
+    [verdict, reason] = outcome(flows.find((flow) => outcome(flow)[0] === "deny") ?? flows[0]!);
   } else {
     const told = facts.pins.filter((pin) => same(pin.labels, name!));
     why.push(told.length === 0 ? `${display(name!)} was never asked for by this sandbox, so no address of it is known here` : `${display(name!)} was told ${told.map(({ address: one, left }) => `${formatAddress(one)} until ${seconds(-left)} ago`).join(", ")}`);
@@ -105,15 +108,21 @@ export function explain(facts: ExplainFacts, question: ExplainQuestion): Explana
     const flow = explainFlow(assumed, question, assumed.pins[0]!.address, [], advice);
     // Of the address that stands for any, nothing is advised.
     change.push(...advice.filter((one) => !one.includes(formatAddress(assumed.pins[0]!.address))));
-    [verdict, reason] = [flow.verdict, flow.reason];
-    const deciding = flow.judged.find((judged) => judged.verdict === verdict) ?? flow.judged[0];
-    why.push(`a public address that it has would be ${verdict === "allow" ? "allowed" : "denied"} under that name: ${deciding?.rule === null || deciding === undefined ? reasonText(reason) : ruleWords(deciding.rule)}`);
+    [verdict, reason] = outcome(flow);
+    const deciding = flow.judged.find((judged) => judged.verdict === (verdict === "deny" ? "deny" : "allow")) ?? flow.judged[0];
+    why.push(`a public address that it has would be ${verdict === "deny" ? "denied" : "allowed"} under that name: ${deciding?.rule === null || deciding === undefined || reason === "quic" ? reasonText(reason) : ruleWords(deciding.rule)}${flow.connection === null ? "" : ", and the agent looks at the name that the connection carries"}`);
   }
-  if (verdict === "allow") change.length = 0;
+  if (verdict !== "deny") change.length = 0;
   return {
     sandbox: facts.sandbox, question: { direction, name: name === null ? null : display(name), address: address === null ? null : formatAddress(address), protocol: protocolName(protocol), port: ported ? port : null },
     verdict, reason, lookup, flows, why, change: [...new Set(change)],
   };
+}
+
+/** What the guest meets: behind the packet path's word, the agent's own where it looks who is meant. */
+function outcome({ verdict, reason, connection }: FlowExplanation): [Explanation["verdict"], string] {
+  if (reason !== "intercepted" || connection === null) return [verdict, reason];
+  return connection === "allowed" ? ["allow", "intercepted"] : ["deny", connection];
 }
 
 /** One flow, in both policies. Its verdict and reason are those of the kernel program. */
@@ -132,14 +141,15 @@ export function explainFlow(facts: ExplainFacts, question: ExplainQuestion, addr
   const judgements: { readonly judged: Judgement; readonly flow: FlowVerdict; readonly of: Policy }[] = [];
   for (const [which, of] of [["policy", policy], ["floor", floor]] as const) {
     if (of === null) continue;
-    const flow = judgeFlow(of, groups, ask);
+    const flow = judgeFlow(of, groups, { ...ask, inspect: true });
     judgements.push({ of, flow, judged: { policy: which, verdict: flow.verdict, reason: flow.reason, rule: flow.rule === null ? null : ruleFact(of.rules[flow.rule]!) } });
   }
   const own = judgements[0]!;
   const pin: PinState = name !== null && live.some(({ labels }) => same(labels, name)) ? "live" : name === null && live.length > 0 ? "live"
     : live.length > 0 ? "other-name" : expired.length > 0 ? "expired" : facts.others.length > 0 ? "other-sandbox" : "never-asked";
+  let connection: FlowExplanation["connection"] = null;
   const answer = (verdict: FlowExplanation["verdict"], reason: string): FlowExplanation => ({
-    address: formatAddress(address), group, group_source: source, verdict, reason, judged: judgements.map(({ judged }) => judged), pin,
+    address: formatAddress(address), group, group_source: source, verdict, reason, judged: judgements.map(({ judged }) => judged), connection, pin,
     pins: here.map(({ labels, left }) => ({ name: display(labels), left, counts: left > 0 && own.flow.counted.some((one) => same(one, labels)) && !explicitGroups.includes(group) })),
   });
 
@@ -147,17 +157,39 @@ export function explainFlow(facts: ExplainFacts, question: ExplainQuestion, addr
     why.push("port 53 goes to the agent's resolver, whatever address is aimed at");
     return answer("redirect", "dns-redirect");
   }
+  if (direction === "egress" && port === 853 && protocol === Proto.tcp && unicast(address) && inspectionOf(policy).dot) {
+    why.push("DNS over TLS is ended by the agent, which answers it itself, whatever address is aimed at");
+    return answer("redirect", "intercepted");
+  }
   const matters = (direction === "egress" || live.length > 0) && [policy, floor].some((one) => one !== null && one.rules.some((rule) => patternsOf(rule).length > 0));
   if (matters) pinSentences(facts, question, address, { live, expired, pin, group }, why);
   for (const { judged, flow, of } of judgements) {
     const whose = judged.policy === "floor" ? "the floor" : "the policy";
-    if (judged.rule !== null) why.push(`${whose} ${judged.verdict === "allow" ? "allows" : "denies"} ${where} by ${ruleWords(judged.rule)}`);
+    if (judged.reason === "quic") why.push(`${whose} denies ${where}: ${reasonText("quic")}`);
+    else if (judged.rule !== null) why.push(`${whose} ${judged.verdict === "allow" ? "allows" : "denies"} ${where} by ${ruleWords(judged.rule)}`);
     else why.push(`${whose} ${judged.verdict === "allow" ? "allows" : "denies"} ${where}: ${reasonText(judged.reason)}`);
     if (judged.verdict === "deny") changes(of, judged, flow, question, address, group, { live, expired, pin }, why, change);
   }
   // Where the policy allows and the floor does not, the packet path says so and no more.
-  const floored = own.judged.verdict === "allow" && judgements.some(({ judged }) => judged.verdict === "deny");
-  return floored ? answer("deny", "floor") : answer(own.judged.verdict, own.judged.reason);
+  const refusing = own.judged.verdict === "allow" ? judgements.find(({ judged }) => judged.verdict === "deny") : undefined;
+  if (refusing !== undefined) return answer("deny", refusing.judged.reason === "quic" ? "quic" : "floor");
+  if (own.judged.verdict === "deny" || !judgements.some(({ flow }) => flow.inspected)) return answer(own.judged.verdict, own.judged.reason);
+  const plain = port === 80 && !policy.tls.ports.includes(80);
+  why.push(`the agent looks at ${plain ? "the Host of each request" : "the server name of the TLS handshake"}: it must be allowed, and told to this sandbox for that address`);
+  if (name !== null) {
+    const spoken = new ConnectionJudge(policy, floor).judge(groups, { address, port, labels: name, pinned: live.some(({ labels }) => same(labels, name)) });
+    connection = spoken.reason;
+    why.push(`a connection that names ${display(name)} ${spoken.reason === "allowed" ? `is let through${spoken.rule === null ? "" : ` by ${ruleWords(ruleFact(spoken.rule))}`}` : spoken.reason === "not-pinned" ? "is refused: this sandbox was not told that the name is there" : `is refused${spoken.rule === null ? ": no rule allows the name" : ` by ${ruleWords(ruleFact(spoken.rule))}`}`}`);
+    if (spoken.reason === "not-pinned") change.push(`let the guest look ${display(name)} up and use the address that it is told`);
+    else if (spoken.reason === "name-denied") change.push(spoken.rule === null ? `allow the name: \`allow: ${display(name)}\`` : `change ${ruleWords(ruleFact(spoken.rule))}`);
+    else if (policy.tls.intercept && !plain) why.push(new ConnectionJudge(policy, floor).bypassed(name) ? "its TLS is passed on as it is (tls.bypass)" : "its TLS is ended by the agent and begun again toward the server (tls.intercept)");
+    const shaped = policy.rules.find((rule) => rule.http !== undefined && rule.direction === "egress" && coversName(rule, name) && speaksOf(rule, protocol, port));
+    if (shaped !== undefined && spoken.reason === "allowed") why.push(`requests are also held to ${ruleWords(ruleFact(shaped))}`);
+  } else {
+    const told = live.filter(({ labels }) => new ConnectionJudge(policy, floor).judge(groups, { address, port, labels, pinned: true }).reason === "allowed");
+    why.push(told.length === 0 ? "no name that this sandbox was told for the address would be let through" : `let through is what names ${told.map(({ labels }) => display(labels)).join(" or ")}`);
+  }
+  return answer("redirect", "intercepted");
 }
 
 function lookUp(facts: ExplainFacts, name: readonly string[], why: string[], change: string[]): Explanation["lookup"] {
@@ -205,6 +237,7 @@ function changes(policy: Policy, judged: Judgement, flow: FlowVerdict, question:
   const shape = protocol === Proto.tcp || protocol === Proto.udp ? `, proto: ${protocolName(protocol)}, ports: [${port}]` : "";
   if (policy.noNet) return void change.push(`${place}attach it without --no-net`);
   if (judged.reason === "name-service") return void change.push("nothing opens this port: let the guest use ordinary DNS on port 53");
+  if (judged.reason === "quic") return void change.push("nothing opens QUIC where names are looked at: clients fall back to TCP by themselves");
   if (judged.reason === "protocol") {
     change.push(protocol === (isV4(address) ? Proto.icmpv6 : Proto.icmp) ? "nothing: the protocol is of the other IP version" : `${place}add a rule that names the protocol: \`proto: ${protocol}\``);
     return;
@@ -275,6 +308,7 @@ const defaults: Readonly<Record<string, string>> = {
   "ingress-default": "no rule of direction ingress matches, and the default denies",
   "name-service": "the port carries another name service, which would let a guest hear names that nobody judged",
   protocol: "no rule names the protocol",
+  quic: "UDP to a port where the agent looks who is meant, which QUIC does not show it",
 };
 
 function reasonText(reason: string): string { return defaults[reason] ?? (reason.startsWith("default-") ? `no rule matches, and the default denies (group ${reason.slice(8)})` : reason); }

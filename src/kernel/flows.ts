@@ -7,7 +7,7 @@
 import { tickNanoseconds, type BpfMap } from "../../native/index.js";
 import type { Address } from "../addresses/address.js";
 import type { DirectionName } from "./counters.js";
-import { AbiLimit, Direction, layouts } from "./layout.gen.js";
+import { AbiLimit, Direction, layouts, RedirectState } from "./layout.gen.js";
 
 const key = layouts.flow_key.fields, value = layouts.flow.fields;
 
@@ -24,12 +24,14 @@ export interface FlowRow {
   readonly rule: number | null;
   /** uid of the policy under which it was last allowed. */
   readonly policy: bigint;
-  /** Seconds between its first packet and its last one so far. */
-  readonly lasted: number;
+  /** Seconds between its first packet and its last one so far; null: not known. */
+  readonly lasted: number | null;
+  /** It goes through the agent, which looks who is meant. */
+  readonly intercepted: boolean;
 }
 
 /** @param limit entries at most; `total` counts all. */
-export function readFlows(map: BpfMap, limit: number): { readonly rows: FlowRow[]; readonly total: number } {
+function readFlows(map: BpfMap, limit: number): { readonly rows: FlowRow[]; readonly total: number } {
   const { keys, values, count } = map.entries();
   const tick = tickNanoseconds();
   const rows: FlowRow[] = [];
@@ -42,8 +44,40 @@ export function readFlows(map: BpfMap, limit: number): { readonly rows: FlowRow[
       remote: Uint8Array.from(keys.subarray(k + key.remote.offset, k + key.remote.offset + 16)),
       remotePort: keys.readUInt16BE(k + key.remote_port.offset), guestPort: keys.readUInt16BE(k + key.guest_port.offset),
       rule: rule >= AbiLimit.MAX_RULES ? null : rule, policy: values.readBigUInt64LE(v + value.policy.offset),
-      lasted: Number(seen - created) * tick / 1e9,
+      lasted: Number(seen - created) * tick / 1e9, intercepted: false,
     });
   }
   return { rows, total: count };
+}
+
+/** Connections that go through the agent. @param map `intercepted` of the slot. */
+function readIntercepted(map: BpfMap, limit: number): { readonly rows: FlowRow[]; readonly total: number } {
+  const { values, count } = map.entries();
+  const { size, fields } = layouts.redirect;
+  const rows: FlowRow[] = [];
+  let total = 0;
+  for (let i = 0; i < count; i++) {
+    const entry = values.subarray(i * size, (i + 1) * size);
+    if (entry.readUInt32LE(fields.state.offset) !== RedirectState.REDIRECT_LIVE || entry[fields.closing.offset] !== 0) continue;
+    if (total++ >= limit) continue;
+    rows.push({
+      protocol: entry[fields.proto.offset]!, direction: "egress", remote: Uint8Array.from(entry.subarray(fields.remote.offset, fields.remote.offset + 16)),
+      remotePort: entry.readUInt16BE(fields.remote_port.offset), guestPort: entry.readUInt16BE(fields.guest_port.offset), rule: null, policy: 0n, lasted: null, intercepted: true,
+    });
+  }
+  return { rows, total };
+}
+
+/** Both kinds, of one sandbox's tables. */
+export function flowsOf(tables: { inner(name: "flows" | "intercepted"): BpfMap | null }, limit: number): { readonly rows: FlowRow[]; readonly total: number } {
+  const both = (["flows", "intercepted"] as const).map((name) => {
+    const map = tables.inner(name);
+    if (map === null) return { rows: [], total: 0 };
+    try {
+      return name === "flows" ? readFlows(map, limit) : readIntercepted(map, limit);
+    } finally {
+      map.close();
+    }
+  });
+  return { rows: both.flatMap(({ rows }) => rows).slice(0, limit), total: both.reduce((sum, { total }) => sum + total, 0) };
 }

@@ -183,7 +183,9 @@ describe("the agent", () => {
     expect(await ask("http://site.example/x")).toMatchObject({ verdict: "allow", lookup: { allowed: true }, flows: [] });
     expect(await ask("https://site.example/x")).toMatchObject({ verdict: "deny", reason: "default-public" });
     expect((await pinned(world)).ok).toBe(true);
-    expect(await ask("http://site.example/x")).toMatchObject({ verdict: "allow", reason: "rule-allow", flows: [{ address: ADDRESS.site4, pin: "live", judged: [{ rule: { number: 2, line: 3, file } }] }] });
+    expect(await ask("http://site.example/x")).toMatchObject({ verdict: "allow", reason: "intercepted", flows: [{ address: ADDRESS.site4, pin: "live", connection: "allowed", judged: [{ rule: { number: 2, line: 3, file } }] }] });
+    // A name that was not told for the address is refused by the agent, whatever the kernel says of the address.
+    expect((await world.guest.probe(["http", ADDRESS.site4, "80", "other.example", "/"], 1500)).ok).toBe(false);
     const port = await ask("https://site.example/x");
     expect(port).toMatchObject({ verdict: "deny", reason: "default-public", flows: [{ pin: "live" }] });
     expect(port.why.join("\n")).toMatch(/rule 2 .*explained\.yaml:3\) speaks of port 80/);

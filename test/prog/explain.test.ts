@@ -18,9 +18,12 @@ const policies = [
   "default_egress: allow\nrules: [{deny: metadata}, {deny: 93.184.216.0/24, proto: udp}, {allow: any, direction: ingress, proto: tcp, ports: [8080]}]",
   "default_ingress: allow\nrules: [{allow: site.example, proto: icmp}, {allow: private, proto: [47]}, {allow: 169.254.169.254}]",
   "rules: []",
+  "tls: {intercept: true, ports: [443, 8443]}\nrules: [{deny: other.example}, {allow: public}, {allow: site.example, ports: [8443]}]",
 ];
 const floors = [null, "rules: [{deny: private}, {allow: public, ports: [1-1023]}]", "default_egress: allow\ndefault_ingress: allow\nrules: [{deny: other.example}, {deny: metadata}]"];
 const destinations = [SITE.v4, SITE.v6, SITE.other4, "10.0.0.1", "10.1.2.3", "169.254.169.254", "127.0.0.1", "224.0.0.9", "240.0.0.9", "fd00::9", "64:ff9b::a9fe:a9fe", "203.0.114.9"];
+/** Where pins are tried: public, private and the host's. */
+const PINNED = [SITE.v4, SITE.v6, "10.1.2.3", "10.0.0.1"];
 const shapes = [[PROTOCOL.tcp, 443], [PROTOCOL.tcp, 80], [PROTOCOL.tcp, 22], [PROTOCOL.tcp, 53], [PROTOCOL.tcp, 853], [PROTOCOL.udp, 443], [PROTOCOL.udp, 5353], [PROTOCOL.icmp, 0], [47, 0]] as const;
 const pinnings: readonly (readonly { name: string; seconds: number }[])[] = [
   [], [{ name: "site.example", seconds: 300 }], [{ name: "site.example", seconds: -5 }], [{ name: "other.example", seconds: 300 }],
@@ -32,7 +35,7 @@ describe.each(floors)("explain under the floor %s", (floor) => {
   beforeAll(() => {
     lab = Lab.open(2);
     lab.groups = groups;
-    sandbox = lab.sandbox(floor === null ? {} : { floor });
+    sandbox = lab.sandbox({ inspect: true, ...(floor === null ? {} : { floor }) });
   });
   afterAll(() => lab?.close());
 
@@ -41,7 +44,7 @@ describe.each(floors)("explain under the floor %s", (floor) => {
     const seen = new Set<string>();
     for (const pinning of pinnings) {
       sandbox.setPolicy(policy);
-      for (const destination of destinations) {
+      for (const destination of pinning.length === 0 ? destinations : PINNED) {
         const where = address(destination);
         sandbox.unpin(destination);
         for (const { name, seconds } of pinning) sandbox.pin({ address: destination, names: [name], seconds });

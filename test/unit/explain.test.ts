@@ -20,8 +20,8 @@ const facts = (more: Partial<ExplainFacts> = {}): ExplainFacts => ({ sandbox: "t
 
 describe("explain", () => {
   it.each<[string, Parameters<typeof readQuestion>[0], Partial<ExplainFacts>, { verdict: string; reason: string; pin?: string; why?: RegExp; change?: RegExp | null }]>([
-    ["a name that is allowed and was never asked for", { destination: "https://api.example/x" }, {}, { verdict: "allow", reason: "rule-allow", why: /never asked for by this sandbox.*\n.*would be allowed under that name: rule 2 .*policy\.yaml:3/, change: null }],
-    ["a live pin", { destination: "api.example" }, { pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "allow", reason: "rule-allow", pin: "live", why: /pinned as api\.example for another 5 min/ }],
+    ["a name that is allowed and was never asked for", { destination: "https://api.example/x" }, {}, { verdict: "allow", reason: "intercepted", why: /never asked for by this sandbox.*\n.*would be allowed under that name: rule 2 .*policy\.yaml:3/, change: null }],
+    ["a live pin", { destination: "api.example" }, { pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "allow", reason: "intercepted", pin: "live", why: /pinned as api\.example for another 5 min/ }],
     ["an expired pin", { destination: "93.184.216.34", port: 443 }, { pins: [pin("api.example", "93.184.216.34", -30)] }, { verdict: "deny", reason: "pin-expired", pin: "expired", why: /expired 30 s ago: new flows need a new answer/, change: /look api\.example up again/ }],
     ["a pin under another name", { destination: "93.184.216.34" }, { pins: [pin("other.example", "93.184.216.34", 300)] }, { verdict: "deny", reason: "no-pin", pin: "live" }],
     ["another port", { destination: "api.example", port: 80 }, { pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "deny", reason: "default-public", why: /rule 2 .* speaks of port 443 of tcp/, change: /add tcp port 80 to rule 2/ }],
@@ -46,6 +46,11 @@ describe("explain", () => {
     ["what the floor denies", { destination: "10.1.2.3", port: 22 }, { floor: policyOf("rules: [{deny: private}, {allow: public}]", "floor.yaml") }, { verdict: "deny", reason: "floor", why: /the policy allows .*\n?.*the floor denies 10\.1\.2\.3 tcp 22 by rule 1 .*floor\.yaml:1/s, change: /in the floor, change rule 1/ }],
     ["what both deny", { destination: "10.1.2.3", port: 80 }, { floor: policyOf("rules: [{deny: private}]", "floor.yaml") }, { verdict: "deny", reason: "default-private", why: /the floor denies/ }],
     ["a rule that stands before", { destination: "10.9.9.9", port: 22 }, { policy: policyOf("rules:\n  - deny: 10.9.0.0/16\n  - allow: 10.0.0.0/8\n    ports: [22]\n") }, { verdict: "deny", reason: "rule-deny", change: /put rule 2 .* before it/ }],
+    ["a name at an address that was told for another", { destination: "api.example" }, { policy: policyOf("tls: {verify_names: true}\nrules: [{allow: public}, {deny: bad.example}]") }, { verdict: "allow", reason: "rule-allow" }],
+    ["QUIC", { destination: "api.example", protocol: "udp" }, { policy: policyOf("rules: [{allow: api.example}]"), pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "deny", reason: "quic", why: /QUIC does not show it/, change: /fall back to TCP/ }],
+    ["an address whose names are looked at", { destination: "93.184.216.34" }, { pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "redirect", reason: "intercepted", why: /looks at the server name.*\n.*let through is what names api\.example/ }],
+    ["a method that a rule speaks of", { destination: "api.example" }, { policy: policyOf("tls: {intercept: true}\nrules: [{allow: api.example, proto: tcp, ports: [443], methods: [GET]}]"), pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "allow", reason: "intercepted", why: /ended by the agent and begun again[\s\S]*held to rule 1/ }],
+    ["plain HTTP", { destination: "http://api.example/" }, { policy: policyOf("rules: [{allow: api.example, ports: [80]}]"), pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "allow", reason: "intercepted", why: /looks at the Host of each request/ }],
     ["no network at all", { destination: "api.example" }, { policy: buildPolicy({ noNet: true }).policy }, { verdict: "deny", reason: "lookup", change: /without --no-net/ }],
   ])("%s", (_, query, more, want) => {
     const explained = explain(facts(more), readQuestion(query));
