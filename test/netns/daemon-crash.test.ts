@@ -7,7 +7,8 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { ADDRESS, World } from "../lib/world.mjs";
 import { TestAgent } from "./daemon.js";
 
-const policy = { rules: ["allow@site.example:tcp:80", "allow@site.example:tcp:7777"] };
+// A port whose connections nobody looks into: those that the agent looks into fail closed while there is none.
+const policy = { rules: ["allow@site.example:tcp:8080", "allow@site.example:tcp:7777"] };
 const TAPS = Array.from({ length: 24 }, (_, i) => `many${i}`);
 
 describe("A05 an agent that ends", () => {
@@ -33,8 +34,8 @@ describe("A05 an agent that ends", () => {
     change(content);
     writeFileSync(state(name), JSON.stringify(content));
   };
-  const pinned = async (name = "site.example"): Promise<boolean> => (await world.guest.probe(["fetch", "8.8.8.8", name, "80", "/", "A"], 3000)).ok;
-  const reach = async (address: string): Promise<boolean> => (await world.guest.probe(["http", address, "80", "site.example", "/"], 1500)).ok;
+  const pinned = async (name = "site.example"): Promise<boolean> => (await world.guest.probe(["fetch", "8.8.8.8", name, "8080", "/", "A"], 3000)).ok;
+  const reach = async (address: string): Promise<boolean> => (await world.guest.probe(["http", address, address.startsWith("169.") ? "80" : "8080", "site.example", "/"], 1500)).ok;
   const held = async (): Promise<void> => {
     expect(await reach(ADDRESS.metadata4)).toBe(false);
     expect(await reach(ADDRESS.site4b)).toBe(false);
@@ -100,7 +101,7 @@ describe("A05 an agent that ends", () => {
       for (let round = 0; round < 4; round++) {
         const work = [
           ...TAPS.slice(0, 6).map((tap, i) => (i % 2 === round % 2 ? agent.client.attach({ tap }) : agent.client.detach(tap))),
-          agent.client.setPolicy("tap0", round % 2 === 0 ? policy : { rules: ["allow@other.example:tcp:80"] }),
+          agent.client.setPolicy("tap0", round % 2 === 0 ? policy : { rules: ["allow@other.example:tcp:8080"] }),
           agent.client.setPolicy("many10", { rules: [`allow@round${round}.example`] }),
         ].map((one) => one.catch(() => undefined));
         await new Promise((resolve) => setTimeout(resolve, 3 + 37 * round));
@@ -153,7 +154,7 @@ describe("A05 an agent that ends", () => {
     await agent.kill();
     await agent.restart();
     expect(await agent.states()).toEqual({ tap0: "kept", tap1: "enforced" });
-    await agent.client.attach({ tap: "tap0", policy: { rules: ["allow@other.example:tcp:80"] } });
+    await agent.client.attach({ tap: "tap0", policy: { rules: ["allow@other.example:tcp:8080"] } });
     expect(await agent.client.sandbox("tap0")).toMatchObject({ state: "enforced", adopted: true });
     expect(await pinned("other.example")).toBe(true);
     expect(await reach(ADDRESS.site4)).toBe(false);

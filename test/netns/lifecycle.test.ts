@@ -96,7 +96,7 @@ describe("attach that fails", () => {
 describe("an enforcer that is killed", () => {
   let world: World;
   let enforcer: Enforcer;
-  const policy = "rules:\n  - allow: site.example\n    proto: tcp\n    ports: [80, 7777]\n";
+  const policy = "rules:\n  - allow: site.example\n    proto: tcp\n    ports: [8080, 7777]\n";
 
   beforeAll(async () => {
     world = await World.create({ zone: { "site.example": { A: [ADDRESS.site4] } } });
@@ -107,10 +107,10 @@ describe("an enforcer that is killed", () => {
     await world?.close();
   });
 
-  const reach = async (address: string): Promise<boolean> => (await world.guest.probe(["http", address, "80", "site.example", "/"], 1500)).ok;
+  const reach = async (address: string): Promise<boolean> => (await world.guest.probe(["http", address, address === ADDRESS.metadata4 ? "80" : "8080", "site.example", "/"], 1500)).ok;
 
   test("A05 the kernel goes on enforcing, pins live on, new names fail closed, a new one takes over", async () => {
-    expect((await world.guest.probe(["fetch", "8.8.8.8", "site.example", "80", "/", "A"], 3000)).ok).toBe(true);
+    expect((await world.guest.probe(["fetch", "8.8.8.8", "site.example", "8080", "/", "A"], 3000)).ok).toBe(true);
     await enforcer.service.stop("SIGKILL");
     const escaped = await world.watch(async () => {
       // pinned before: goes on
@@ -126,7 +126,7 @@ describe("an enforcer that is killed", () => {
     expect(enforcer.events.find((event) => event.event === "enforcing")).toMatchObject({ adopted: true });
     expect(await reach(ADDRESS.site4)).toBe(true);
     expect(await reach(ADDRESS.site4b)).toBe(false);
-    expect((await world.guest.probe(["fetch", "1.1.1.1", "site.example", "80", "/", "A"], 3000)).ok).toBe(true);
+    expect((await world.guest.probe(["fetch", "1.1.1.1", "site.example", "8080", "/", "A"], 3000)).ok).toBe(true);
   });
 
   test("A05 a storm of forbidden frames through kill and restart: none gets out", async () => {
@@ -148,7 +148,7 @@ describe("an enforcer that is killed", () => {
   });
 
   test("A05 an established connection lives through kill and restart", async () => {
-    expect((await world.guest.probe(["fetch", "8.8.8.8", "site.example", "80", "/", "A"], 3000)).ok).toBe(true);
+    expect((await world.guest.probe(["fetch", "8.8.8.8", "site.example", "8080", "/", "A"], 3000)).ok).toBe(true);
     const server = world.internet.start([process.execPath, "-e", 'require("node:net").createServer((socket) => socket.pipe(socket)).listen(7777, () => console.log("ready"))']);
     await server.line((line) => line === "ready");
     const client = world.guest.start([process.execPath, "-e", `
