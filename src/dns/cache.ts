@@ -39,7 +39,7 @@ export interface CacheLimits {
   readonly perOwner: number;
 }
 
-export const defaultCacheLimits: CacheLimits = { total: 64 << 20, perOwner: 16 << 20 };
+export const defaultCacheLimits: CacheLimits = { total: 32 << 20, perOwner: 8 << 20 };
 
 /** name, type and DO as one string. */
 export function cacheKey(name: Name, type: number, dnssec: boolean): string {

@@ -80,14 +80,15 @@ interface Lease {
   expires: number;
 }
 
+/** There may be very many: what can be worked out is not kept. */
 interface PinnedAddress {
+  /** its octets, see bytesOf. */
   readonly key: string;
-  readonly bytes: Uint8Array;
   readonly names: PinnedName[];
   /** seconds of grace on top of the leases, because it was in use; 0 when none. */
   graceUntil: number;
-  /** what each view's map should hold: the latest expiry per bit, over all names. */
-  entries: Entry[][];
+  /** what each view's map should hold: the latest expiry per bit, over all names; null while a single name says it all. */
+  entries: Entry[][] | null;
   /** views whose map holds it, a bit each. */
   held: number;
 }
@@ -109,6 +110,12 @@ function keyOf(a: Uint8Array): string {
   return String.fromCharCode(
     a[0]!, a[1]!, a[2]!, a[3]!, a[4]!, a[5]!, a[6]!, a[7]!, a[8]!, a[9]!, a[10]!, a[11]!, a[12]!, a[13]!, a[14]!, a[15]!,
   );
+}
+
+function bytesOf(key: string): Uint8Array {
+  const bytes = new Uint8Array(16);
+  for (let i = 0; i < 16; i++) bytes[i] = key.charCodeAt(i);
+  return bytes;
 }
 
 function leaseFor(pinned: PinnedName, address: PinnedAddress): Lease | undefined {
@@ -140,16 +147,21 @@ function raise(entries: Entry[], bits: readonly number[], expires: number): void
   }
 }
 
+/** A name told under open policies. */
+interface Shown { readonly name: Name; addresses: { readonly key: string; expires: number }[] }
+
 export class PinBook {
   private readonly names = new Map<string, PinnedName>();
   private readonly addresses = new Map<string, PinnedAddress>();
   /** names without bits: shown in events and lists only, oldest use first. */
-  private readonly shown = new Map<string, { name: Name; addresses: Map<string, { bytes: Uint8Array; expires: number }> }>();
+  private readonly shown = new Map<string, Shown>();
   /** maps of the views, in order; the first `inForce` are in force. */
   private views: readonly AddressWriter[];
   private inForce: number;
   /** oldest first; to explain denials only. */
   private readonly former = new Map<string, FormerPin>();
+  /** most shown names, when there are so many sandboxes that the limit alone is too much for all. */
+  shownShare = Number.MAX_SAFE_INTEGER;
   /** something was granted and the kernel has not been told yet that its denials are void. */
   private grantOwed = false;
   /** second of the last whole sweep. */
@@ -206,7 +218,8 @@ export class PinBook {
         pinned.leases.push({ address, expires });
         address.names.push(pinned);
       }
-      for (let view = 0; view < bits.length; view++) raise(address.entries[view]!, bits[view]!, Math.max(expires, address.graceUntil));
+      if (address.entries === null) this.recount(address);
+      else for (let view = 0; view < bits.length; view++) raise(address.entries[view]!, bits[view]!, Math.max(expires, address.graceUntil));
       try {
         this.flush(address);
         // This second counts as over: the kernel may have said no in it.
@@ -264,7 +277,7 @@ export class PinBook {
       if (address === undefined) fresh++;
       if (address === undefined || pinned === undefined || leaseFor(pinned, address) === undefined) freshForName++;
       if (address === undefined || (address.names.length === 1 && address.names[0] === pinned)) continue;
-      for (let view = 0; view < bits.length; view++) if (!fit(address.entries[view]!, bits[view]!)) return "bits";
+      for (let view = 0; view < bits.length; view++) if (!fit(this.entriesOf(address, view), bits[view]!)) return "bits";
     }
     if (this.addresses.size + fresh > this.limits.addresses) return "addresses";
     if ((pinned?.leases.length ?? 0) + freshForName > this.limits.addressesPerName) return "addresses-per-name";
@@ -278,11 +291,11 @@ export class PinBook {
    */
   revoke(refused: (name: Name, address: Uint8Array) => boolean): void {
     for (const address of this.addresses.values()) {
-      const gone = address.names.filter(({ name }) => refused(name, address.bytes));
+      const gone = address.names.filter(({ name }) => refused(name, bytesOf(address.key)));
       this.counters.revoked += gone.length;
       this.part(address, gone);
     }
-    for (const each of this.shown.values()) for (const [key, { bytes }] of each.addresses) if (refused(each.name, bytes)) each.addresses.delete(key);
+    for (const each of this.shown.values()) each.addresses = each.addresses.filter(({ key }) => !refused(each.name, bytesOf(key)));
     this.gauge();
   }
 
@@ -298,7 +311,7 @@ export class PinBook {
     const key = keyOf(bytes);
     const found: Name[] = [];
     for (const pinned of this.addresses.get(key)?.names ?? []) found.push(pinned.name);
-    if (found.length === 0) for (const each of this.shown.values()) if (each.addresses.has(key)) found.push(each.name);
+    if (found.length === 0) for (const each of this.shown.values()) if (each.addresses.some((told) => told.key === key)) found.push(each.name);
     return found;
   }
 
@@ -308,7 +321,7 @@ export class PinBook {
   private remember(pinned: PinnedName, address: PinnedAddress): void {
     const key = address.key + pinned.name.wire;
     this.former.delete(key);
-    this.former.set(key, { name: pinned.name, address: address.bytes, expired: Math.max(endOf(pinned, address), address.graceUntil) });
+    this.former.set(key, { name: pinned.name, address: bytesOf(address.key), expired: Math.max(endOf(pinned, address), address.graceUntil) });
     if (this.former.size <= FORMER) return;
     const oldest = this.former.keys().next();
     if (oldest.done !== true) this.former.delete(oldest.value);
@@ -323,7 +336,7 @@ export class PinBook {
     const address = this.addresses.get(key);
     const lease = address === undefined ? undefined : this.names.get(name.wire)?.leases.find((each) => each.address === address);
     if (address !== undefined && lease !== undefined) return lease.expires > now || address.graceUntil > now;
-    return (this.shown.get(name.wire)?.addresses.get(key)?.expires ?? 0) > now;
+    return (this.shown.get(name.wire)?.addresses.find((told) => told.key === key)?.expires ?? 0) > now;
   }
 
   /** Whether any pin of the book is on this address. */
@@ -333,11 +346,11 @@ export class PinBook {
     const listing: PinListing[] = [];
     for (const pinned of this.names.values()) {
       for (const { address, expires } of pinned.leases) {
-        listing.push({ name: pinned.name, address: address.bytes, expires: Math.max(expires, address.graceUntil), bits: pinned.bits.slice(0, this.inForce) });
+        listing.push({ name: pinned.name, address: bytesOf(address.key), expires: Math.max(expires, address.graceUntil), bits: pinned.bits.slice(0, this.inForce) });
       }
     }
     for (const each of this.shown.values()) {
-      for (const { bytes, expires } of each.addresses.values()) listing.push({ name: each.name, address: bytes, expires, bits: this.nothing(this.inForce) });
+      for (const { key, expires } of each.addresses) listing.push({ name: each.name, address: bytesOf(key), expires, bits: this.nothing(this.inForce) });
     }
     return listing;
   }
@@ -366,8 +379,8 @@ export class PinBook {
       if (step.done === true) {
         this.walk = null;
         for (const [key, each] of this.shown) {
-          for (const [addressKey, { expires }] of each.addresses) if (expires <= now) each.addresses.delete(addressKey);
-          if (each.addresses.size === 0) this.shown.delete(key);
+          if (each.addresses.some(({ expires }) => expires <= now)) each.addresses = each.addresses.filter(({ expires }) => expires > now);
+          if (each.addresses.length === 0) this.shown.delete(key);
         }
         this.gauge();
         return Math.max(0, budget - 1 - this.shown.size);
@@ -389,7 +402,7 @@ export class PinBook {
     }
     const effective = Math.max(end, address.graceUntil);
     if (effective <= now) return this.expire(address, address.names);
-    if (effective <= now + NEAR_END && effective < end + GRACE && inUse(address.bytes)) {
+    if (effective <= now + NEAR_END && effective < end + GRACE && inUse(bytesOf(address.key))) {
       address.graceUntil = Math.min(end + GRACE, now + GRACE_STEP);
       this.recount(address);
       if (address.graceUntil > effective && this.tryFlush(address)) this.counters.graceExtensions++;
@@ -443,7 +456,8 @@ export class PinBook {
         const bits = [...before, ...(judge(each.name) ?? none)];
         if (!grants(bits)) continue;
         let promoted = this.names.get(each.name.wire);
-        for (const { bytes, expires } of each.addresses.values()) {
+        for (const { key, expires } of each.addresses) {
+          const bytes = bytesOf(key);
           if (this.fits(each.name, bits, [bytes]) !== "ok") {
             left++;
             continue;
@@ -463,8 +477,9 @@ export class PinBook {
         let over = false;
         this.recount(address);
         for (let view = this.inForce; view < this.views.length; view++) {
-          if (address.entries[view]!.length > PIN_BITS) over = true;
-          else if (address.entries[view]!.length > 0) {
+          const { length } = this.entriesOf(address, view);
+          if (length > PIN_BITS) over = true;
+          else if (length > 0) {
             this.write(address, view);
             some = true;
           }
@@ -503,7 +518,7 @@ export class PinBook {
         continue;
       }
       this.names.delete(pinned.name.wire);
-      for (const { address, expires } of pinned.leases) this.show(pinned.name, [address.bytes], expires);
+      for (const { address, expires } of pinned.leases) this.show(pinned.name, [bytesOf(address.key)], expires);
       pinned.leases.length = 0;
     }
     // No map in force ever had the bits of the names that go, so there is nothing to take out of the kernel.
@@ -521,22 +536,22 @@ export class PinBook {
 
   private show(name: Name, addresses: readonly Uint8Array[], expires: number): void {
     let each = this.shown.get(name.wire);
-    if (each === undefined) each = { name, addresses: new Map() };
+    if (each === undefined) each = { name, addresses: [] };
     else this.shown.delete(name.wire); // to the end: most recently used
     this.shown.set(name.wire, each);
     for (const bytes of addresses) {
       const key = keyOf(bytes);
-      const before = each.addresses.get(key);
-      if (before !== undefined && before.expires >= expires) continue;
-      if (before === undefined && each.addresses.size >= this.limits.addressesPerName) {
-        const oldest = each.addresses.keys().next();
-        if (oldest.done !== true) each.addresses.delete(oldest.value);
+      const before = each.addresses.find((told) => told.key === key);
+      if (before !== undefined) before.expires = Math.max(before.expires, expires);
+      else {
+        if (each.addresses.length >= this.limits.addressesPerName) each.addresses.shift();
+        each.addresses.push({ key, expires });
       }
-      each.addresses.set(key, { bytes: bytes.slice(), expires });
     }
-    if (this.shown.size > this.limits.shownNames) {
-      const oldest = this.shown.keys().next();
-      if (oldest.done !== true) this.shown.delete(oldest.value);
+    const most = Math.min(this.limits.shownNames, this.shownShare);
+    for (const oldest of this.shown.keys()) {
+      if (this.shown.size <= most) break;
+      this.shown.delete(oldest);
     }
     this.counters.shownNames = this.shown.size;
   }
@@ -551,13 +566,17 @@ export class PinBook {
     const key = keyOf(bytes);
     let address = this.addresses.get(key);
     if (address === undefined) {
-      this.addresses.set(key, (address = { key, bytes: bytes.slice(), names: [], graceUntil: 0, entries: this.views.map(() => []), held: 0 }));
+      this.addresses.set(key, (address = { key, names: [], graceUntil: 0, entries: null, held: 0 }));
     }
     return address;
   }
 
   /** Works the address's entries out afresh from its names; after anything but a longer lease. */
   private recount(address: PinnedAddress): void {
+    if (address.names.length <= 1) {
+      address.entries = null;
+      return;
+    }
     const entries: Entry[][] = this.views.map(() => []);
     for (const pinned of address.names) {
       const expires = Math.max(endOf(pinned, address), address.graceUntil);
@@ -566,16 +585,24 @@ export class PinBook {
     address.entries = entries;
   }
 
+  private entriesOf(address: PinnedAddress, view: number): readonly Entry[] {
+    if (address.entries !== null) return address.entries[view]!;
+    const only = address.names[0];
+    if (only === undefined) return [];
+    const expires = Math.max(endOf(only, address), address.graceUntil);
+    return only.bits[view]!.map((bit) => ({ bit, expires }));
+  }
+
   private write(address: PinnedAddress, view: number): void {
-    this.views[view]!.write(address.bytes, address.entries[view]!);
+    this.views[view]!.write(bytesOf(address.key), this.entriesOf(address, view));
     address.held |= 1 << view;
   }
 
   private flush(address: PinnedAddress): void {
     for (let view = 0; view < this.views.length; view++) {
-      if (address.entries[view]!.length > 0) this.write(address, view);
+      if (this.entriesOf(address, view).length > 0) this.write(address, view);
       else if ((address.held & (1 << view)) !== 0) {
-        this.views[view]!.remove(address.bytes);
+        this.views[view]!.remove(bytesOf(address.key));
         address.held &= ~(1 << view);
       }
     }

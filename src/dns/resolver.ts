@@ -159,9 +159,9 @@ const ANSWER_MS = 4_900;
 /** After waiting this long, ms, it is not worth asking any more. */
 const LATEST_MS = 3_900;
 /** Octets of fast tables over all sandboxes, and the bounds of one sandbox's. */
-const FAST_TOTAL = 64 << 20;
+const FAST_TOTAL = 32 << 20;
 const FAST_MIN = 64 << 10;
-const FAST_MAX = 8 << 20;
+const FAST_MAX = 4 << 20;
 /** Questions and answers longer than this are not kept whole: octets. */
 const FAST_QUERY = 512;
 const FAST_RESPONSE = 1_232;

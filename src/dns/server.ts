@@ -31,6 +31,8 @@ const SWEEP_PART = 2_048;
 const LOOK_COST = 512;
 /** TCP connections over all sandboxes; each has its share, so that none can take all. */
 const MAX_CONNECTIONS = 8_192;
+/** Names told under open policies that are remembered, over all sandboxes. */
+const SHOWN_TOTAL = 131_072;
 
 export interface ServiceIo extends Omit<UpstreamIo, "onFault"> {
   nowSeconds(): number;
@@ -282,6 +284,7 @@ export class DnsService {
     const count = Math.max(1, this.count());
     this.resolver.share(count);
     this.connectionShare = Math.max(1, Math.floor(MAX_CONNECTIONS / count));
+    for (const { pins } of this.sandboxes()) pins.shownShare = Math.max(16, Math.floor(SHOWN_TOTAL / count));
   }
 
   private count(): number {
