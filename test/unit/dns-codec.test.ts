@@ -6,7 +6,7 @@ import { encodeAnswer, buildMessage } from "../../src/dns/answer.js";
 import { encodeQuery, parseReply } from "../../src/dns/message.js";
 import { parseQuery } from "../../src/dns/question.js";
 import { isWithin, labelsOf, nameOf, readName, showName } from "../../src/dns/wire.js";
-import { a, aaaa, always, cname, opt, query, replyTo, rr, see, soa, u16, wireName, World } from "./dns-world.js";
+import { a, aaaa, always, cname, ip, opt, readName as readNameText, query, replyTo, rr, see, soa, u16, wireName, World } from "./dns-world.js";
 
 const at = (b: Buffer, position = 0) => readName(b, 0, position, b.length, true);
 
@@ -184,6 +184,81 @@ describe("A30: fuzz", () => {
     }), { numRuns: 1_500 });
     expect(world.service.faults).toBe(0);
     world.service.upstream.close();
+  });
+
+  it("replies made of whole records, in every section: told is pinned, pinned is told, and neither is private, of another owner, ech or h3", async () => {
+    const name = "allowed.example";
+    const names = [name, "b.test", "c.test", "x.allowed.example", "localhost", "denied.example", "*.allowed.example", ""];
+    // Mostly what may pass, or nothing would.
+    const mostly = <T>(good: readonly T[], bad: readonly T[], weight = 30): fc.Arbitrary<T> => fc.oneof({ weight, arbitrary: fc.constantFrom(...good) }, { weight: 1, arbitrary: fc.constantFrom(...bad) });
+    const address4 = mostly(["93.184.216.34", "93.184.216.35", "8.8.8.8"], ["10.0.0.1", "127.0.0.1", "169.254.169.254", "0.0.0.0", "255.255.255.255"]).map(ip);
+    const address6 = mostly(["2606:4700::1", "2606:4700::2"], ["::1", "fe80::1", "fd00::1", "::ffff:8.8.8.8", "64:ff9b::a00:1", "2002:a00:1::"]).map(ip);
+    const protocol = mostly(["h2", "h3", "h3-29", "http/1.1"], [""]);
+    const target = mostly(["b.test", "c.test", "x.allowed.example", ""], ["localhost", "denied.example", name], 12);
+    const param = fc.oneof(
+      fc.array(fc.constantFrom(1, 2, 3, 4, 5), { minLength: 1, maxLength: 3 }).map((keys): [number, Buffer] => [0, Buffer.concat(keys.map(u16))]),
+      fc.array(protocol, { minLength: 1, maxLength: 3 }).map((list): [number, Buffer] => [1, Buffer.concat(list.map((text) => Buffer.concat([Buffer.of(text.length), Buffer.from(text)])))]),
+      fc.constant<[number, Buffer]>([2, Buffer.alloc(0)]), fc.constant<[number, Buffer]>([3, u16(8443)]),
+      fc.array(address4, { minLength: 1, maxLength: 3 }).map((list): [number, Buffer] => [4, Buffer.concat(list)]),
+      fc.uint8Array({ maxLength: 8 }).map((octets): [number, Buffer] => [5, Buffer.from(octets)]),
+      fc.array(address6, { minLength: 1, maxLength: 2 }).map((list): [number, Buffer] => [6, Buffer.concat(list)]),
+      fc.tuple(fc.nat(70_000), fc.uint8Array({ maxLength: 8 })).map(([key, octets]): [number, Buffer] => [key & 0xffff, Buffer.from(octets)]),
+    );
+    const binding = fc.tuple(fc.nat(2), target, fc.array(param, { maxLength: 5 }), mostly([true], [false], 12)).map(([priority, target, params, sorted]) => {
+      const list = sorted ? [...new Map(params)].sort(([p], [q]) => p - q) : params;
+      return Buffer.concat([u16(priority), wireName(target), ...list.map(([key, value]) => Buffer.concat([u16(key), u16(value.length), value]))]);
+    });
+    const data: [number, fc.Arbitrary<Buffer>][] = [
+      [1, address4], [28, address6], [5, target.map((text) => wireName(text === "" ? "b.test" : text))], [65, binding], [64, binding], [2, fc.constantFrom(...names).map((target) => wireName(target))],
+      [6, fc.constant(soa("test").data)], [16, fc.constant(Buffer.from("\x03abc"))], [46, fc.constantFrom(1, 5, 28, 65).map((type) => Buffer.concat([u16(type), Buffer.alloc(16), wireName("example"), Buffer.alloc(8)]))],
+      [39, fc.constant(wireName("b.test"))], [99, fc.uint8Array({ maxLength: 12 }).map((x) => Buffer.from(x))], [65_280, fc.uint8Array({ maxLength: 40 }).map((x) => Buffer.from(x))],
+    ];
+    const one = fc.oneof(...data.map(([type, octets]) => fc.record({ name: fc.oneof({ weight: 3, arbitrary: fc.constant(name) }, { weight: 2, arbitrary: fc.constantFrom(...names) }), type: fc.constant(type), data: octets, ttl: fc.constantFrom(0, 1, 60, 300, 86_400, 0x7fffffff, 0xffffffff), class: fc.oneof({ weight: 100, arbitrary: fc.constant(1) }, { weight: 1, arbitrary: fc.constantFrom(3, 255) }) })));
+    const section = fc.array(one, { maxLength: 4 });
+    const aside = fc.array(one, { maxLength: 1 });
+    const plan = fc.record({ rcode: fc.oneof({ weight: 8, arbitrary: fc.constant(0) }, { weight: 1, arbitrary: fc.constantFrom(1, 2, 3, 5, 15) }), flags: fc.constantFrom(0x8180, 0x81a0, 0x8580), answers: section, authority: aside, additional: aside, opt: fc.boolean() });
+    const world = new World({ yaml: "rules: [{deny: denied.example}, {allow: allowed.example, proto: tcp, ports: [443]}]", limits: { queriesPerSecond: 1e9, burst: 1e9 } });
+    let answered = 0;
+    await fc.assert(fc.asyncProperty(plan, fc.constantFrom(1, 28, 5, 64, 65, 16, 46), fc.boolean(), async (reply, type, dnssec) => {
+      world.service.flushCache();
+      world.pass(10_000);
+      world.sandbox.pins.sweep(world.seconds, () => false);
+      world.kernel.entries.clear();
+      world.upstream = (q, send) => send(replyTo(q, reply));
+      const seen = await world.ask(name, type, { edns: { dnssec } }, world.sandbox, true);
+      if (seen.rcode === 0 && seen.records.length > 0) answered++;
+      const told = new Set<string>();
+      const owners = new Set([name]);
+      for (const { section: where, owner, type: kind, data: octets } of seen.records) {
+        if (where !== 1) {
+          expect([6, 46, 47, 50]).toContain(kind);
+          continue;
+        }
+        expect(owners).toContain(owner);
+        if (kind === 5 && type !== 5) owners.add(readNameText(seen.raw, octets.byteOffset - seen.raw.byteOffset)[0]);
+        if (kind === 1) told.add([...octets].join("."));
+        if (kind === 28) told.add(octets.toString("hex"));
+        if (kind === 64 || kind === 65) {
+          let at = readName(octets, 0, 2, octets.length, false)!.next;
+          for (; at < octets.length; at += 4 + octets.readUInt16BE(at + 2)) {
+            const key = octets.readUInt16BE(at);
+            const value = octets.subarray(at + 4, at + 4 + octets.readUInt16BE(at + 2));
+            expect(key).not.toBe(5);
+            if (key === 1) expect(value.toString("latin1")).not.toMatch(/\x02h3|h3-/);
+            if (key === 4) for (let i = 0; i < value.length; i += 4) told.add([...value.subarray(i, i + 4)].join("."));
+            if (key === 6) for (let i = 0; i < value.length; i += 16) told.add(value.toString("hex", i, i + 16));
+          }
+        }
+      }
+      const publicOnes = ["93.184.216.34", "93.184.216.35", "8.8.8.8", ip("2606:4700::1").toString("hex"), ip("2606:4700::2").toString("hex")];
+      const pinned = [...world.kernel.entries.keys()].map((key) => (key.includes(":") ? ip(key).toString("hex") : key));
+      for (const each of told) expect(publicOnes).toContain(each);
+      for (const each of told) expect(pinned).toContain(each);
+      for (const each of pinned) expect(publicOnes).toContain(each);
+      if (seen.rcode !== 0) expect(pinned).toEqual([]);
+    }), { numRuns: 800 });
+    expect(world.service.faults).toBe(0);
+    expect(answered).toBeGreaterThan(50);
   });
 
   it("a reply of thousands of records with names that point and point is read or refused, not walked for ever", () => {
