@@ -102,7 +102,7 @@ describe("others", () => {
     expect(list("default_egress: allow\nrules: [{deny: metadata}, {deny: host}, {deny: loopback}]")).toEqual([]);
   });
   it("tls settings without interception", () => {
-    expect(build("rules: [{allow: public}]\ntls: {intercept: false, verify_names: true}").warnings.map(({ message }) => message)).toEqual(["the tls section has no effect while intercept is false"]);
-    expect(parsePolicyText("tls: {verify_names: true}", "p.yaml").warnings.map(({ message }) => message)).toEqual(["the tls section has no effect while intercept is false"]);
+    expect(build("rules: [{allow: public}]\ntls: {intercept: false, verify_names: true}").warnings).toEqual([]);
+    expect(build("rules: [{allow: public}]\ntls: {bypass: [a.example.com]}").warnings.map(({ message }) => message)).toEqual(["parts of the tls section have no effect while intercept is false"]);
   });
 });
