@@ -132,7 +132,7 @@ function complete(kind, names, texts) {
 }
 
 /** @param verdictOf name of a reason → allow, deny or redirect; as the agent counts it. */
-export function reasonsPage({ abi, outcomes, verdictOf }) {
+export function reasonsPage({ abi, outcomes, verdictOf, connectionOutcomes, httpReasons }) {
   const reasons = reasonsOf(abi);
   const names = reasons.map(({ name }) => name);
   complete("reason", names, advice);
@@ -144,7 +144,7 @@ export function reasonsPage({ abi, outcomes, verdictOf }) {
     .map(({ name, comment }) => [`\`${name}\``, verdictOf(name), sentence(comment ?? meanings[name]), advice[name]]);
   return `# Reasons
 
-${generated("enum reason of bpf/abi.h and src/dns/metrics.ts")}
+${generated("enum reason of bpf/abi.h, src/dns/metrics.ts, src/tls/reasons.ts and src/tls/http/refusal.ts")}
 
 Every packet is counted under one reason. The same word stands in the line that \`enforcer attach\` prints for a denial, in
 its JSON (\`reason\`), and in the label \`reason\` of the metric \`enforcer_packets_total\`.
@@ -163,6 +163,19 @@ These stand in lines that begin with \`refused dns\` (JSON: event \`dns-denied\`
 \`enforcer_dns_queries_total\`. All outcomes are listed in [METRICS.md](METRICS.md); what each is answered with, in [DNS.md](DNS.md).
 
 ${table(["outcome", "meaning", "what to do"], shown.map(({ name, comment }) => [`\`${name}\``, sentence(comment), refusals[name]]))}
+
+## Connections that are looked into
+
+What comes of a connection whose name must be looked at ([TLS.md](TLS.md)): label \`outcome\` of \`enforcer_tls_connections_total\`.
+Refusals stand in lines that begin with \`refused connection\` (JSON: event \`tls-denied\`).
+
+${table(["outcome", "meaning"], Object.entries(connectionOutcomes).map(([name, text]) => [`\`${name}\``, sentence(text)]))}
+
+## Requests that are refused
+
+Label \`reason\` of \`enforcer_http_refused_total\`; the guest gets an answer that says the same.
+
+${table(["reason", "meaning"], Object.entries(httpReasons).map(([name, text]) => [`\`${name}\``, sentence(text)]))}
 `;
 }
 
@@ -254,11 +267,11 @@ async function metricsOf(registry) {
 }
 
 /** Page name → text. @param from the modules, from src/ in tests and from dist/ here. */
-export async function pages({ errors, counters, Reason, metrics, config }) {
+export async function pages({ errors, counters, Reason, metrics, config, tlsReasons, httpRefusal }) {
   const { abi, outcomes } = sources();
   const verdictOf = (name) => counters.verdictOf(Reason[`REASON_${name.toUpperCase().replaceAll("-", "_")}`]);
   return {
-    "docs/REASONS.md": reasonsPage({ abi, outcomes, verdictOf }),
+    "docs/REASONS.md": reasonsPage({ abi, outcomes, verdictOf, connectionOutcomes: tlsReasons.connectionOutcomes, httpReasons: httpRefusal.httpReasons }),
     "docs/ERRORS.md": errorsPage({ errorKinds: errors.errorKinds, exitStatuses: errors.ExitStatus }),
     "docs/METRICS.md": metricsPage({ metrics: await metricsOf(metrics.enforcerRegistry(empty)), outcomes }),
     "docs/agent.schema.json": `${JSON.stringify(config.agentConfigJsonSchema(), null, 2)}\n`,
@@ -267,8 +280,8 @@ export async function pages({ errors, counters, Reason, metrics, config }) {
 
 /** The modules that were built. */
 export async function built() {
-  const [errors, counters, layout, metrics, config] = await Promise.all(["errors", "kernel/counters", "kernel/layout.gen", "agent/metrics", "config/agent-config"].map((name) => import(new URL(`../dist/${name}.js`, import.meta.url).href)));
-  return { errors, counters, Reason: layout.Reason, metrics, config };
+  const [errors, counters, layout, metrics, config, tlsReasons, httpRefusal] = await Promise.all(["errors", "kernel/counters", "kernel/layout.gen", "agent/metrics", "config/agent-config", "tls/reasons", "tls/http/refusal"].map((name) => import(new URL(`../dist/${name}.js`, import.meta.url).href)));
+  return { errors, counters, Reason: layout.Reason, metrics, config, tlsReasons, httpRefusal };
 }
 
 if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {

@@ -12,10 +12,12 @@ import * as errors from "../../src/errors.js";
 import * as counters from "../../src/kernel/counters.js";
 import { Reason } from "../../src/kernel/layout.gen.js";
 import { limitKinds } from "../../src/policy/types.js";
+import * as httpRefusal from "../../src/tls/http/refusal.js";
+import * as tlsReasons from "../../src/tls/reasons.js";
 
 describe("documents", () => {
   test("say what is so: generated pages, tests, targets, commands, options, policies, links, rows", async () => {
-    expect(await checkDocs({ errors, counters, Reason, metrics, config, main, limitKinds })).toEqual([]);
+    expect(await checkDocs({ errors, counters, Reason, metrics, config, main, limitKinds, tlsReasons, httpRefusal })).toEqual([]);
   });
 
   test("all that should be there is", () => {
