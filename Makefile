@@ -2,6 +2,8 @@
 # installed with apt and npm, as root.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
+# Headers that lie beside node need not be fetched.
+NODE_HEADERS := $(shell node -p 'const home = path.join(path.dirname(process.execPath), ".."); fs.existsSync(home + "/include/node/node_api.h") ? "--nodedir=" + home : ""' 2>/dev/null)
 VITEST := npx vitest run --reporter=default
 
 .PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-check test-kernels deb clean
@@ -41,7 +43,7 @@ src/addresses/tables.gen.ts: $(wildcard data/*.tsv) scripts/gen-tables.mjs
 	node scripts/gen-tables.mjs
 
 native/build/Release/enforcer_native.node: $(wildcard native/src/*) native/binding.gyp node_modules/.package-lock.json
-	npx node-gyp rebuild -C native --loglevel=warn
+	npx node-gyp rebuild -C native --loglevel=warn $(NODE_HEADERS)
 	@touch $@
 
 dist/cli/main.js: $(shell find src -name '*.ts' -not -name '*.gen.ts') src/kernel/layout.gen.ts src/addresses/tables.gen.ts tsconfig.json node_modules/.package-lock.json

@@ -34,7 +34,7 @@ export const errorKinds = {
   E_NETLINK: { exit: ExitStatus.osError, remedy: "run enforcer doctor; the kernel refused a network request" },
   E_UPGRADE: { exit: ExitStatus.unavailable, remedy: "detach those sandboxes with the version that made them, or end their guests, and start again; nothing was touched" },
   E_CONFIG: { exit: ExitStatus.config, remedy: "mend the configuration file at the place named; nothing of it was applied" },
-  E_NO_AGENT: { exit: ExitStatus.unavailable, remedy: "start it: systemctl start enforcer, or enforcer agent" },
+  E_NO_AGENT: { exit: ExitStatus.unavailable, remedy: "start it: systemctl start enforcer-agent, or enforcer agent" },
   E_AGENT_RUNS: { exit: ExitStatus.unavailable, remedy: "one agent serves a host; end the other one, or choose another --run-dir and bpffs" },
   E_NO_SANDBOX: { exit: ExitStatus.data, remedy: "enforcer list shows the sandboxes there are" },
   E_NAME_TAKEN: { exit: ExitStatus.data, remedy: "detach it first, or change its policy with enforcer policy set" },
