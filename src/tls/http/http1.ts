@@ -11,6 +11,8 @@
 import { createHash } from "node:crypto";
 import { Agent, createServer, request as httpRequest, type ClientRequest, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
+import { stopOf } from "../../secrets/exchange.js";
 import { requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { HEAD_MAX, readRequestHead, responseBodyOf, type Body, type RequestHead } from "./framing.js";
 import { checkHosts, parseHost, plainHost } from "./identity.js";
@@ -282,9 +284,38 @@ class Http1Leg implements Watched {
       this.guest.destroy();
       return;
     }
+    if (turn.response === null) {
+      this.#served++;
+      this.#upgrade(turn, facts, filter);
+      return;
+    }
+    let whole: Buffer | null = null;
+    if (filter?.whole) {
+      // The far side cannot be asked whether it wants the body before its length is known.
+      if (turn.expectation === "continue") turn.response.writeContinue();
+      let got;
+      try {
+        got = await filter.whole(request);
+      } catch {
+        // It broke off: what was wrong with it is told, if anything can be told.
+        filter.done();
+        if (!this.#closed && this.#unreadable === null) this.guest.destroy();
+        return;
+      }
+      if (isRefusal(got)) {
+        filter.done();
+        this.#refuse(turn, { ...got, close: got.close || !request.complete }, facts.host);
+        return;
+      }
+      whole = got;
+      if (this.#closed || this.#active !== turn || this.#upstream?.destroyed !== false) {
+        filter.done();
+        this.guest.destroy();
+        return;
+      }
+    }
     this.#served++;
-    if (turn.response === null) this.#upgrade(turn, facts, filter);
-    else this.#forward(turn, turn.response, head, facts, filter);
+    this.#forward(turn, turn.response, head, facts, filter, whole);
   }
 
   /** What the rest asks about, or why it is refused. */
@@ -353,23 +384,24 @@ class Http1Leg implements Watched {
     return outgoing;
   }
 
-  #forward(turn: Turn, answer: ServerResponse, head: RequestHead, facts: RequestFacts, filter: ExchangeFilter | null): void {
+  /** @param whole the body as it goes out, when all of it is there already. */
+  #forward(turn: Turn, answer: ServerResponse, head: RequestHead, facts: RequestFacts, filter: ExchangeFilter | null, whole: Buffer | null): void {
     const { request } = turn;
-    const expects = turn.expectation === "continue";
-    const framing = framingOf(facts, filter);
+    const expects = turn.expectation === "continue" && whole === null;
+    const framing = whole === null ? framingOf(facts, filter) : ["Content-Length", String(whole.length)];
     const last = !answer.shouldKeepAlive;
     const outgoing = this.#send(turn, facts, filter, [...framing, ...(expects ? ["Expect", "100-continue"] : []), "Connection", last ? "close" : "keep-alive"]);
     let begun = false, answered = false;
     const begin = (): void => {
       if (begun || outgoing.destroyed) return;
       begun = true;
-      if (facts.body.kind === "none") {
-        outgoing.end();
+      if (whole !== null || facts.body.kind === "none") {
+        outgoing.end(whole ?? undefined);
         return;
       }
       const body = filter?.body ?? null;
       const source = body === null ? request : request.pipe(body);
-      body?.on("error", () => this.#refuseLate(turn, refuse(403, "secret")));
+      body?.on("error", (error) => this.#refuseLate(turn, stopOf(error)));
       source.pipe(outgoing, { end: false });
       source.once("end", () => {
         const trailers = request.rawTrailers;
@@ -494,11 +526,21 @@ class Http1Leg implements Watched {
       const lines = [`HTTP/1.1 101 ${scrubbed.phrase}`, "Connection: Upgrade", "Upgrade: websocket"];
       for (let i = 0; i < scrubbed.fields.length; i += 2) lines.push(`${scrubbed.fields[i]}: ${scrubbed.fields[i + 1]}`);
       guest.write(`${lines.join("\r\n")}\r\n\r\n`, "latin1");
-      if (head.length > 0) guest.write(head);
-      if (turn.early.length > 0) upstream.write(turn.early);
+      // Octets that came with the heads are looked at like those that follow.
+      if (head.length > 0) upstream.unshift(head);
+      if (turn.early.length > 0) guest.unshift(turn.early);
       upstream.once("close", () => guest.destroySoon());
-      guest.pipe(upstream);
-      upstream.pipe(guest);
+      const tunnel = filter?.tunnel?.() ?? null;
+      const through = (from: Socket, by: Duplex | null, to: Socket): void => {
+        by?.on("error", (error) => {
+          this.#count(stopOf(error), turn);
+          upstream.destroy();
+          guest.destroy();
+        });
+        (by === null ? from : from.pipe(by)).pipe(to);
+      };
+      through(guest, tunnel?.fromGuest ?? null, upstream);
+      through(upstream, tunnel?.toGuest ?? null, guest);
     });
     outgoing.once("response", (incoming) => {
       this.#plainAnswer(turn, incoming, filter);

@@ -13,6 +13,7 @@ import { connect, constants, performServerHandshake, sensitiveHeaders, type Clie
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
+import { stopOf } from "../../secrets/exchange.js";
 import { hasLookalike, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { FIELDS_MAX, HEAD_MAX, type Body } from "./framing.js";
 import { checkHosts } from "./identity.js";
@@ -192,12 +193,35 @@ class Http2Leg implements Watched {
       stream.close(NGHTTP2_REFUSED_STREAM);
       return;
     }
-    this.#forward(stream, upstream, facts, filter, protocol, ended, (headers as { [sensitiveHeaders]?: string[] })[sensitiveHeaders] ?? []);
+    let whole: Buffer | null = null;
+    if (filter?.whole) {
+      // The far side cannot be asked whether it wants the body before its length is known.
+      if (tokensOf(valuesOf(facts.fields, "expect")).length > 0 && open(stream)) stream.additionalHeaders({ ":status": 100 });
+      let got;
+      try {
+        got = await filter.whole(stream);
+      } catch {
+        filter.done();
+        return; // its close tells
+      }
+      if (isRefusal(got)) {
+        filter.done();
+        this.#refuse(stream, got);
+        return;
+      }
+      whole = got;
+      if (!open(stream) || upstream.closed || upstream.destroyed) {
+        filter.done();
+        if (open(stream)) stream.close(NGHTTP2_REFUSED_STREAM);
+        return;
+      }
+    }
+    this.#forward(stream, upstream, facts, filter, whole, protocol, ended, (headers as { [sensitiveHeaders]?: string[] })[sensitiveHeaders] ?? []);
   }
 
-  #forward(stream: ServerHttp2Stream, session: ClientHttp2Session, facts: RequestFacts, filter: ExchangeFilter | null, protocol: string | null, ended: boolean, guestSensitive: readonly string[]): void {
-    const fields = filter?.fields ?? facts.fields;
-    const length = facts.body.kind === "length" ? (filter === null || filter.body === null ? facts.body.octets : filter.bodyLength) : null;
+  #forward(stream: ServerHttp2Stream, session: ClientHttp2Session, facts: RequestFacts, filter: ExchangeFilter | null, whole: Buffer | null, protocol: string | null, ended: boolean, guestSensitive: readonly string[]): void {
+    const fields = (filter?.fields ?? facts.fields).filter((_, i, all) => whole === null || (all[i - i % 2] as string).toLowerCase() !== "expect");
+    const length = whole !== null ? whole.length : facts.body.kind === "length" ? (filter === null || filter.body === null ? facts.body.octets : filter.bodyLength) : null;
     const outgoing = objectOf([":method", facts.method, ...(protocol === null ? [] : [":protocol", protocol]), ":scheme", "https", ":authority", hostOf(facts), ":path", filter?.target ?? facts.target,
       ...withoutHost(fields), ...(length === null ? [] : ["content-length", String(length)])]);
     const secret = secretNames(facts.fields, fields, guestSensitive);
@@ -209,7 +233,10 @@ class Http2Leg implements Watched {
       filter?.done();
       this.#upstreamOver(stream, up);
     });
-    if (!ended) this.#pumpRequest(stream, up, filter);
+    if (whole !== null) {
+      up.once("wantTrailers", () => { if (!up.destroyed) up.sendTrailers({}); });
+      up.end(whole);
+    } else if (!ended) this.#pumpRequest(stream, up, filter);
     up.on("continue", () => { if (open(stream) && !stream.headersSent) stream.additionalHeaders({ ":status": 100 }); });
     up.on("headers", (interim) => {
       const status = Number(interim[":status"]);
@@ -236,9 +263,9 @@ class Http2Leg implements Watched {
     const body: Duplex | null = filter?.body ?? null;
     if (body === null) stream.pipe(up);
     else {
-      body.on("error", () => {
+      body.on("error", (error) => {
         up.close(NGHTTP2_CANCEL);
-        this.#refuse(stream, refuse(403, "secret"));
+        this.#refuse(stream, stopOf(error));
       });
       stream.pipe(body).pipe(up);
     }

@@ -4,7 +4,7 @@
  * Holds always: every request is asked about, not the first of a connection, so a policy or a secret that changed holds for the
  * next one. A refusal is an answer; an exception of these functions ends the request too, unpassed.
  */
-import type { Transform } from "node:stream";
+import type { Duplex, Readable } from "node:stream";
 import type { Body } from "./framing.js";
 import type { Fields } from "./fields.js";
 import type { HttpLimits } from "./limits.js";
@@ -28,15 +28,19 @@ export interface ExchangeFilter {
   readonly target: string;
   readonly fields: string[];
   /** What the request's body goes through, null: nothing. */
-  readonly body: Transform | null;
+  readonly body: Duplex | null;
   /** Length of the body afterwards; null: known when it has ended. */
   readonly bodyLength: number | null;
+  /** Instead of `body`: the body must be had whole before anything of the request leaves, and this makes of it what is to leave. Rejects when it breaks off. */
+  readonly whole?: ((source: Readable) => Promise<Buffer | Refusal>) | null;
   requestTrailers(fields: Fields): string[] | Refusal;
   /** Interim and final responses. null stands for a response that must not reach the guest. */
   responseHead(status: number, phrase: string, fields: Fields): { readonly phrase: string; readonly fields: string[] } | null;
   /** For the final response, after responseHead. changes: whether the length may differ. */
-  responseBody(): { readonly transform: Transform; readonly changesLength: boolean } | null;
+  responseBody(): { readonly transform: Duplex; readonly changesLength: boolean } | null;
   responseTrailers(fields: Fields): string[] | null;
+  /** What a WebSocket's octets go through in each direction; null: nothing. */
+  tunnel?(): { readonly fromGuest: Duplex; readonly toGuest: Duplex | null } | null;
   /** The exchange is over, well or not. */
   done(): void;
 }

@@ -5,6 +5,7 @@
  * found well formed; it holds no secret. A reason is one of a fixed list, for counters and events.
  * Does not write to a connection (http1.ts, http2.ts).
  */
+import type { Violation } from "../../secrets/types.js";
 
 /** Why a request or a connection was refused; labels of counters, explained in docs/TLS.md. */
 export const httpReasons = {
@@ -43,6 +44,8 @@ export interface Refusal {
   readonly message: string;
   /** Whether the connection ends with it: what follows cannot be told apart, or is not wanted. */
   readonly close: boolean;
+  /** What a secret had to do with it. */
+  readonly violation?: Violation;
 }
 
 export function refuse(status: number, reason: HttpReason, message: string = httpReasons[reason], close = status !== 403): Refusal {

@@ -1,0 +1,174 @@
+/**
+ * Finding placeholders and values in octets, in every form in which they are likely to be written.
+ *
+ * Forms: as they are; percent escapes, once or twice; JSON escapes, also inside percent escapes and the other way round; base64 and
+ * base64url at any of the three alignments, inside longer base64 too, and with escapes over it; values also as JSON and HTML
+ * write their special characters.
+ *
+ * Holds always: cost of octets without escapes is a few native searches; only the neighbourhood of an escape is decoded. What
+ * must be kept of what went before is bounded (`reach`). Values under eight octets are not looked for: they would be found by
+ * chance. Pure.
+ * Does not find: other encodings (hexadecimal, compression, encryption, base64 broken into lines, one octet at a time).
+ */
+import { escapes, identity, jsonDecoded, type Mapped, percentDecoded } from "./escapes.js";
+import type { Form } from "./types.js";
+
+/** Shortest value that is looked for, octets. */
+export const FOUND_FROM = 8;
+/** Source octets for one octet: `%25%36%37`. */
+const STRETCH = 9;
+const PERCENT = 0x25, BACKSLASH = 0x5c;
+
+export interface Wanted {
+  readonly secret: string;
+  readonly what: "placeholder" | "value";
+  readonly octets: Buffer;
+}
+
+export interface Hit {
+  /** In the octets that were searched. */
+  readonly start: number;
+  readonly end: number;
+  readonly wanted: Wanted;
+  readonly form: Form;
+}
+
+interface Needle { readonly octets: Buffer; readonly wanted: Wanted; readonly form: Form }
+type Found = { start: number; end: number; needle: Needle };
+
+export class Finder {
+  /** Octets of the past that a match may begin in. */
+  readonly reach: number;
+  readonly #marked: readonly Needle[];
+  readonly #plain: readonly Needle[];
+  readonly #markers: readonly Buffer[];
+
+  /** @param marker in every placeholder; null: there are none. */
+  constructor(wanted: readonly Wanted[], marker: string | null) {
+    const needles = wanted.filter(({ what, octets }) => what === "placeholder" || octets.length >= FOUND_FROM).flatMap(needlesOf);
+    this.#marked = needles.filter((needle) => needle.wanted.what === "placeholder");
+    this.#plain = needles.filter((needle) => needle.wanted.what === "value");
+    this.#markers = marker === null ? [] : [Buffer.from(marker, "latin1"), ...[0, 1, 2].map((shift) => base64Of(Buffer.from(marker, "latin1"), shift))];
+    this.reach = STRETCH * needles.reduce((longest, { octets }) => Math.max(longest, octets.length), 0);
+  }
+
+  get empty(): boolean { return this.#marked.length === 0 && this.#plain.length === 0; }
+
+  /** Every match, none in another, by place. */
+  find(octets: Buffer): Hit[] {
+    if (this.empty || octets.length === 0) return [];
+    const found: Found[] = [];
+    this.#search(octets, (start, end, needle) => found.push({ start, end, needle }));
+    this.#searchEscaped(octets, found);
+    if (found.length === 0) return [];
+    // The first, and of those that begin together the longest.
+    found.sort((a, b) => a.start - b.start || b.end - a.end);
+    const hits: Hit[] = [];
+    for (const { start, end, needle } of found) {
+      if (start >= (hits.at(-1)?.end ?? 0)) hits.push({ start, end, wanted: needle.wanted, form: needle.form });
+    }
+    return hits;
+  }
+
+  /**
+   * How many of the last octets may be the beginning of a match that is not there yet; and how many decoded octets of it those
+   * are: few may be chance.
+   */
+  pending(octets: Buffer): { readonly octets: number; readonly matched: number } {
+    const tail = octets.subarray(Math.max(0, octets.length - this.reach));
+    const base = octets.length - tail.length;
+    let matched = this.#overlap(tail), begins = octets.length - matched;
+    const at = escapes(tail, 0);
+    if (at.length > 0) {
+      for (const [, view] of views(identity(tail, base))) {
+        const overlap = this.#overlap(view.octets);
+        const begin = overlap > 0 ? (view.from[view.octets.length - overlap] as number) : (view.unfinished ?? octets.length);
+        const count = overlap + (view.unfinished === null ? 0 : 1);
+        if (count > 0 && begin < begins) begins = begin;
+        matched = Math.max(matched, count);
+      }
+    }
+    return { octets: octets.length - begins, matched };
+  }
+
+  #search(octets: Buffer, found: (start: number, end: number, needle: Needle) => void): void {
+    if (this.#marked.length > 0 && this.#markers.some((marker) => octets.includes(marker))) each(this.#marked, octets, found);
+    each(this.#plain, octets, found);
+  }
+
+  #searchEscaped(octets: Buffer, found: Found[]): void {
+    const at = escapes(octets, 0);
+    for (let i = 0; i < at.length;) {
+      const start = Math.max(0, (at[i] as number) - this.reach);
+      let end = (at[i] as number) + this.reach;
+      while (++i < at.length && (at[i] as number) - this.reach <= end) end = (at[i] as number) + this.reach;
+      for (const [written, view] of views(identity(octets.subarray(start, end), start))) {
+        this.#search(view.octets, (first, last, needle) => {
+          const form = needle.form === "raw" ? written : needle.form;
+          found.push({ start: view.from[first] as number, end: view.to[last - 1] as number, needle: { ...needle, form } });
+        });
+      }
+    }
+  }
+
+  /** The longest end of the octets that is the beginning of something wanted and not all of it. */
+  #overlap(octets: Buffer): number {
+    let longest = 0;
+    for (const needles of [this.#marked, this.#plain]) {
+      for (const { octets: needle } of needles) {
+        const last = octets.length, first = Math.max(0, last - needle.length + 1);
+        for (let i = octets.indexOf(needle[0] as number, first); i >= 0 && last - i > longest; i = octets.indexOf(needle[0] as number, i + 1)) {
+          if (octets.compare(needle, 0, last - i, i, last) === 0) {
+            longest = last - i;
+            break;
+          }
+        }
+      }
+    }
+    return longest;
+  }
+}
+
+/** What the octets say with escapes undone. */
+function views(source: Mapped): [Form, Mapped][] {
+  const once = percentDecoded(source), twice = percentDecoded(once), json = jsonDecoded(source);
+  const all: [Form, Mapped][] = [["percent", once], ["percent", twice], ["json", json]];
+  if (twice.octets.includes(BACKSLASH)) all.push(["json", jsonDecoded(once)], ["json", jsonDecoded(twice)]);
+  if (json.octets.includes(PERCENT)) all.push(["json", percentDecoded(json)]);
+  return all;
+}
+
+function each(needles: readonly Needle[], octets: Buffer, found: (start: number, end: number, needle: Needle) => void): void {
+  for (const needle of needles) {
+    for (let i = octets.indexOf(needle.octets); i >= 0; i = octets.indexOf(needle.octets, i + 1)) found(i, i + needle.octets.length, needle);
+  }
+}
+
+function needlesOf(wanted: Wanted): Needle[] {
+  const { octets, what } = wanted;
+  const needles: Needle[] = [{ octets, wanted, form: "raw" }];
+  const add = (form: Form, written: Buffer): void => {
+    if (!needles.some((known) => known.octets.equals(written))) needles.push({ octets: written, wanted, form });
+  };
+  for (const shift of [0, 1, 2]) {
+    const standard = base64Of(octets, shift);
+    add("base64", standard);
+    add("base64", Buffer.from(standard.toString("latin1").replaceAll("+", "-").replaceAll("/", "_"), "latin1"));
+  }
+  if (what === "value") {
+    const text = octets.toString("latin1");
+    for (const written of [text.replace(/["\\]/g, "\\$&"), text.replace(/["\\/]/g, "\\$&")]) add("json", Buffer.from(written, "latin1"));
+    const html = text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+    for (const quoted of [html, html.replaceAll('"', "&quot;"), html.replaceAll('"', "&quot;").replaceAll("'", "&#39;"), html.replaceAll('"', "&#34;").replaceAll("'", "&#39;"), html.replaceAll('"', "&quot;").replaceAll("'", "&#x27;")]) add("raw", Buffer.from(quoted, "latin1"));
+  }
+  return needles;
+}
+
+/** The base64 digits that the octets alone decide when `shift` octets of something else (0 to 2) stand before them in their group. */
+function base64Of(octets: Buffer, shift: number): Buffer {
+  const digits = Buffer.concat([Buffer.alloc(shift), octets]).toString("base64").replace(/=+$/, "");
+  const first = shift === 0 ? 0 : shift + 1;
+  // The last digit of an unfinished group is shared with what follows.
+  const whole = (octets.length + shift) % 3 === 0 ? digits.length : digits.length - 1;
+  return Buffer.from(digits.slice(first, whole), "latin1");
+}

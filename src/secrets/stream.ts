@@ -1,0 +1,127 @@
+/**
+ * Octets that pass by in pieces: looked through, and rewritten where the rewriting says so.
+ *
+ * Holds always: a match is found however it is split. What may be the beginning of one is held back until more comes; three
+ * octets or fewer may be chance and are let go after a moment, so that a conversation does not stall on them. What is kept is
+ * bounded by the finder's reach. After an error nothing more comes out.
+ */
+import { Transform, type TransformCallback } from "node:stream";
+import type { Finder, Hit } from "./finder.js";
+
+/** Beginnings of a match up to this length may be chance. */
+const CHANCE = 3;
+/** How long such a beginning is held, ms. */
+const CHANCE_MS = 50;
+const NOTHING = Buffer.alloc(0);
+
+/** What becomes of a match: itself (null), something else, or an error that ends the stream. `begun`: some of it has left already. */
+export type OnHit = (hit: Hit, octets: Buffer, begun: boolean) => Buffer | null | Error;
+
+/** The pure part of a pass: pieces in, pieces out. */
+export class Pass {
+  readonly #finder: Finder;
+  readonly #onHit: OnHit;
+  readonly #rewrites: boolean;
+  /** What has left and may still be the beginning of a match, then what has not. */
+  #held: Buffer = NOTHING;
+  #left = 0;
+
+  /** @param rewrites matches must be whole when they are met, so their beginnings are held back from the first octet on. */
+  constructor(finder: Finder, rewrites: boolean, onHit: OnHit) {
+    this.#finder = finder;
+    this.#onHit = onHit;
+    this.#rewrites = rewrites;
+  }
+
+  /** Whether something is held back that may be chance only. */
+  loose = false;
+  /** Octets at the end that may be the beginning of a match. */
+  matched = 0;
+
+  /** @param last nothing follows. @throws what onHit gave. */
+  push(chunk: Buffer, last: boolean): Buffer[] {
+    const window = this.#held.length === 0 ? chunk : Buffer.concat([this.#held, chunk]);
+    const out: Buffer[] = [];
+    let place = this.#left, barrier = 0;
+    for (const hit of this.#finder.find(window)) {
+      const became = this.#onHit(hit, window.subarray(hit.start, hit.end), hit.start < place);
+      if (became instanceof Error) throw became;
+      if (became !== null) {
+        if (hit.start > place) out.push(window.subarray(place, hit.start));
+        out.push(became);
+        place = Math.max(place, hit.end);
+      }
+      barrier = hit.end;
+    }
+    const rest = window.subarray(barrier);
+    const pending = last ? { octets: 0, matched: 0 } : this.#finder.pending(rest);
+    this.matched = pending.matched;
+    const chance = pending.matched <= CHANCE;
+    this.loose = this.#rewrites && chance && pending.octets > 0;
+    const held = chance && !this.#rewrites ? 0 : pending.octets;
+    this.#release(window, Math.max(place, window.length - held), place, barrier, out);
+    return out;
+  }
+
+  /** What went before is no part of what comes. */
+  reset(): void {
+    this.#held = NOTHING;
+    this.#left = this.matched = 0;
+    this.loose = false;
+  }
+
+  /** Lets go what may be chance. */
+  letGo(): Buffer[] {
+    if (!this.loose) return [];
+    this.loose = false;
+    const out: Buffer[] = [];
+    this.#release(this.#held, this.#held.length, this.#left, 0, out);
+    return out;
+  }
+
+  #release(window: Buffer, until: number, place: number, barrier: number, out: Buffer[]): void {
+    if (until > place) out.push(window.subarray(place, until));
+    const keep = Math.max(barrier, until - this.#finder.reach, 0);
+    // A copy: a slice would keep whole chunks alive.
+    this.#held = Buffer.from(window.subarray(keep));
+    this.#left = until - keep;
+  }
+}
+
+/** A Pass as a stream. */
+export class PassStream extends Transform {
+  readonly #pass: Pass;
+  #timer: NodeJS.Timeout | null = null;
+
+  constructor(pass: Pass) {
+    super({ highWaterMark: 65_536 });
+    this.#pass = pass;
+  }
+
+  override _transform(chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback): void { this.#through(chunk, false, done); }
+
+  override _flush(done: TransformCallback): void { this.#through(NOTHING, true, done); }
+
+  override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    done(error);
+  }
+
+  #through(chunk: Buffer, last: boolean, done: TransformCallback): void {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+    try {
+      for (const piece of this.#pass.push(chunk, last)) this.push(piece);
+    } catch (error) {
+      done(error as Error);
+      return;
+    }
+    if (this.#pass.loose && !last) {
+      this.#timer = setTimeout(() => {
+        this.#timer = null;
+        if (!this.destroyed && !this.writableFinished) for (const piece of this.#pass.letGo()) this.push(piece);
+      }, CHANCE_MS);
+    }
+    done();
+  }
+}
