@@ -30,6 +30,8 @@ import { policyReport, policyText } from "../policy/check.js";
 import { parseUpstream } from "../policy/parse.js";
 import type { Policy } from "../policy/types.js";
 import { formerNamespaces, inodeOf, startEngine, type Engine, type EngineOptions } from "./engine.js";
+import { describeViolation } from "../secrets/exchange.js";
+import type { Violation } from "../secrets/types.js";
 import type { TlsDenial } from "../tls/protocol.js";
 import { describeAllowed, describeConnection, describePacket, describeQuery } from "./verdicts.js";
 import { enforcerRegistry, serveMetrics } from "./metrics.js";
@@ -180,6 +182,7 @@ export class Agent {
       extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes,
       onPackets: (events) => { if (engine !== null) this.#onPackets(engine, events); },
       onDenials: (denials) => { if (engine !== null) this.#onDenials(engine, denials); },
+      onTerminate: (name, violation) => this.#cutOff(name, violation),
       onQueries: (queries) => { if (engine !== null) this.#onQueries(engine, queries); },
       onLink: (event) => { if (engine !== null) this.#onLink(engine, event); },
       onView: () => { if (engine === this.#own) for (const other of this.#engines.values()) if (other !== engine) other.enforcer.hostChanged(); },
@@ -601,6 +604,12 @@ export class Agent {
         this.#tell({ ...describePacket(sandbox.name, event, names, rule, monotonic) });
       }
     });
+  }
+
+  /** `on_violation: terminate`. The guest stays behind its tap, with a policy that lets nothing through, also under a next agent. */
+  #cutOff(name: string, violation: Violation): void {
+    this.#notice(`${name} is cut off: ${describeViolation(violation)}`);
+    this.setPolicy(name, { no_net: true }).catch((error: unknown) => this.#notice(`${name} could not be cut off: ${text(error)}`));
   }
 
   #onDenials(engine: Engine, denials: readonly TlsDenial[]): void {

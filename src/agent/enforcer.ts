@@ -17,6 +17,8 @@ import { BpfMap, closeFd, createNetns, openNetns, type RingBuffer } from "../../
 import { formatAddress, formatPrefix, type Address } from "../addresses/address.js";
 import { groupTable, type Group, type GroupTable } from "../addresses/groups.js";
 import type { DeniedQuery, FormerPinRow, PinRow, Stats } from "../dns/protocol.js";
+import { forgetPlaceholders, keptEnvironment } from "../secrets/placeholder.js";
+import type { Violation } from "../secrets/types.js";
 import { forgetAuthority } from "../tls/certificates/store.js";
 import type { TlsDenial, TlsStats } from "../tls/protocol.js";
 import { EnforcerError } from "../errors.js";
@@ -74,6 +76,8 @@ export interface EnforcerOptions {
   readonly onQueries: (queries: readonly DeniedQuery[]) => void;
   /** Connections and requests that were refused because of whom they were for. */
   readonly onDenials: (denials: readonly TlsDenial[]) => void;
+  /** A sandbox sent a secret's placeholder where it must not be, and the policy wants it cut off: it is to get a policy that denies all. */
+  readonly onTerminate: (sandbox: string, violation: Violation) => void;
   readonly onLink: (event: LinkEvent) => void;
   /** The host's addresses or routes changed and are in force. */
   readonly onView: () => void;
@@ -188,7 +192,12 @@ export class Enforcer {
     this.#inspection = new Inspection({
       listen: { netnsFd: agentNetns, address4: formatAddress(this.#link.addr4), address6: this.#link.ipv6 ? formatAddress(this.#link.addr6) : null },
       hostNetnsFd: hostNetns, sandboxNet6: this.#link.ipv6 ? this.#link.net6.bytes : null, runDirectory: this.#run.path, resolver: this.#resolver, groups: () => this.#groups,
-      onDenied: (denials) => this.#options.onDenials(denials), onFailure: (error) => this.#options.onFailure(error),
+      onDenied: (denials) => this.#options.onDenials(denials),
+      onTerminate: (slot, generation, violation) => {
+        const sandbox = [...this.#sandboxes.values()].find((one) => one.slot === slot && one.generation === generation);
+        if (sandbox !== undefined) this.#options.onTerminate(sandbox.name, violation);
+      },
+      onFailure: (error) => this.#options.onFailure(error),
     });
     this.#cleanup.push(() => this.#inspection.stop());
     if (noUpstream && this.#options.resolvConf !== null) this.#options.onNotice(`${this.#options.resolvConf} names no resolver: names fail unless the policy or --upstream names one`);
@@ -330,6 +339,7 @@ export class Enforcer {
     await this.#resolver.ask({ kind: "removeSandbox", slot: sandbox.slot, generation: sandbox.generation }).catch((error: unknown) => { if (known !== null) throw error; });
     await this.#inspection.remove(sandbox.slot, sandbox.generation);
     forgetAuthority(this.#run.path, name);
+    forgetPlaceholders(this.#run.path, name);
     sandbox.tables.clear();
     this.inside(() => restoreTap({ ifindex, changes: known?.preparation.changes ?? state?.changes ?? [] }));
     this.#run.remove(name);
@@ -545,6 +555,9 @@ export class Enforcer {
   }
 
   /** null: no policy needs a look into connections. */
+  /** What the guest's environment is to hold for the secrets of its policy: placeholders. */
+  secretsOf({ name }: Sandbox): Record<string, string> { return keptEnvironment(this.#run.path, name); }
+
   async tlsStats(): Promise<TlsStats | null> { return this.#inspection.stats(); }
 
   async resolverStats(): Promise<Stats> { return this.#resolver.ask({ kind: "stats" }); }

@@ -11,6 +11,7 @@ import { AbiLimit } from "../kernel/layout.gen.js";
 import type { SandboxTables } from "../kernel/sandbox-tables.js";
 import type { CompiledPolicy } from "../policy/compile.js";
 import type { Policy } from "../policy/types.js";
+import type { Violation } from "../secrets/types.js";
 import type { StartTls, TlsDenial, TlsStats } from "../tls/protocol.js";
 import type { ResolverClient } from "./resolver-client.js";
 import { TlsClient } from "./tls-client.js";
@@ -20,6 +21,7 @@ export interface InspectionOptions extends Pick<StartTls, "hostNetnsFd" | "sandb
   readonly resolver: ResolverClient;
   readonly groups: () => GroupTable;
   readonly onDenied: (denials: readonly TlsDenial[]) => void;
+  readonly onTerminate: (slot: number, generation: number, violation: Violation) => void;
   readonly onFailure: (error: Error) => void;
 }
 
@@ -82,10 +84,10 @@ export class Inspection {
   }
 
   async #start(): Promise<TlsClient> {
-    const { listen, hostNetnsFd, sandboxNet6, runDirectory, resolver, groups, onDenied, onFailure } = this.#options;
+    const { listen, hostNetnsFd, sandboxNet6, runDirectory, resolver, groups, onDenied, onTerminate, onFailure } = this.#options;
     const { port1, port2 } = new MessageChannel();
     await resolver.ask({ kind: "connect", port: port1 }, [port1]);
-    const client = new TlsClient({ onDenied, onFailure });
+    const client = new TlsClient({ onDenied, onTerminate, onFailure });
     try {
       await client.ask({ kind: "start", listen: { ...listen, port: AbiLimit.INTERCEPTED_PORT }, hostNetnsFd, sandboxNet6, groups: groups(), port: port2, runDirectory }, [port2]);
     } catch (error) {

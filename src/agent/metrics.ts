@@ -132,6 +132,12 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   counter("enforcer_http_refused_total", "Requests that were refused.", ["sandbox", "reason"], (add) => eachTls((sandbox, { refused }) => {
     for (const [reason, value] of Object.entries(refused)) add({ sandbox, reason }, value);
   }));
+  counter("enforcer_secrets_total", "What became of secrets, by secret.", ["sandbox", "secret", "event"], (add) => eachTls((sandbox, { secrets }) => {
+    for (const [secret, { failing: _, ...events }] of Object.entries(secrets)) for (const [event, value] of Object.entries(events)) add({ sandbox, secret, event }, value);
+  }));
+  gauge("enforcer_secrets_failing", "1: the secret's source could not be read when it was last asked.", ["sandbox", "secret"], (set) => eachTls((sandbox, { secrets }) => {
+    for (const [secret, { failing }] of Object.entries(secrets)) set({ sandbox, secret }, failing ? 1 : 0);
+  }));
   counter("enforcer_tls_leaves_total", "Certificates for names, by whether one was there.", ["sandbox", "result"], (add) => eachTls((sandbox, { leaves }) => {
     for (const [result, value] of Object.entries(leaves)) add({ sandbox, result }, value);
   }));

@@ -68,6 +68,8 @@ export interface RefusedConnection {
   readonly method: string | null;
   readonly reason: string;
   readonly text: string;
+  /** By name; never its value nor its placeholder. */
+  readonly secret?: { readonly name: string; readonly what: string; readonly place: string; readonly field: string | null; readonly form: string; readonly action: string };
 }
 
 /** @param names that the sandbox was told for the far address. @param monotonicNow CLOCK_MONOTONIC, ns, read now. */
@@ -119,8 +121,11 @@ export function describeQuery(sandbox: string, query: DeniedQuery): RefusedQuery
   };
 }
 
-export function describeConnection(sandbox: string, { time, name, address, port, method, reason, text }: TlsDenial): RefusedConnection {
-  return { event: "tls-denied", time: new Date(time).toISOString(), sandbox, name, destination: formatAddress(address), port, method, reason, text };
+export function describeConnection(sandbox: string, { time, name, address, port, method, reason, text, violation }: TlsDenial): RefusedConnection {
+  const told = { event: "tls-denied" as const, time: new Date(time).toISOString(), sandbox, name, destination: formatAddress(address), port, method, reason, text };
+  if (violation === undefined) return told;
+  const { secret, what, place, field, form, action } = violation;
+  return { ...told, secret: { name: secret, what, place, field, form, action } };
 }
 
 export function connectionLine({ time, sandbox, name, destination, port, method, reason, text }: RefusedConnection): string {

@@ -63,7 +63,8 @@ export class WorkerClient<Request extends { readonly kind: string }, Replies ext
     if (waiting === undefined) return;
     this.#waiting.delete(reply.id);
     if (reply.ok) waiting.resolve(reply.value as never);
-    else waiting.reject(new EnforcerError(this.#options.error, `${this.#options.what} refused: ${reply.message}`));
+    // What a person can mend keeps its code.
+    else waiting.reject(reply.code === "E_SECRET" ? new EnforcerError(reply.code, reply.message) : new EnforcerError(this.#options.error, `${this.#options.what} refused: ${reply.message}`));
   }
 
   #end(error: Error): void {

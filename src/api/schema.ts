@@ -146,6 +146,9 @@ export interface PinsAnswer {
   readonly former: readonly { readonly name: string; readonly address: string; /** seconds ago */ readonly expired: number }[];
 }
 
+/** By secret: what the guest's environment is to hold. Never a value. */
+export interface SecretsAnswer { readonly environment: Readonly<Record<string, string>> }
+
 export interface FlowsAnswer {
   readonly total: number;
   readonly flows: readonly { readonly direction: string; readonly protocol: string; readonly guest_port: number; readonly remote: string; readonly remote_port: number; readonly name: string | null; readonly rule: string | null; /** seconds from the first packet to the last; null: not known */ readonly lasted: number | null; /** through the agent, which looks who is meant */ readonly intercepted: boolean }[];

@@ -73,6 +73,10 @@ const routes: readonly Route[] = [
     return { request: body, report: policyReport(policy, []), warnings };
   }),
   route("GET", "/sandboxes/{name}/pins", noQuery, null, ({ agent, name }) => pinsView(agent, name)),
+  route("GET", "/sandboxes/{name}/secrets", noQuery, null, ({ agent, name }) => {
+    const { engine, sandbox } = agent.enforced(name);
+    return { environment: engine.enforcer.secretsOf(sandbox) };
+  }),
   route("GET", "/sandboxes/{name}/flows", flowsQuery, null, ({ agent, name, query }) => flowsView(agent, name, query.limit ?? 1000)),
   route("GET", "/sandboxes/{name}/explain", explainQuery, null, ({ agent, name, query }) => explainQuestion(agent, name, query)),
   route("GET", "/watch", watchQuery, null, ({ agent, query, request, response }) => {

@@ -20,6 +20,7 @@ import { formatDiagnostic } from "../policy/diagnostics.js";
 import { buildPolicy } from "../policy/build.js";
 import type { Policy } from "../policy/types.js";
 import { policyInput } from "./policy.js";
+import { describeViolation } from "../secrets/exchange.js";
 import { connectionLine, describeConnection, describePacket, describeQuery, packetLine, queryLine } from "../agent/verdicts.js";
 
 export interface AttachArguments {
@@ -77,6 +78,10 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
     onPackets: (events) => { if (sandbox !== null) out.packets(enforcer, sandbox, events); },
     onQueries: (queries) => { if (sandbox !== null) out.queries(sandbox, queries); },
     onDenials: (denials) => { if (sandbox !== null) out.connections(sandbox, denials); },
+    onTerminate: (name, violation) => {
+      out.notice(`${name} is cut off: ${describeViolation(violation)}`);
+      enforcer.setPolicy(name, buildPolicy({ noNet: true, groups: enforcer.groups }).policy, null).catch((error: unknown) => ended.fail(error as Error));
+    },
     onLink: (event) => { if (sandbox !== null) onLink(event, sandbox, ended); },
     onNotice: (text) => out.notice(text),
     onFailure: (error) => ended.fail(new EnforcerError("E_RESOLVER", `it cannot go on serving ${options.tap}: ${error.message}`, { cause: error, remedy: "the kernel goes on enforcing, and no name is resolved: attach again to take it over, and report this" })),
@@ -88,6 +93,7 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
     const { policy } = buildPolicy({ ...input, groups: enforcer.groups });
     sandbox = await enforcer.attach({ name: options.tap, tap: options.tap, policy, source: null, spec: null, incomplete: false, gateways: options.gateways, guest: options.guest, mac: options.mac, upstreams: options.upstreams });
     out.enforcing(sandbox, options);
+    if (policy.secrets.length > 0) out.notice(`the guest's environment for its secrets: enforcer secrets ${options.tap}`);
     await ended.promise;
   } finally {
     metrics?.close();

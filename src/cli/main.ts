@@ -96,6 +96,9 @@ export function program(): Command {
   agentOptions(root.command("pins").description("what a sandbox was told in answers, and until when it counts").addArgument(sandbox()))
     .action(async (name: string, flags: AgentFlags) => { await (await import("./pins.js")).pins(name, asked(flags)); });
 
+  agentOptions(root.command("secrets").description("what a guest's environment is to hold for the secrets of its policy: placeholders").addArgument(sandbox()))
+    .action(async (name: string, flags: AgentFlags) => { await (await import("./secrets.js")).secrets(name, asked(flags)); });
+
   agentOptions(root.command("flows").description("a sandbox's flows in the kernel's table").addArgument(sandbox()))
     .option("--limit <n>", "flows at most", count, 1000)
     .action(async (name: string, flags: AgentFlags & { limit: number }) => { await (await import("./flows.js")).flows(name, { ...asked(flags), limit: flags.limit }); });

@@ -129,12 +129,21 @@ export class Finder {
   }
 }
 
-/** What the octets say with escapes undone. */
+/** What the octets say with escapes undone; of each way of writing only where there are such escapes. */
 function views(source: Mapped): [Form, Mapped][] {
-  const once = percentDecoded(source), twice = percentDecoded(once), json = jsonDecoded(source);
-  const all: [Form, Mapped][] = [["percent", once], ["percent", twice], ["json", json]];
-  if (twice.octets.includes(BACKSLASH)) all.push(["json", jsonDecoded(once)], ["json", jsonDecoded(twice)]);
-  if (json.octets.includes(PERCENT)) all.push(["json", percentDecoded(json)]);
+  const all: [Form, Mapped][] = [];
+  if (source.octets.includes(PERCENT)) {
+    const once = percentDecoded(source);
+    all.push(["percent", once]);
+    const twice = once.octets.includes(PERCENT) ? percentDecoded(once) : null;
+    if (twice !== null) all.push(["percent", twice]);
+    for (const view of [once, twice]) if (view?.octets.includes(BACKSLASH) === true) all.push(["json", jsonDecoded(view)]);
+  }
+  if (source.octets.includes(BACKSLASH)) {
+    const json = jsonDecoded(source);
+    all.push(["json", json]);
+    if (json.octets.includes(PERCENT)) all.push(["json", percentDecoded(json)]);
+  }
   return all;
 }
 

@@ -2,11 +2,12 @@
  * What the main thread and the TLS worker say to each other.
  *
  * Holds always: every request gets one reply, in order; policies cross by structured clone, maps by descriptor (duplicated by
- * the worker, so the sender may close its own); no value of a secret is in any message but `secrets`.
+ * the worker, so the sender may close its own); no value of a secret is in any message.
  */
 import type { MessagePort } from "node:worker_threads";
 import type { GroupTable } from "../addresses/groups.js";
 import type { Policy } from "../policy/types.js";
+import type { SecretCounters, Violation } from "../secrets/types.js";
 import type { HttpReason } from "./http/refusal.js";
 import type { ConnectionOutcome } from "./reasons.js";
 
@@ -61,6 +62,8 @@ export interface TlsStats {
     /** From guests, and to them, of all these connections, encrypted as they came. */
     readonly bytesUp: number;
     readonly bytesDown: number;
+    /** By name of the secret. */
+    readonly secrets: Readonly<Record<string, SecretCounters & { readonly failing: boolean }>>;
     readonly leaves: { readonly issued: number; readonly hits: number; readonly evicted: number };
   }[];
 }
@@ -80,6 +83,8 @@ export interface TlsDenial {
   readonly method: string | null;
   /** For people; no octet of the guest that was not found well formed, no secret. */
   readonly text: string;
+  /** What a secret had to do with it; with action `log` or `pass` nothing was refused. */
+  readonly violation?: Violation;
 }
 
 export interface TlsReplies {
@@ -96,4 +101,5 @@ export interface TlsEnvelope { readonly id: number; readonly request: TlsRequest
 export type FromTls =
   | { readonly kind: "reply"; readonly id: number; readonly ok: true; readonly value: TlsReplies[keyof TlsReplies] }
   | { readonly kind: "reply"; readonly id: number; readonly ok: false; readonly code: string; readonly message: string }
-  | { readonly kind: "denied"; readonly denials: readonly TlsDenial[] };
+  | { readonly kind: "denied"; readonly denials: readonly TlsDenial[] }
+  | { readonly kind: "terminate"; readonly slot: number; readonly generation: number; readonly violation: Violation };

@@ -19,6 +19,7 @@ export const connectionOutcomes = {
   "hello-limit": "refused: too many or too large ClientHellos of the sandbox that were not whole yet",
   "no-upstream": "the far side did not accept the connection",
   "stranger": "refused: not a redirected connection of a sandbox",
+  "secret-in-name": "refused: a secret's placeholder in the server name",
   "policy-changed": "ended: the policy no longer allows it",
 } as const;
 

@@ -6,17 +6,21 @@
  * not before the name was judged. A refusal is told and ends the connection; waiting never turns into passing. One sandbox has
  * a bounded number of connections, of hellos that are not whole, and of octets kept of them. When the policy changes, every
  * connection is judged again.
- * Does not: listen (worker.ts), read HTTP (http/), keep secrets.
+ * Does not: listen (worker.ts), read HTTP (http/), know what becomes of secrets (src/secrets).
  */
+import { existsSync } from "node:fs";
 import { connect, type Socket, type TcpNetConnectOpts } from "node:net";
 import type { BpfMap } from "../../native/index.js";
 import { formatAddress, isV4, parseAddress } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
 import type { ResolverLink } from "../dns/link.js";
-import { EnforcerError } from "../errors.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import { interceptedAt, type Intercepted } from "../kernel/intercepted.js";
 import type { Policy } from "../policy/types.js";
+import { describeViolation } from "../secrets/exchange.js";
+import { placeholderPath } from "../secrets/placeholder.js";
+import { SandboxSecrets } from "../secrets/sandbox-secrets.js";
+import type { Violation } from "../secrets/types.js";
 import { serverHandshake } from "./certificates/handshake.js";
 import { SandboxCertificates } from "./certificates/leaves.js";
 import { keptAuthority } from "./certificates/store.js";
@@ -60,6 +64,8 @@ export interface ServiceOptions {
   readonly sandboxNet6: Uint8Array | null;
   readonly runDirectory: string;
   readonly onDenied: (denial: TlsDenial) => void;
+  /** A secret's violation asks for the sandbox to be cut off; its connections have ended already. */
+  readonly onTerminate: (slot: number, generation: number, violation: Violation) => void;
   /** For tests; default: a connection to exactly this address from the calling thread's namespace. */
   readonly dial?: (address: Uint8Array, port: number) => Socket;
 }
@@ -69,6 +75,10 @@ interface Sandbox {
   readonly generation: number;
   readonly name: string;
   judge: ConnectionJudge;
+  /** null: the policy never had any. */
+  secrets: SandboxSecrets | null;
+  /** A secret's `on_violation: terminate`: nothing is taken from it any more. */
+  cutOff: boolean;
   intercepted: BpfMap;
   certificates: SandboxCertificates | null;
   readonly connections: Set<Connection>;
@@ -102,12 +112,12 @@ export class TlsService {
     this.#groups = options.groups;
   }
 
-  /** @param intercepted belongs to the service from now on. */
-  add(slot: number, generation: number, name: string, policy: Policy, floor: Policy | null, intercepted: BpfMap): void {
-    refuseSecrets(policy);
+  /** @param intercepted belongs to the service from now on. @throws EnforcerError E_SECRET: a secret cannot be had. */
+  async add(slot: number, generation: number, name: string, policy: Policy, floor: Policy | null, intercepted: BpfMap): Promise<void> {
+    const secrets = await this.#openSecrets(slot, generation, name, policy);
     this.remove(slot, null);
     this.#sandboxes.set(slot, {
-      slot, generation, name, judge: new ConnectionJudge(policy, floor), intercepted,
+      slot, generation, name, judge: new ConnectionJudge(policy, floor), intercepted, secrets, cutOff: false,
       certificates: policy.tls.intercept ? this.#certificates(name) : null,
       connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bytesUp: 0, bytesDown: 0,
     });
@@ -117,7 +127,8 @@ export class TlsService {
   async setPolicy(slot: number, generation: number, policy: Policy, floor: Policy | null, intercepted: BpfMap): Promise<void> {
     const sandbox = this.#sandboxes.get(slot);
     if (sandbox === undefined || sandbox.generation !== generation) throw new Error(`slot ${slot} holds no sandbox of generation ${generation}`);
-    refuseSecrets(policy);
+    if (sandbox.secrets !== null) await sandbox.secrets.replace(policy.secrets);
+    else if (policy.secrets.length > 0) sandbox.secrets = await this.#openSecrets(slot, generation, sandbox.name, policy);
     const before = sandbox.judge.policy.tls;
     sandbox.judge = new ConnectionJudge(policy, floor);
     sandbox.intercepted.close();
@@ -148,6 +159,7 @@ export class TlsService {
     this.#sandboxes.delete(slot);
     for (const connection of [...sandbox.connections]) connection.end();
     sandbox.certificates?.clear();
+    sandbox.secrets?.close();
     sandbox.intercepted.close();
   }
 
@@ -158,10 +170,11 @@ export class TlsService {
   stats(): TlsStats {
     return {
       strangers: this.#strangers,
-      sandboxes: [...this.#sandboxes.values()].map(({ slot, generation, connections, hellos, helloOctets, outcomes, http, bytesUp, bytesDown, certificates }) => ({
+      sandboxes: [...this.#sandboxes.values()].map(({ slot, generation, connections, hellos, helloOctets, outcomes, http, bytesUp, bytesDown, certificates, secrets }) => ({
         slot, generation, connections: connections.size, limit: CONNECTIONS, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused },
         hellos: hellos.size, helloLimit: HELLOS, helloOctets, helloOctetsLimit: HELLO_OCTETS,
         bytesUp: [...connections].reduce((sum, { socket }) => sum + socket.bytesRead, bytesUp), bytesDown: [...connections].reduce((sum, { socket }) => sum + socket.bytesWritten, bytesDown),
+        secrets: secrets?.counters() ?? {},
         leaves: certificates === null ? { issued: 0, hits: 0, evicted: 0 } : { ...certificates.counters },
       })),
     };
@@ -171,7 +184,7 @@ export class TlsService {
   accept(socket: Socket): void {
     const sandbox = this.#sandboxOf(socket);
     const meant = sandbox === null ? null : interceptedAt(sandbox.intercepted, socket.remotePort ?? 0);
-    if (sandbox === null || meant === null) {
+    if (sandbox === null || meant === null || sandbox.cutOff) {
       this.#strangers++;
       socket.resetAndDestroy();
       return;
@@ -261,6 +274,12 @@ export class TlsService {
       return;
     }
     const { labels } = hello.serverName;
+    const holds = sandbox.secrets?.serverName({ labels, port: meant.remotePort, intercepted: false, verified: false, pinned: false }, labels.join(".")) ?? null;
+    if (holds !== null) {
+      this.#told(sandbox, meant, holds.reason, null, null, holds.message, holds.violation);
+      this.#refuse(sandbox, connection, "secret-in-name", null, ALERT.unrecognizedName);
+      return;
+    }
     const question: NameQuestion = { address: meant.remote, port: meant.remotePort, labels, pinned: await this.#pinned(sandbox, { address: meant.remote, labels }) };
     if (socket.destroyed) return;
     // Judged and taken over in one turn: a policy that comes between finds it among the judged ones.
@@ -349,8 +368,10 @@ export class TlsService {
         connection.question = asked;
         return this.#judgeRequest(sandbox, asked, request, question === null ? "host-denied" : "policy");
       },
-      filter: () => null,
-      refused: (refusal, { method, host }) => this.#told(sandbox, meant, refusal.reason, host, method === "" ? null : method, refusal.message),
+      filter: (request) => sandbox.secrets?.exchange({
+        labels: question?.labels ?? connection.question?.labels ?? [], port: meant.remotePort, intercepted: question !== null, verified: question !== null, pinned: question?.pinned === true,
+      }, request) ?? null,
+      refused: (refusal, { method, host }) => this.#told(sandbox, meant, refusal.reason, host, method === "" ? null : method, refusal.message, refusal.violation),
     };
   }
 
@@ -404,6 +425,29 @@ export class TlsService {
     });
   }
 
+  async #openSecrets(slot: number, generation: number, name: string, policy: Policy): Promise<SandboxSecrets | null> {
+    const path = placeholderPath(this.#options.runDirectory, name);
+    // Placeholders of a former policy may still be in the guest.
+    if (policy.secrets.length === 0 && !existsSync(path)) return null;
+    return SandboxSecrets.open(policy.secrets, {
+      path,
+      onPassed: (violation) => this.#options.onDenied({
+        slot, generation, time: Date.now(), reason: "secret", name: violation.host, address: new Uint8Array(16), port: violation.port, method: violation.method === "" ? null : violation.method,
+        text: `${describeViolation(violation)}: let pass, as the policy says`, violation,
+      }),
+      onTerminate: (violation) => this.#cutOff(slot, generation, violation),
+    });
+  }
+
+  #cutOff(slot: number, generation: number, violation: Violation): void {
+    const sandbox = this.#sandboxes.get(slot);
+    if (sandbox === undefined || sandbox.generation !== generation || sandbox.cutOff) return;
+    sandbox.cutOff = true;
+    this.#options.onTerminate(slot, generation, violation);
+    // After the answer that tells why.
+    setImmediate(() => { for (const connection of [...sandbox.connections]) connection.end(); });
+  }
+
   #certificates(name: string): SandboxCertificates { return new SandboxCertificates(keptAuthority(this.#options.runDirectory, name)); }
 
   /** Tells the guest, as far as it can be told, and ends the connection. */
@@ -426,11 +470,7 @@ export class TlsService {
     if (refusedOutcomes.has(outcome)) this.#told(sandbox, meant, outcome, labels?.join(".") ?? null, null, connectionOutcomes[outcome]);
   }
 
-  #told({ slot, generation }: Sandbox, { remote, remotePort }: Intercepted, reason: ConnectionOutcome | HttpReason, name: string | null, method: string | null, text: string): void {
-    this.#options.onDenied({ slot, generation, time: Date.now(), reason, name, address: remote, port: remotePort, method, text });
+  #told({ slot, generation }: Sandbox, { remote, remotePort }: Intercepted, reason: ConnectionOutcome | HttpReason, name: string | null, method: string | null, text: string, violation?: Violation): void {
+    this.#options.onDenied({ slot, generation, time: Date.now(), reason, name, address: remote, port: remotePort, method, text, ...(violation === undefined ? {} : { violation }) });
   }
-}
-
-function refuseSecrets({ secrets }: Policy): void {
-  if (secrets.length > 0) throw new EnforcerError("E_SECRET", `secret ${secrets[0]?.name ?? ""}: secrets are not put in by this version`);
 }

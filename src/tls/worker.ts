@@ -40,7 +40,7 @@ class Worker {
       case "start": return this.#start(request);
       case "addSandbox": {
         const { slot, generation, name, policy, floor, interceptedFd } = request;
-        this.#started().add(slot, generation, name, policy, floor, BpfMap.fromFd(interceptedFd));
+        await this.#started().add(slot, generation, name, policy, floor, BpfMap.fromFd(interceptedFd));
         return null;
       }
       case "setPolicy": {
@@ -71,7 +71,7 @@ class Worker {
   async #start({ listen, hostNetnsFd, sandboxNet6, groups, port, runDirectory }: StartTls): Promise<null> {
     if (this.#service !== null) throw new Error("the TLS service is started already");
     this.#resolver = new ResolverLink(port);
-    const service = new TlsService({ resolver: this.#resolver, groups, sandboxNet6, runDirectory, onDenied: (denial) => this.#deny(denial) });
+    const service = new TlsService({ resolver: this.#resolver, groups, sandboxNet6, runDirectory, onDenied: (denial) => this.#deny(denial), onTerminate: (slot, generation, violation) => this.#post({ kind: "terminate", slot, generation, violation }) });
     setNetns(listen.netnsFd);
     try {
       for (const address of [listen.address4, listen.address6]) if (address !== null) await this.#listen(service, address, listen.port);
