@@ -30,7 +30,7 @@ async function detachLeft(name: string, runDir: string, bpffs: string): Promise<
   try {
     const enforcer = await Enforcer.start({
       run, bpffs, instance: name, sandboxes: 1, resolverDevice: `enfd${process.pid}`, resolvConf: null, netnsFd: null, outer: null, extraGroups: {}, nat64Prefixes: [],
-      onPackets: () => undefined, onQueries: () => undefined, onDenials: () => undefined, onLink: () => undefined, onView: () => undefined, onNotice: () => undefined,
+      onPackets: () => undefined, onQueries: () => undefined, onDenials: () => undefined, onTerminate: () => undefined, onLink: () => undefined, onView: () => undefined, onNotice: () => undefined,
       onFailure: (error) => { throw new EnforcerError("E_RESOLVER", error.message, { cause: error }); },
     });
     await enforcer.settle(() => name);

@@ -51,7 +51,7 @@ export class LiveSecret {
 
   /** What is to be put in now; null: nothing can be had. At once, unless the source has to be asked. */
   current(): Buffer | null | Promise<Buffer | null> {
-    return this.#due() ? this.#refresh().then(() => this.#usable()) : this.#usable();
+    return this.#reading !== null || this.#due() ? this.#refresh().then(() => this.#usable()) : this.#usable();
   }
 
   /** The value and former ones. They belong to this object. */
