@@ -178,7 +178,7 @@ export class Enforcer {
     this.#resolver = new ResolverClient({
       onDenied: (queries) => this.#options.onQueries(queries),
       onResolvers: (servers) => this.#options.onNotice(servers.length === 0 ? "no resolver is configured on the host: names fail until there is one" : `resolvers are now ${servers.join(", ")}`),
-      onFailure: (error) => this.#options.onFailure(error),
+      onFailure: (error) => this.#failed(error),
     });
     this.#cleanup.push(() => this.#resolver.stop());
     const { noUpstream } = await this.#resolver.ask({
@@ -197,7 +197,7 @@ export class Enforcer {
         const sandbox = [...this.#sandboxes.values()].find((one) => one.slot === slot && one.generation === generation);
         if (sandbox !== undefined) this.#options.onTerminate(sandbox.name, violation);
       },
-      onFailure: (error) => this.#options.onFailure(error),
+      onFailure: (error) => this.#failed(error),
     });
     this.#cleanup.push(() => this.#inspection.stop());
     if (noUpstream && this.#options.resolvConf !== null) this.#options.onNotice(`${this.#options.resolvConf} names no resolver: names fail unless the policy or --upstream names one`);
@@ -653,12 +653,15 @@ export class Enforcer {
     if (state !== null) this.#run.write({ ...state, device: sandbox.facts.name });
   }
 
+  /** A worker that is asked something after it was told to end says no: that is no failure. */
+  #failed(error: Error): void { if (!this.#stopped) this.#options.onFailure(error); }
+
   #hostChanged(): void {
     const groups = this.#readGroups();
     this.#globals.setGroups(groups);
     this.#groups = groups;
-    this.#inspection?.setGroups(groups).catch((error: unknown) => this.#options.onFailure(error as Error));
-    this.#resolver?.ask({ kind: "groups", groups }).catch((error: unknown) => this.#options.onFailure(error as Error));
+    this.#inspection?.setGroups(groups).catch((error: unknown) => this.#failed(error as Error));
+    this.#resolver?.ask({ kind: "groups", groups }).catch((error: unknown) => this.#failed(error as Error));
   }
 
   // ---- slots --------------------------------------------------------------------------------------------------------
