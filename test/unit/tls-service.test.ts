@@ -1,0 +1,383 @@
+/**
+ * What becomes of a connection that the kernel sent to the agent: real sockets on loopback, a real TLS server as far side. Only
+ * where a connection comes from and the kernel's table are made up here; test/netns/tls*.test.ts has the real ones.
+ */
+import { createServer as createNetServer, connect as netConnect, type AddressInfo, type Server, type Socket } from "node:net";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { connect as tlsConnect, createServer as createTlsServer, type ConnectionOptions, type TLSSocket } from "node:tls";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import type { BpfMap } from "../../native/index.js";
+import { parseAddress } from "../../src/addresses/address.js";
+import { groupTable } from "../../src/addresses/groups.js";
+import { AbiLimit, layouts, RedirectState } from "../../src/kernel/layout.gen.js";
+import { buildPolicy } from "../../src/policy/build.js";
+import { parsePolicyText } from "../../src/policy/parse.js";
+import type { Policy } from "../../src/policy/types.js";
+import type { TlsDenial } from "../../src/tls/protocol.js";
+import { CONNECTIONS, HELLO_OCTETS, HELLOS, TlsService } from "../../src/tls/service.js";
+import { helloRecords } from "../lib/hello.js";
+import { originAuthority } from "./http-world.js";
+
+const groups = groupTable({ hostAddresses: [], connectedPrefixes: [] });
+const policyOf = (text: string): Policy => buildPolicy({ file: parsePolicyText(text, "test.yaml"), groups }).policy;
+const REMOTE = parseAddress("93.184.216.34")!;
+const SLOT = 3, GENERATION = 7;
+const SHOP = policyOf("rules:\n  - allow: shop.example\n  - allow: tenant.example\n");
+const NONE = policyOf("rules:\n  - allow: elsewhere.example\n");
+
+/** The kernel's table: the entry of a port says which port the guest aimed at. */
+function table(portOf: (port: number) => number | null): BpfMap {
+  const field = layouts.redirect.fields;
+  return {
+    lookup(key: Buffer) {
+      const wanted = portOf(key.readUInt32LE(0) + AbiLimit.INTERCEPTED_PORT_BASE);
+      if (wanted === null) return null;
+      const entry = Buffer.alloc(layouts.redirect.size);
+      entry.writeUInt32LE(RedirectState.REDIRECT_LIVE, field.state.offset);
+      entry.set(REMOTE, field.remote.offset);
+      entry.writeUInt16BE(wanted, field.remote_port.offset);
+      return entry;
+    },
+    close: () => undefined,
+  } as unknown as BpfMap;
+}
+
+let service: TlsService, listener: Server, origin: Server, tlsServer: Server;
+let denials: TlsDenial[], dialled: { address: string; port: number }[], servers: Socket[], clients: Socket[];
+let pinned: (labels: readonly string[]) => boolean;
+let from: string, remotePort: number | null;
+let dir: string;
+/** What the far side got, encrypted. */
+let wire: Buffer[];
+
+const listening = (server: Server): Promise<number> => new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve((server.address() as AddressInfo).port)));
+
+beforeEach(async () => {
+  [denials, dialled, servers, clients, wire] = [[], [], [], [], []];
+  [pinned, from, remotePort] = [(labels) => labels.join(".") === "shop.example", `240.0.1.${SLOT}`, 443];
+  dir = mkdtempSync(join(tmpdir(), "enf-tls-"));
+  const { key, certificate } = originAuthority.issue({ kind: "name", labels: ["shop", "example"] }, Date.now());
+  const secure = createTlsServer({ key, cert: certificate, ecdhCurve: "P-384", allowHalfOpen: true }, (socket) => {
+    socket.on("error", () => undefined);
+    socket.on("data", (data: Buffer) => socket.write(data));
+    socket.on("end", () => socket.end("bye"));
+  });
+  secure.on("tlsClientError", () => undefined);
+  secure.on("connection", (socket: Socket) => servers.push(socket));
+  const securePort = await listening(secure);
+  tlsServer = secure;
+  origin = createNetServer({ allowHalfOpen: true }, (socket) => {
+    const inner = netConnect({ port: securePort, host: "127.0.0.1", allowHalfOpen: true });
+    servers.push(socket, inner);
+    for (const each of [socket, inner]) each.on("error", () => { socket.destroy(); inner.destroy(); });
+    socket.on("data", (data) => wire.push(data));
+    socket.pipe(inner).pipe(socket);
+  });
+  const originPort = await listening(origin);
+  service = new TlsService({
+    groups, sandboxNet6: parseAddress("fd00:1::"), runDirectory: dir, onDenied: (denial) => denials.push(denial),
+    resolver: { pinned: async (_slot, _generation, _address, labels) => pinned(labels), answer: async (_slot, _generation, message) => Uint8Array.from(message).reverse() },
+    dial: (address, port) => {
+      dialled.push({ address: [...address.slice(12)].join("."), port });
+      return netConnect({ port: originPort, host: "127.0.0.1", allowHalfOpen: true });
+    },
+  });
+  service.add(SLOT, GENERATION, "box", SHOP, null, table(() => remotePort));
+  listener = createNetServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
+    // Every connection has a place in the table; the port that loopback gave it need not be one.
+    const peer = { address: from, family: from.includes(":") ? "IPv6" : "IPv4", port: AbiLimit.INTERCEPTED_PORT_BASE + (clients.length % AbiLimit.INTERCEPTED) };
+    const { _handle: handle } = socket as unknown as { _handle: { getpeername: (out: object) => number } };
+    handle.getpeername = (out) => { Object.assign(out, peer); return 0; };
+    service.accept(socket);
+  });
+  await listening(listener);
+});
+afterEach(async () => {
+  vi.useRealTimers();
+  service.close();
+  for (const socket of [...clients, ...servers]) socket.destroy();
+  await Promise.all([listener, origin, tlsServer].map((server) => new Promise((done) => server.close(done))));
+  rmSync(dir, { recursive: true });
+});
+
+interface Heard { readonly socket: Socket; readonly octets: () => Buffer; readonly end: Promise<"end" | "reset"> }
+async function knock(octets?: Buffer): Promise<Heard> {
+  const socket = netConnect({ port: (listener.address() as AddressInfo).port, host: "127.0.0.1", noDelay: true, allowHalfOpen: true });
+  clients.push(socket);
+  const heard: Buffer[] = [];
+  socket.on("data", (data) => heard.push(data));
+  const end = new Promise<"end" | "reset">((resolve) => {
+    socket.once("error", () => resolve("reset"));
+    socket.once("end", () => resolve("end"));
+    socket.once("close", (failed) => resolve(failed ? "reset" : "end"));
+  });
+  socket.once("end", () => socket.end());
+  await Promise.race([end, new Promise((resolve) => socket.once("connect", resolve))]);
+  if (octets !== undefined) socket.write(octets);
+  return { socket, octets: () => Buffer.concat(heard), end };
+}
+async function secure(options: ConnectionOptions = {}): Promise<TLSSocket> {
+  const { socket } = await knock();
+  const stream = tlsConnect({ socket, servername: "shop.example", ca: originAuthority.certificate, ...options });
+  await new Promise<void>((resolve, reject) => {
+    stream.once("secureConnect", resolve);
+    stream.once("error", reject);
+    stream.once("close", () => reject(new Error("closed")));
+  });
+  stream.on("error", () => undefined);
+  return stream;
+}
+const said = (stream: Socket): Promise<string> => new Promise((resolve) => stream.once("data", (data: Buffer) => resolve(data.toString())));
+const closed = (stream: Socket): Promise<void> => new Promise((resolve) => { stream.resume(); if (stream.destroyed) resolve(); else stream.once("close", () => resolve()); });
+const row = (): ReturnType<TlsService["stats"]>["sandboxes"][number] => service.stats().sandboxes[0]!;
+const reasons = (): string[] => denials.map(({ reason }) => reason);
+const ALERT = (code: number): Buffer => Buffer.of(21, 3, 1, 0, 2, 2, code);
+
+describe("passed on", () => {
+  test("to exactly the address that was judged, in both directions, half-close kept, octets counted", async () => {
+    const stream = await secure();
+    expect(dialled).toEqual([{ address: "93.184.216.34", port: 443 }]);
+    stream.write("hello");
+    expect(await said(stream)).toBe("hello");
+    stream.end();
+    expect(await said(stream)).toBe("bye");
+    await closed(stream);
+    await vi.waitFor(() => expect(row()).toMatchObject({ connections: 0, outcomes: { spliced: 1 } }));
+    expect(row().bytesUp).toBe(Buffer.concat(wire).length);
+    expect(row().bytesDown).toBeGreaterThan(500);
+  });
+
+  test("TLS test 16: the far side sees the guest's hello octet by octet", async () => {
+    const hello = helloRecords({ names: ["shop.example"], padding: 3_000, ech: true }, [700, 1, 16_000]);
+    await knock(hello);
+    await vi.waitFor(() => expect(Buffer.concat(wire).equals(hello)).toBe(true));
+  });
+
+  test("a retry of the handshake with the same name goes through (P-384 only at the far side)", async () => {
+    const stream = await secure({ ecdhCurve: "X25519:P-384", minVersion: "TLSv1.3" });
+    stream.write("again");
+    expect(await said(stream)).toBe("again");
+    expect(reasons()).toEqual([]);
+  });
+
+  test("a far side that does not take the connection: the guest's is reset", async () => {
+    service.close();
+    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onDenied: () => undefined, resolver: { pinned: async () => true, answer: async () => null }, dial: () => netConnect({ port: 1, host: "127.0.0.1" }) });
+    service.add(SLOT, GENERATION, "box", SHOP, null, table(() => 443));
+    expect(await (await knock(helloRecords({ names: ["shop.example"] }))).end).toBe("reset");
+    expect(row().outcomes).toEqual({ "no-upstream": 1 });
+  });
+});
+
+describe("refused, and the far side never hears of it", () => {
+  test.each<[string, Buffer, string, number | null]>([
+    ["A40, TLS test 5: no name", helloRecords({}), "no-name", 112],
+    ["A40: a name that is not allowed", helloRecords({ names: ["other.example"] }), "name-denied", 112],
+    ["A40, TLS test 7: an allowed name that was not told for the address", helloRecords({ names: ["tenant.example"] }), "not-pinned", 112],
+    ["A41: a name that is none", helloRecords({ names: ["shop.example."] }), "name-unreadable", 112],
+    ["TLS test 9: an encrypted hello under an outer name that is not allowed", helloRecords({ names: ["cloudflare-ech.com"], ech: true }), "name-denied", 112],
+    ["A45: not TLS", Buffer.from("SSH-2.0-x\r\n"), "not-tls", null],
+    ["a hello that cannot be read", Buffer.of(22, 3, 1, 0, 4, 1, 0, 0, 0), "malformed", 50],
+    ["TLS test 4: a hello that is too large", Buffer.of(22, 3, 1, 0, 5, 1, 1, 0, 0, 0), "too-large", 50],
+  ])("%s", async (_what, octets, reason, alert) => {
+    const { octets: got, end } = await knock(octets);
+    expect(await end).toBe(alert === null ? "reset" : "end");
+    if (alert !== null) expect(got().equals(ALERT(alert))).toBe(true);
+    expect(reasons()).toEqual([reason]);
+    expect(dialled).toEqual([]);
+    await vi.waitFor(() => expect(row()).toMatchObject({ connections: 0, hellos: 0, helloOctets: 0 }));
+  });
+
+  test("A43, TLS test 8: another name in the hello after a HelloRetryRequest", async () => {
+    const { socket, end } = await knock(helloRecords({ names: ["shop.example"], retry: true }));
+    await new Promise((resolve) => socket.once("data", resolve)); // the retry
+    const before = Buffer.concat(wire).length;
+    socket.write(helloRecords({ names: ["other.example"] }));
+    expect(await end).toBe("reset");
+    expect(reasons()).toEqual(["name-changed"]);
+    expect(Buffer.concat(wire).length).toBe(before);
+  });
+
+  test("A43: the same, sent in the first segment without waiting for the far side", async () => {
+    const first = helloRecords({ names: ["shop.example"], retry: true });
+    const { end } = await knock(Buffer.concat([first, helloRecords({ names: ["other.example"] })]));
+    expect(await end).toBe("reset");
+    expect(reasons()).toEqual(["name-changed"]);
+    expect(Buffer.concat(wire).length).toBeLessThanOrEqual(first.length);
+  });
+
+  test("A39, TLS test 3: a hello that does not come, or comes by the octet, ends at the deadline", async () => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    const silent = await knock(), slow = await knock(helloRecords({ names: ["shop.example"] }).subarray(0, 60));
+    const more = await new Promise<boolean>((resolve) => slow.socket.write(Buffer.of(0), () => resolve(true)));
+    expect(more).toBe(true);
+    while (row().helloOctets < 61) await new Promise((resolve) => setImmediate(resolve));
+    vi.advanceTimersByTime(10_001);
+    expect([await silent.end, await slow.end]).toEqual(["reset", "reset"]);
+    expect(reasons()).toEqual(["timeout", "timeout"]);
+    expect(row()).toMatchObject({ hellos: 0, helloOctets: 0 });
+  });
+
+  test("a guest that ends its sending within its hello is let go of", async () => {
+    const { socket, end } = await knock(helloRecords({ names: ["shop.example"] }).subarray(0, 60));
+    socket.end();
+    await end;
+    await vi.waitFor(() => expect(row()).toMatchObject({ connections: 0, hellos: 0, helloOctets: 0 }));
+    expect(dialled).toEqual([]);
+  });
+});
+
+describe("A52: whose it is", () => {
+  test.each([["a sandbox that is not there", "240.0.1.9"], ["an address outside the range", "127.0.0.1"], ["the near end", "240.0.0.1"], ["another IPv6 network", "fd00:2::103"]])("%s: reset", async (_what, address) => {
+    from = address;
+    expect(await (await knock(helloRecords({ names: ["shop.example"] }))).end).toBe("reset");
+    expect(service.stats().strangers).toBe(1);
+    expect(dialled).toEqual([]);
+  });
+
+  test("no entry in the sandbox's table: reset", async () => {
+    remotePort = null;
+    expect(await (await knock(helloRecords({ names: ["shop.example"] }))).end).toBe("reset");
+    expect(service.stats().strangers).toBe(1);
+  });
+
+  test("IPv6 leads to the same sandbox", async () => {
+    from = `fd00:1::0.0.1.${SLOT}`;
+    await secure();
+    expect(row().outcomes).toEqual({ spliced: 1 });
+  });
+});
+
+describe("bounds of one sandbox", () => {
+  test("for one more hello that is not whole the oldest makes room", async () => {
+    const first = await knock(Buffer.of(22));
+    await vi.waitFor(() => expect(row().helloOctets).toBe(1));
+    for (let i = 1; i < HELLOS; i++) await knock();
+    await vi.waitFor(() => expect(row().hellos).toBe(HELLOS));
+    const stream = await secure();
+    expect(await first.end).toBe("reset");
+    expect(reasons()).toEqual(["hello-limit"]);
+    stream.write("x");
+    expect(await said(stream)).toBe("x");
+  });
+
+  test("octets kept of hellos", async () => {
+    const part = Buffer.alloc(16_000, 0);
+    part.set([22, 3, 1, 0x40, 0, 1, 0, 0xf0, 0]);
+    const waiting: Heard[] = [];
+    const needed = Math.ceil(HELLO_OCTETS / part.length);
+    for (let i = 0; i <= needed; i++) waiting.push(await knock(part));
+    await vi.waitFor(() => expect(reasons()).toContain("hello-limit"), { timeout: 10_000 });
+    await vi.waitFor(() => expect(row().helloOctets).toBeLessThanOrEqual(HELLO_OCTETS));
+    service.remove(SLOT, GENERATION);
+    await Promise.all(waiting.map(({ end }) => end));
+  }, 30_000);
+
+  test("connections", async () => {
+    remotePort = 80;
+    for (let i = 0; i < CONNECTIONS; i++) await knock();
+    await vi.waitFor(() => expect(row().connections).toBe(CONNECTIONS));
+    expect(await (await knock()).end).toBe("reset");
+    expect(row().outcomes.limit).toBe(1);
+    expect(row().connections).toBe(CONNECTIONS);
+  }, 30_000);
+});
+
+describe("another policy, another sandbox", () => {
+  const swap = (policy: Policy): Promise<void> => service.setPolicy(SLOT, GENERATION, policy, null, table(() => remotePort));
+
+  test("what the new policy would not have let through ends, the rest goes on", async () => {
+    const stream = await secure();
+    pinned = () => false; // a pin that has lapsed since ends no connection
+    await swap(policyOf("rules:\n  - allow: shop.example\n"));
+    stream.write("on");
+    expect(await said(stream)).toBe("on");
+    await swap(NONE);
+    await closed(stream);
+    expect(reasons()).toEqual(["policy-changed"]);
+    await vi.waitFor(() => expect(servers.every(({ destroyed }) => destroyed)).toBe(true));
+  });
+
+  test("a connection that is passed on ends when the policy begins to intercept, one to a bypassed name goes on", async () => {
+    const stream = await secure();
+    await swap(policyOf("rules:\n  - allow: shop.example\ntls: {intercept: true, bypass: [shop.example]}\n"));
+    stream.write("on");
+    expect(await said(stream)).toBe("on");
+    await swap(policyOf("rules:\n  - allow: shop.example\ntls: {intercept: true}\n"));
+    await closed(stream);
+    expect(reasons()).toEqual(["policy-changed"]);
+  });
+
+  test("plain HTTP goes by what was asked last", async () => {
+    remotePort = 80;
+    origin.removeAllListeners("connection").on("connection", (socket: Socket) => { servers.push(socket); socket.on("data", () => socket.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")); });
+    const idle = await knock(), asked = await knock(Buffer.from("GET / HTTP/1.1\r\nhost: shop.example\r\n\r\n"));
+    await vi.waitFor(() => expect(asked.octets().toString()).toContain("ok"));
+    await swap(NONE);
+    expect(await asked.end).toBe("reset");
+    expect(idle.socket.destroyed).toBe(false);
+    await vi.waitFor(() => expect(row().connections).toBe(1));
+  });
+
+  test("a hello that is judged while the policy changes is judged by the new one", async () => {
+    let go = (): void => undefined;
+    const held = new Promise<void>((resolve) => { go = resolve; });
+    service.close();
+    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onDenied: (denial) => denials.push(denial), resolver: { pinned: async () => { await held; return true; }, answer: async () => null }, dial: () => { throw new Error("dialled"); } });
+    service.add(SLOT, GENERATION, "box", SHOP, null, table(() => 443));
+    const { end } = await knock(helloRecords({ names: ["shop.example"] }));
+    await vi.waitFor(() => expect(row().connections).toBe(1));
+    await swap(NONE);
+    go();
+    expect(await end).toBe("end");
+    expect(reasons()).toEqual(["name-denied"]);
+  });
+
+  test("a sandbox that goes takes its connections along", async () => {
+    const stream = await secure(), waiting = await knock();
+    await vi.waitFor(() => expect(row().connections).toBe(2));
+    service.remove(SLOT, GENERATION - 1);
+    expect(row().connections).toBe(2);
+    service.remove(SLOT, GENERATION);
+    await closed(stream);
+    expect(await waiting.end).toBe("reset");
+    expect(await (await knock(helloRecords({ names: ["shop.example"] }))).end).toBe("reset");
+    await vi.waitFor(() => expect(servers.every(({ destroyed }) => destroyed)).toBe(true));
+  });
+});
+
+describe("DNS over TLS, TLS test 31", () => {
+  const framed = (text: string): Buffer => Buffer.concat([Buffer.of(0, text.length), Buffer.from(text)]);
+  const dot = async (tls: string, options: ConnectionOptions): Promise<TLSSocket> => {
+    remotePort = 853;
+    await service.setPolicy(SLOT, GENERATION, policyOf(`rules:\n  - allow: shop.example\ntls: ${tls}\n`), null, table(() => remotePort));
+    return secure({ rejectUnauthorized: false, ...options });
+  };
+
+  test.each([["by name", { servername: "dns.example" }], ["by address", { servername: "" }]])("%s: questions in one piece or in octets are answered, in frames", async (_what, options) => {
+    const stream = await dot("{intercept: true}", { ...options, ALPNProtocols: ["dot"] });
+    expect(stream.alpnProtocol).toBe("dot");
+    const got: Buffer[] = [];
+    stream.on("data", (data) => got.push(data));
+    stream.write(Buffer.concat([framed("question one"), framed("question two!")]));
+    for (const octet of framed("question three")) stream.write(Buffer.of(octet));
+    const wanted = ["question one", "question two!", "question three"].map((text) => framed([...text].reverse().join("")));
+    await vi.waitFor(() => expect(Buffer.concat(got).equals(Buffer.concat(wanted))).toBe(true));
+    stream.end();
+    await closed(stream);
+    expect(row().outcomes.dot).toBe(1);
+    expect(dialled).toEqual([]);
+  });
+
+  test("a frame that can hold no question ends it", async () => {
+    const stream = await dot("{intercept: true}", {});
+    stream.write(framed("short"));
+    await closed(stream);
+  });
+
+  test("where it is not terminated it is reset", async () => {
+    await expect(dot("{intercept: true, dot: block}", {})).rejects.toThrow();
+  });
+});
