@@ -127,6 +127,7 @@ async function secure(options: ConnectionOptions = {}): Promise<TLSSocket> {
     stream.once("close", () => reject(new Error("closed")));
   });
   stream.on("error", () => undefined);
+  stream.once("end", () => stream.end());
   return stream;
 }
 const said = (stream: Socket): Promise<string> => new Promise((resolve) => stream.once("data", (data: Buffer) => resolve(data.toString())));
