@@ -115,8 +115,9 @@ class Request {
       if (isBasic(name, value)) {
         const credentials = Buffer.from(value.replace(/^basic\s+/i, ""), "base64");
         const parts = this.#parts(credentials.toString("latin1"), "field", lower, allowed, "basic");
-        if (parts.some((part) => !Buffer.isBuffer(part))) {
-          draft.fields.push({ name, value: parts, basic: `${value.slice(0, value.search(/\s/))} ` });
+        const put = parts.some((part) => !Buffer.isBuffer(part));
+        if (put || this.#set.finder.find(credentials).length > 0) {
+          draft.fields.push(put ? { name, value: parts, basic: `${value.slice(0, value.search(/\s/))} ` } : { name, value, basic: null });
           continue;
         }
       }

@@ -1,0 +1,405 @@
+/** What is put into a request, what stops it, and what is taken out of the answer (A55–A58, TLS.md tests 32–37): tables, without sockets. */
+import { Readable } from "node:stream";
+import { brotliCompressSync, deflateSync, gzipSync } from "node:zlib";
+import { beforeEach, describe, expect, it } from "vitest";
+import type { SecretSpec } from "../../src/policy/types.js";
+import { SandboxSecrets } from "../../src/secrets/sandbox-secrets.js";
+import type { Gate, Violation } from "../../src/secrets/types.js";
+import type { ExchangeFilter, RequestFacts } from "../../src/tls/http/passage.js";
+import type { Refusal } from "../../src/tls/http/refusal.js";
+import { assertNowhere, pattern, secretSpec } from "../lib/secrets.js";
+
+const VALUE = 'real"value/of+the&secret 1';
+const OTHER = "other-real-value-2";
+const ORIGIN: Gate = { labels: ["origin", "test"], port: 443, intercepted: true, verified: true, pinned: true };
+const EVIL: Gate = { ...ORIGIN, labels: ["evil", "test"] };
+
+let secrets: SandboxSecrets, P = "", Q = "", passed: Violation[] = [], cut: Violation[] = [];
+const environment: NodeJS.ProcessEnv = {};
+async function open(...specs: SecretSpec[]): Promise<void> {
+  environment["TOKEN"] = VALUE;
+  environment["OTHER"] = OTHER;
+  passed = [];
+  cut = [];
+  secrets = await SandboxSecrets.open(specs, { path: null, environment, onPassed: (violation) => passed.push(violation), onTerminate: (violation) => cut.push(violation) });
+  P = secrets.environment()["TOKEN"] as string;
+  Q = secrets.environment()["OTHER"] ?? "";
+}
+const inject = (parts: Partial<SecretSpec["inject"]>): Partial<SecretSpec> => ({ inject: { headers: null, query: false, body: false, path: false, ...parts } });
+beforeEach(() => open(secretSpec("TOKEN"), secretSpec("OTHER")));
+
+const request = (parts: Partial<RequestFacts> = {}): RequestFacts => ({ host: "origin.test", method: "GET", target: "/", fields: ["Host", "origin.test"], body: { kind: "none" }, ...parts });
+const withFields = (...fields: string[]): RequestFacts => request({ fields: ["Host", "origin.test", "X-First", "1", ...fields, "X-Last", "2"] });
+const withBody = (octets: Buffer | string, ...fields: string[]): [RequestFacts, Buffer] => {
+  const body = Buffer.from(octets);
+  return [request({ method: "POST", fields: ["Host", "origin.test", ...fields], body: { kind: "length", octets: body.length } }), body];
+};
+async function asked(gate: Gate, facts: RequestFacts): Promise<ExchangeFilter | Refusal | null> { return secrets.exchange(gate, facts); }
+async function passing(gate: Gate, facts: RequestFacts): Promise<ExchangeFilter> {
+  const answer = await asked(gate, facts);
+  expect(answer).not.toBeNull();
+  expect(answer).not.toHaveProperty("status");
+  return answer as ExchangeFilter;
+}
+async function stopped(gate: Gate, facts: RequestFacts): Promise<Refusal> {
+  const answer = await asked(gate, facts);
+  expect(answer).toHaveProperty("status");
+  assertNowhere(VALUE, { texts: { refusal: JSON.stringify(answer) } });
+  expect(JSON.stringify(answer)).not.toContain(P);
+  return answer as Refusal;
+}
+/** The body as it leaves, or why it does not. */
+async function body(filter: ExchangeFilter, octets: Buffer, split = octets.length): Promise<Buffer | Refusal> {
+  const pieces: Buffer[] = [];
+  for (let at = 0; at < octets.length; at += split) pieces.push(octets.subarray(at, at + split));
+  const source = Readable.from(pieces);
+  if (filter.whole) return filter.whole(source);
+  const { body: through } = filter;
+  if (through === null) return octets;
+  const out: Buffer[] = [];
+  return new Promise((resolve) => {
+    through.on("data", (piece: Buffer) => out.push(piece));
+    through.once("end", () => resolve(Buffer.concat(out)));
+    through.once("error", (error: Error & { refusal?: Refusal }) => resolve(error.refusal ?? { status: 0, reason: "secret", message: error.message, close: true }));
+    source.pipe(through);
+  });
+}
+async function answered(filter: ExchangeFilter, pieces: readonly (Buffer | string)[]): Promise<string> {
+  const scrub = filter.responseBody();
+  if (scrub === null) return Buffer.concat(pieces.map((piece) => Buffer.from(piece))).toString("latin1");
+  const out: Buffer[] = [];
+  return new Promise((resolve, reject) => {
+    scrub.transform.on("data", (piece: Buffer) => out.push(piece));
+    scrub.transform.once("end", () => resolve(Buffer.concat(out).toString("latin1")));
+    scrub.transform.once("error", reject);
+    Readable.from(pieces.map((piece) => Buffer.from(piece))).pipe(scrub.transform);
+  });
+}
+
+describe("A56, test 32: at its own host", () => {
+  for (const name of ["authorization", "x-api-key", "api-key", "X-Goog-Api-Key"]) {
+    for (const [around, write] of [["alone", (text: string) => text], ["behind a scheme", (text: string) => `Bearer ${text}`], ["amid text", (text: string) => `a=${text};b`]] as const) {
+      it(`${name}, ${around}: the value, once, nothing else changed`, async () => {
+        const filter = await passing(ORIGIN, withFields(name, write(P)));
+        const { fields } = filter;
+        expect(fields.slice(0, 8)).toEqual(["Host", "origin.test", "X-First", "1", name, write(VALUE), "X-Last", "2"]);
+        expect(fields.slice(8)).toEqual(["Accept-Encoding", "identity"]);
+        expect(secrets.counters()["TOKEN"]).toMatchObject({ injected: 1, blocked: 0 });
+      });
+    }
+  }
+  it("Basic credentials, as user, as password, and both secrets in one", async () => {
+    const basic = (text: string): string => `Basic ${Buffer.from(text).toString("base64")}`;
+    for (const [sent, meant] of [[`${P}:`, `${VALUE}:`], [`user:${P}`, `user:${VALUE}`], [`${Q}:${P}`, `${OTHER}:${VALUE}`]] as const) {
+      const filter = await passing(ORIGIN, withFields("Authorization", basic(sent)));
+      expect(filter.fields).toContain(basic(meant));
+    }
+    // Another alphabet or no padding is read as the same octets.
+    const filter = await passing(ORIGIN, withFields("Authorization", `basic ${Buffer.from(`user:${P}`).toString("base64url")}`));
+    expect(filter.fields).toContain(`basic ${Buffer.from(`user:${VALUE}`).toString("base64")}`);
+  });
+  it("other fields, query and path only where the policy says so, written as those are", async () => {
+    await open(secretSpec("TOKEN", inject({ headers: ["x-debug", "cookie"], query: true, path: true })));
+    const escaped = "real%22value%2Fof%2Bthe%26secret%201";
+    const percent = [...P].map((char) => `%${char.charCodeAt(0).toString(16)}`).join("");
+    for (const written of [P, percent]) {
+      expect((await passing(ORIGIN, request({ target: `/a/${written}/b?x=1&key=${written}&y` }))).target).toBe(`/a/${escaped}/b?x=1&key=${escaped}&y`);
+    }
+    expect((await passing(ORIGIN, withFields("X-Debug", P, "Cookie", `a=b; t=${P}`))).fields).toEqual(expect.arrayContaining([VALUE, `a=b; t=${VALUE}`]));
+    // The list takes the place of the standard one.
+    await stopped(ORIGIN, withFields("Authorization", `Bearer ${P}`));
+  });
+  const elsewhere: [string, () => RequestFacts, Partial<Violation>][] = [
+    ["another field", () => withFields("X-Debug", P), { place: "field", field: "x-debug" }],
+    ["a cookie", () => withFields("Cookie", `t=${P}`), { place: "field", field: "cookie" }],
+    ["User-Agent", () => withFields("User-Agent", P), { place: "field", field: "user-agent" }],
+    ["the name of a field", () => withFields(P, "1"), { place: "field-name" }],
+    ["the query", () => request({ target: `/?k=${P}` }), { place: "query" }],
+    ["the path", () => request({ target: `/${P}` }), { place: "path" }],
+    ["the method", () => request({ method: P }), { place: "method" }],
+    ["a standard field in percent escapes", () => withFields("x-api-key", `%${P.charCodeAt(0).toString(16)}${P.slice(1)}`), { place: "field", form: "percent" }],
+    ["a standard field in JSON escapes", () => withFields("x-api-key", `\\u00${P.charCodeAt(0).toString(16)}${P.slice(1)}`), { place: "field", form: "json" }],
+    ["a standard field in base64", () => withFields("authorization", `Bearer ${Buffer.from(P).toString("base64")}`), { place: "field", form: "base64" }],
+    ["Basic credentials in percent escapes", () => withFields("authorization", `Basic ${Buffer.from(`u:%${P.charCodeAt(0).toString(16)}${P.slice(1)}`).toString("base64")}`), { place: "field" }],
+  ];
+  for (const [what, facts, expected] of elsewhere) {
+    it(`in ${what}: refused whole, also with one that is where it belongs`, async () => {
+      const refusal = await stopped(ORIGIN, facts());
+      expect(refusal).toMatchObject({ status: 403, reason: "secret", violation: { secret: "TOKEN", what: "placeholder", action: "block", host: "origin.test", ...expected } });
+      const both = facts();
+      await stopped(ORIGIN, { ...both, fields: ["Authorization", `Bearer ${P}`, ...both.fields] });
+      expect(secrets.counters()["TOKEN"]).toMatchObject({ injected: 0 });
+    });
+  }
+  it("twice the same field, and a signature over the placeholder", async () => {
+    expect(await stopped(ORIGIN, withFields("x-api-key", P, "X-Api-Key", "2"))).toMatchObject({ status: 403 });
+    expect((await stopped(ORIGIN, withFields("authorization", `AWS4-HMAC-SHA256 Credential=${P}/20260101/eu/s3/aws4_request, SignedHeaders=host, Signature=00`))).message).toContain("signed");
+  });
+  it("no value to be had: 503, not an empty field", async () => {
+    let time = 0;
+    environment["TOKEN"] = VALUE;
+    secrets = await SandboxSecrets.open([secretSpec("TOKEN", { ttl: 1, failureTtl: 0 })], { path: null, environment, clock: { now: () => time } });
+    P = secrets.environment()["TOKEN"] as string;
+    delete environment["TOKEN"];
+    time = 2_000;
+    expect(await stopped(ORIGIN, withFields("authorization", P))).toMatchObject({ status: 503 });
+    expect(secrets.counters()["TOKEN"]).toMatchObject({ unavailable: 1, injected: 0 });
+  });
+});
+
+describe("A55, A57, test 33: anywhere else", () => {
+  const gates: [string, Gate][] = [
+    ["another host", EVIL], ["a sibling of its host", { ...ORIGIN, labels: ["x", "origin", "test"] }], ["a host that ends like it", { ...ORIGIN, labels: ["evilorigin", "test"] }],
+    ["another port", { ...ORIGIN, port: 8443 }], ["an address that was not told for the name", { ...ORIGIN, pinned: false }], ["a far side that is not verified", { ...ORIGIN, verified: false }],
+    ["plain HTTP", { ...ORIGIN, port: 80, intercepted: false, verified: false }], ["an address", { ...ORIGIN, labels: [] }],
+  ];
+  const places: [string, () => RequestFacts][] = [
+    ["authorization", () => withFields("Authorization", `Bearer ${P}`)], ["Basic", () => withFields("Authorization", `Basic ${Buffer.from(`a:${P}`).toString("base64")}`)], ["x-api-key", () => withFields("x-api-key", P)],
+    ["path", () => request({ target: `/${P}` })], ["query", () => request({ target: `/?${P}` })], ["query, percent twice", () => request({ target: `/?${[...P].map((char) => `%25${char.charCodeAt(0).toString(16)}`).join("")}` })],
+    ["cookie", () => withFields("cookie", P)], ["method", () => request({ method: P })],
+  ];
+  for (const [where, gate] of gates) {
+    it(`${where}: stopped in every place, told by name`, async () => {
+      for (const [place, facts] of places) {
+        const refusal = await stopped(gate, facts());
+        expect(refusal, place).toMatchObject({ status: 403, violation: { secret: "TOKEN", what: "placeholder" } });
+      }
+      const [facts, octets] = withBody(`{"k":"${P}"}`, "Content-Type", "application/json");
+      expect(await body(await passing(gate, facts), octets)).toMatchObject({ status: 403, violation: { place: "body" } });
+      expect((await passing(gate, facts)).requestTrailers(["X-Sum", P])).toMatchObject({ status: 403, violation: { place: "trailer" } });
+      expect(secrets.counters()["TOKEN"]).toMatchObject({ injected: 0, blocked: places.length + 2 });
+    });
+  }
+  it("a wildcard covers what is below, no sibling", async () => {
+    await open(secretSpec("TOKEN", { allowedHosts: [pattern("*.origin.test")] }));
+    for (const labels of [["a", "origin", "test"], ["b", "a", "origin", "test"]]) await passing({ ...ORIGIN, labels }, withFields("authorization", P));
+    for (const labels of [["origin", "test"], ["xorigin", "test"], ["origin", "test", "evil"]]) await stopped({ ...ORIGIN, labels }, withFields("authorization", P));
+  });
+  it("a value that the guest got hold of stops every request, whatever is said of placeholders, and is not told", async () => {
+    for (const action of ["block", "log", "pass"] as const) {
+      await open(secretSpec("TOKEN", { onViolation: { action, hosts: [pattern("evil.test")] } }));
+      for (const gate of [EVIL, ORIGIN]) {
+        for (const field of [VALUE, encodeURIComponent(VALUE), Buffer.from(`x${VALUE}`).toString("base64"), Buffer.from(JSON.stringify(VALUE)).toString("latin1")]) {
+          expect(await stopped(gate, withFields("x-any", field))).toMatchObject({ status: 403, violation: { what: "value", action: "block" } });
+        }
+        const [facts, octets] = withBody(`k=${encodeURIComponent(VALUE)}`, "Content-Type", "application/x-www-form-urlencoded");
+        expect(await body(await passing(gate, facts), octets)).toMatchObject({ status: 403, violation: { what: "value" } });
+      }
+    }
+  });
+  it("on_violation: log lets it pass as it is and tells; pass only at the hosts named; terminate asks for the end", async () => {
+    await open(secretSpec("TOKEN", { onViolation: { action: "log", hosts: [] } }));
+    expect((await passing(EVIL, withFields("authorization", P))).fields).toContain(P);
+    expect(passed).toMatchObject([{ action: "log", place: "field", field: "authorization" }]);
+    await open(secretSpec("TOKEN", { onViolation: { action: "pass", hosts: [pattern("llm.test")] } }));
+    const [facts, octets] = withBody(`{"transcript":"TOKEN=${P}"}`, "Content-Type", "application/json");
+    expect(await body(await passing({ ...ORIGIN, labels: ["llm", "test"] }, facts), octets)).toEqual(octets);
+    expect(passed).toMatchObject([{ action: "pass", place: "body" }]);
+    expect(await body(await passing(EVIL, facts), octets)).toMatchObject({ status: 403 });
+    await open(secretSpec("TOKEN", { onViolation: { action: "terminate", hosts: [] } }));
+    expect(await stopped(EVIL, withFields("authorization", P))).toMatchObject({ violation: { action: "terminate" } });
+    expect(cut).toHaveLength(1);
+  });
+  it("a removed secret: its placeholder is a violation at once, also at its former host", async () => {
+    await secrets.replace([secretSpec("OTHER")]);
+    expect(secrets.environment()).toEqual({ OTHER: Q });
+    expect(await stopped(ORIGIN, withFields("authorization", P))).toMatchObject({ status: 403, violation: { secret: "TOKEN" } });
+    expect(await stopped(ORIGIN, withFields("x", VALUE))).toMatchObject({ violation: { what: "value" } });
+    await secrets.replace([secretSpec("OTHER"), secretSpec("TOKEN")]);
+    expect((await passing(ORIGIN, withFields("authorization", P))).fields).toContain(VALUE);
+  });
+  it("a server's name that holds a placeholder, whatever its case", () => {
+    expect(secrets.serverName(EVIL, `${P.toLowerCase()}.evil.test`)).toMatchObject({ violation: { place: "server-name", secret: "TOKEN" } });
+    expect(secrets.serverName(EVIL, `${P.slice(0, 20).toUpperCase()}.${P.slice(20)}.evil.test`)).not.toBeNull();
+    expect(secrets.serverName(EVIL, "evil.test")).toBeNull();
+  });
+});
+
+describe("A56, test 35: bodies", () => {
+  beforeEach(() => open(secretSpec("TOKEN", inject({ body: true })), secretSpec("OTHER")));
+  const json = ["Content-Type", "application/json; charset=utf-8"], form = ["Content-Type", "application/x-www-form-urlencoded"];
+  const escapes = (): string => [...P].map((char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`).join("");
+  const percent = (): string => [...P].map((char) => `%${char.charCodeAt(0).toString(16)}`).join("");
+  const table: [string, string[], () => string, string][] = [
+    ["JSON", json, () => `{"k":"${P}","n":1}`, `{"k":${JSON.stringify(VALUE)},"n":1}`],
+    ["JSON, escaped", json, () => `{"k":"${escapes()}"}`, `{"k":${JSON.stringify(VALUE)}}`],
+    ["a form", form, () => `a=b&k=${P}&c=d`, "a=b&k=real%22value%2Fof%2Bthe%26secret%201&c=d"],
+    ["a form, escaped", form, () => `k=${percent()}`, "k=real%22value%2Fof%2Bthe%26secret%201"],
+  ];
+  for (const [what, fields, sent, meant] of table) {
+    it(`${what}: the value, as that text writes it, at every split, and its length right`, async () => {
+      const [facts, octets] = withBody(sent(), ...fields);
+      for (const split of [1, 2, 7, 30, octets.length]) {
+        const filter = await passing(ORIGIN, facts);
+        // Held until it is whole: the length is that of what leaves.
+        expect(filter.whole).not.toBeNull();
+        expect(String(await body(filter, octets, split))).toBe(meant);
+        const chunked = await passing(ORIGIN, { ...facts, body: { kind: "chunked" } });
+        expect(chunked.bodyLength).toBeNull();
+        expect(String(await body(chunked, octets, split))).toBe(meant);
+      }
+    });
+  }
+  it("a text of unknown kind takes values without special characters only; a form other than its text's is a violation", async () => {
+    const [facts, octets] = withBody(`<k>${P}</k>`, "Content-Type", "text/xml");
+    expect((await body(await passing(ORIGIN, facts), octets) as Refusal).message).toContain("characters");
+    for (const [fields, sent] of [[json, percent()], [form, escapes()], [["Content-Type", "text/plain"], percent()], [json, Buffer.from(P).toString("base64")]] as const) {
+      const [wrong, text] = withBody(sent, ...fields);
+      expect(await body(await passing(ORIGIN, wrong), text)).toMatchObject({ status: 403, violation: { place: "body" } });
+    }
+    await open(secretSpec("TOKEN", { ...inject({ body: true }), from: { kind: "env", variable: "OTHER" } }));
+    const [plain, text] = withBody(`--x\r\n\r\n${P}\r\n--x--`, "Content-Type", "multipart/form-data; boundary=x");
+    expect(String(await body(await passing(ORIGIN, plain), text))).toBe(`--x\r\n\r\n${OTHER}\r\n--x--`);
+  });
+  it("a secret without body, in the same body: refused whole", async () => {
+    const [facts, octets] = withBody(`{"a":"${P}","b":"${Q}"}`, ...json);
+    expect(await body(await passing(ORIGIN, facts), octets)).toMatchObject({ status: 403, violation: { secret: "OTHER" } });
+  });
+  it("beyond 1 MiB with a length: 413 where the length would change, put in where it does not, untouched without a placeholder", async () => {
+    const filler = "x".repeat(2 << 20);
+    const [facts, octets] = withBody(`{"f":"${filler}","k":"${P}"}`, ...json);
+    expect(await body(await passing(ORIGIN, facts), octets, 60_000)).toMatchObject({ status: 413 });
+    const [without, clean] = withBody(`{"f":"${filler}"}`, ...json);
+    expect(clean.equals(await body(await passing(ORIGIN, without), clean, 60_000) as Buffer)).toBe(true);
+  });
+  it("same_length: put in beyond 1 MiB too", async () => {
+    environment["LONG"] = "v".repeat(60);
+    await open(secretSpec("TOKEN", { ...inject({ body: true }), from: { kind: "env", variable: "LONG" }, placeholder: { prefix: "", sameLength: true, jwt: false } }));
+    const [facts, octets] = withBody(`${"x".repeat(2 << 20)}${P}`, ...json);
+    const filter = await passing(ORIGIN, facts);
+    expect(filter.bodyLength).toBe(octets.length);
+    expect((await body(filter, octets, 60_000) as Buffer).subarray(-60).toString()).toBe("v".repeat(60));
+  });
+  it("a coded body with a placeholder is refused, also at its own host; without one it passes unchanged; one that does not decode is refused", async () => {
+    for (const [coding, encode] of [["gzip", gzipSync], ["x-gzip", gzipSync], ["deflate", deflateSync], ["br", brotliCompressSync]] as const) {
+      for (const framing of ["length", "chunked"] as const) {
+        for (const size of [10, 300_000]) {
+          const noise = Buffer.from(Array.from({ length: size }, (_, i) => String.fromCharCode(33 + (i * i * 31 + i * 7) % 90)).join(""));
+          const send = async (text: Buffer): Promise<[Buffer, Buffer | Refusal]> => {
+            const [facts, octets] = withBody(text, ...json, "Content-Encoding", coding);
+            return [octets, await body(await passing(ORIGIN, framing === "length" ? facts : { ...facts, body: { kind: "chunked" } }), octets, 1000)];
+          };
+          expect((await send(encode(Buffer.concat([noise, Buffer.from(P), noise]))))[1]).toMatchObject({ status: 403, violation: { place: "body" } });
+          const [octets, through] = await send(encode(noise));
+          expect(octets.equals(through as Buffer)).toBe(true);
+          const cut = encode(noise);
+          expect((await send(cut.subarray(0, cut.length - 5)))[1]).toHaveProperty("status");
+        }
+      }
+    }
+    const [facts, octets] = withBody(P, "Content-Encoding", "zstd");
+    expect(await body(await passing(ORIGIN, facts), octets)).toMatchObject({ status: 403 });
+  });
+  it("a bomb ends", async () => {
+    const bomb = gzipSync(Buffer.alloc(200 << 20));
+    const [facts, octets] = withBody(bomb, "Content-Encoding", "gzip");
+    expect(await body(await passing(EVIL, facts), octets, 10_000)).toHaveProperty("status");
+  });
+  it("a body that is signed or has a digest is not changed", async () => {
+    for (const fields of [["Content-Digest", "sha-256=:x:"], ["Digest", "x"], ["Content-MD5", "x"], ["x-amz-content-sha256", "00"], ["Signature-Input", "sig1=()"], ["Authorization", "AWS4-HMAC-SHA256 Credential=a"]]) {
+      const [facts, octets] = withBody(`{"k":"${P}"}`, ...json, ...fields);
+      expect((await body(await passing(ORIGIN, facts), octets) as Refusal).message).toMatch(/signed/);
+    }
+    const [facts, octets] = withBody(`{"k":"${P}"}`, ...json, "x-amz-content-sha256", "UNSIGNED-PAYLOAD");
+    expect(String(await body(await passing(ORIGIN, facts), octets))).toContain("real");
+  });
+  it("trailers never", async () => {
+    const filter = await passing(ORIGIN, request({ method: "POST", body: { kind: "chunked" } }));
+    expect(filter.requestTrailers(["X-Sum", `a ${P}`])).toMatchObject({ status: 403 });
+    expect(filter.requestTrailers(["X-Sum", "a"])).toEqual(["X-Sum", "a"]);
+  });
+});
+
+describe("test 36: what comes back from a host that may have it", () => {
+  const forms = (): [string, string][] => [
+    ["raw", VALUE], ["percent", encodeURIComponent(VALUE)], ["JSON", JSON.stringify(VALUE).slice(1, -1)], ["JSON with \\/", JSON.stringify(VALUE).slice(1, -1).replaceAll("/", "\\/")], ["JSON, all", [...VALUE].map((char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`).join("")],
+    ["HTML", VALUE.replaceAll("&", "&amp;").replaceAll('"', "&quot;")], ["base64", Buffer.from(VALUE).toString("base64")], ["base64, 1 before", Buffer.from(`x${VALUE}`).toString("base64")], ["base64, 2 before", Buffer.from(`xy${VALUE}zz`).toString("base64url")],
+  ];
+  it("answers are asked for whole and in the clear", async () => {
+    const { fields } = await passing(ORIGIN, withFields("Accept-Encoding", "gzip, br", "Range", "bytes=0-0", "If-Range", "x", "grpc-accept-encoding", "gzip"));
+    expect(fields).toEqual(["Host", "origin.test", "X-First", "1", "X-Last", "2", "Accept-Encoding", "identity", "grpc-accept-encoding", "identity"]);
+    const elsewhere = await passing(EVIL, withFields("Accept-Encoding", "gzip", "Range", "bytes=0-0"));
+    expect(elsewhere.fields).toContain("bytes=0-0");
+    expect(elsewhere.responseBody()).toBeNull();
+  });
+  it("status text, fields, interim answers, trailers: the placeholder instead; digests go", async () => {
+    const filter = await passing(ORIGIN, request());
+    const head = filter.responseHead(401, `no ${VALUE}`, ["Location", `https://x/?k=${encodeURIComponent(VALUE)}`, "Set-Cookie", `t=${VALUE}`, "Content-Digest", "x", "Digest", "x", "Accept-Ranges", "bytes", "Content-Length", "5"]);
+    expect(head).toEqual({ phrase: `no ${P}`, fields: ["Location", `https://x/?k=${P}`, "Set-Cookie", `t=${P}`, "Content-Length", "5"] });
+    expect(filter.responseHead(103, "Early Hints", ["Link", `<${VALUE}>`])).toEqual({ phrase: "Early Hints", fields: ["Link", `<${P}>`] });
+    expect(filter.responseTrailers(["X-T", VALUE, "X-U", "u"])).toEqual(["X-T", P, "X-U", "u"]);
+    expect(filter.responseHead(200, "OK", [VALUE.replaceAll(/[^a-z]/g, ""), "1"])).not.toBeNull();
+    for (const [form, text] of forms()) assertNowhere(VALUE, { texts: { [form]: JSON.stringify(filter.responseHead(200, text, ["X", text])) } });
+  });
+  it("bodies, in every form, at every split; also of an answer to a request without the secret", async () => {
+    for (const [form, text] of forms()) {
+      const whole = Buffer.from(`{"a":"${text}"}`);
+      for (let at = 1; at < whole.length; at++) {
+        const filter = await passing(ORIGIN, request());
+        expect(filter.responseHead(200, "OK", [])).not.toBeNull();
+        const got = await answered(filter, [whole.subarray(0, at), whole.subarray(at)]);
+        assertNowhere(VALUE, { texts: { [`${form} at ${at}`]: got } });
+        expect(got.startsWith('{"a":"')).toBe(true);
+        expect(got.endsWith('"}')).toBe(true);
+        if (!form.startsWith("base64")) expect(got).toBe(`{"a":"${P}"}`);
+        else expect(got.length).toBe(whole.length);
+      }
+    }
+  });
+  it("coded answers are decoded; what cannot be looked through is stopped", async () => {
+    for (const [coding, encode] of [["gzip", gzipSync], ["deflate", deflateSync], ["br", brotliCompressSync]] as const) {
+      const filter = await passing(ORIGIN, request());
+      expect(filter.responseHead(200, "OK", ["Content-Encoding", coding, "X", "y"])?.fields).toEqual(["X", "y"]);
+      expect(filter.responseBody()?.changesLength).toBe(true);
+      const coded = encode(Buffer.from(`a ${VALUE} b`));
+      expect(await answered(filter, [coded.subarray(0, 7), coded.subarray(7)])).toBe(`a ${P} b`);
+      for (const broken of [coded.subarray(0, -6), Buffer.from("not coded at all, but long enough to be noticed")]) {
+        const again = await passing(ORIGIN, request());
+        again.responseHead(200, "OK", ["Content-Encoding", coding]);
+        await expect(answered(again, [broken])).rejects.toThrow();
+      }
+    }
+    const filter = await passing(ORIGIN, request());
+    for (const fields of [["Content-Encoding", "zstd"], ["Content-Encoding", "gzip, gzip"], ["grpc-encoding", "gzip"]]) expect(filter.responseHead(200, "OK", fields)).toBeNull();
+    expect(filter.responseHead(206, "Partial Content", [])).toBeNull();
+    expect(filter.responseHead(304, "Not Modified", ["Content-Encoding", "zstd"])).not.toBeNull();
+    expect(secrets.counters()["TOKEN"]?.stopped).toBe(4);
+  });
+  it("a bomb ends", async () => {
+    const filter = await passing(ORIGIN, request());
+    filter.responseHead(200, "OK", ["Content-Encoding", "gzip"]);
+    await expect(answered(filter, [gzipSync(Buffer.alloc(200 << 20))])).rejects.toThrow(/measure/);
+  });
+  it("with placeholders of the same length, lengths stay", async () => {
+    environment["LONG"] = "v/&%".repeat(15);
+    await open(secretSpec("TOKEN", { from: { kind: "env", variable: "LONG" }, placeholder: { prefix: "", sameLength: true, jwt: false } }));
+    const value = environment["LONG"];
+    for (const text of [value, encodeURIComponent(value), Buffer.from(value).toString("base64")]) {
+      const filter = await passing(ORIGIN, request());
+      filter.responseHead(200, "OK", []);
+      expect(filter.responseBody()?.changesLength).toBe(false);
+      const got = await answered(filter, [`<${text}>`]);
+      expect(got.length).toBe(text.length + 2);
+      assertNowhere(value, { texts: { got } });
+    }
+  });
+  it("test 38: former values too, for the grace time", async () => {
+    let time = 0;
+    environment["TOKEN"] = "former-value-3";
+    const clock = { now: () => time };
+    secrets = await SandboxSecrets.open([secretSpec("TOKEN", { ttl: 1 })], { path: null, environment, clock });
+    P = secrets.environment()["TOKEN"] as string;
+    environment["TOKEN"] = "new-value-number-4";
+    time = 1_000;
+    expect((await passing(ORIGIN, withFields("authorization", P))).fields).toContain("new-value-number-4");
+    expect(secrets.environment()["TOKEN"]).toBe(P);
+    expect(await answered(await passing(ORIGIN, request()), ["former-value-3 new-value-number-4"])).toBe(`${P} ${P}`);
+  });
+});
+
+describe("without secrets", () => {
+  it("nothing is done", async () => {
+    const none = await SandboxSecrets.open([], { path: null });
+    expect(none.exchange(ORIGIN, request())).toBeNull();
+  });
+});
