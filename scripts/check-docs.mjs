@@ -169,6 +169,18 @@ export async function checkDocs(modules) {
           if (match === null || !words.has(match[1] ?? match[2])) problem(block.line + 1 + i, `no line that attach prints: ${line}`);
         });
       }
+      // ```yaml agent: a configuration of the agent, with the policy files that it names.
+      if (block.language === "yaml agent") {
+        const directory = mkdtempSync(join(tmpdir(), "enforcer-docs-"));
+        try {
+          for (const [, file] of block.text.matchAll(/\b([\w-]+\.yaml)\b/g)) writeFileSync(join(directory, file), "rules: []\n");
+          modules.config.parseAgentConfig(block.text, join(directory, "agent.yaml"));
+        } catch (error) {
+          problem(block.line, `the configuration shown is refused: ${error.message}`);
+        } finally {
+          rmSync(directory, { recursive: true, force: true });
+        }
+      }
       // ```token: one --rule argument a line; those behind `!` are refused.
       if (block.language === "token") {
         for (const [i, raw] of block.text.split("\n").entries()) {

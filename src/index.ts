@@ -5,8 +5,8 @@
  */
 export { AgentClient, DEFAULT_SOCKET } from "./api/client.js";
 export {
-  API_VERSION, type AgentStatus, type ApiError, type AttachAnswer, type AttachRequest, type ExplainQuery, type FlowsAnswer, type PinsAnswer, type PolicyAnswer, type PolicyDiff, type PolicyRequest,
-  type ReloadAnswer, type SandboxStatus, type SandboxSummary, type SetPolicyAnswer, type VersionAnswer, type WatchQuery,
+  API_VERSION, type AgentStatus, type ApiError, type AttachAnswer, type AttachRequest, type CaAnswer, type ExplainQuery, type FlowsAnswer, type PinsAnswer, type PolicyAnswer, type PolicyDiff, type PolicyRequest,
+  type ReloadAnswer, type SandboxStatus, type SandboxSummary, type SecretsAnswer, type SetPolicyAnswer, type VersionAnswer, type WatchQuery,
 } from "./api/schema.js";
 export { EnforcerError, ExitStatus, errorKinds, type ErrorCode } from "./errors.js";
 export type { Explanation, FlowExplanation, Judgement, PinState, RuleFact } from "./explain/explain.js";

@@ -32,6 +32,7 @@ import type { Policy } from "../policy/types.js";
 import { formerNamespaces, inodeOf, startEngine, type Engine, type EngineOptions } from "./engine.js";
 import { describeViolation } from "../secrets/exchange.js";
 import type { Violation } from "../secrets/types.js";
+import { keptCertificate } from "../tls/certificates/store.js";
 import type { TlsDenial } from "../tls/protocol.js";
 import { describeAllowed, describeConnection, describePacket, describeQuery } from "./verdicts.js";
 import { enforcerRegistry, serveMetrics } from "./metrics.js";
@@ -371,6 +372,12 @@ export class Agent {
   check(name: string | null, request: PolicyRequest): Built {
     const known = name === null ? null : this.need(name);
     return buildRequested(request, (known === null || known.state === "waiting" ? this.#own : known.engine).enforcer.groups, this.#config.limits, this.#floor);
+  }
+
+  /** What the guest must trust where its TLS is intercepted; null: it is not. */
+  certificate(name: string): string | null {
+    this.enforced(name);
+    return keptCertificate(this.#run.path, name);
   }
 
   diff(name: string, request: PolicyRequest): PolicyDiff {

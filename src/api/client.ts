@@ -10,7 +10,7 @@ import type { WatchEvent } from "../agent/watch.js";
 import { EnforcerError, errorKinds, type ErrorCode } from "../errors.js";
 import type { Explanation } from "../explain/explain.js";
 import type {
-  AgentStatus, ApiError, AttachAnswer, AttachRequest, ExplainQuery, FlowsAnswer, PinsAnswer, PolicyAnswer, PolicyDiff, PolicyRequest, ReloadAnswer, SandboxStatus, SandboxSummary, SecretsAnswer,
+  AgentStatus, ApiError, AttachAnswer, AttachRequest, CaAnswer, ExplainQuery, FlowsAnswer, PinsAnswer, PolicyAnswer, PolicyDiff, PolicyRequest, ReloadAnswer, SandboxStatus, SandboxSummary, SecretsAnswer,
   SetPolicyAnswer, VersionAnswer, WatchQuery,
 } from "./schema.js";
 
@@ -32,6 +32,7 @@ export class AgentClient {
   setPolicy(name: string, policy: PolicyRequest): Promise<SetPolicyAnswer> { return this.#ask("PUT", at(name, "policy"), policy); }
   diffPolicy(name: string, policy: PolicyRequest): Promise<PolicyDiff> { return this.#ask("POST", at(name, "policy/diff"), policy); }
   checkPolicy(policy: PolicyRequest): Promise<PolicyAnswer> { return this.#ask("POST", "/v1/policy/check", policy); }
+  async ca(name: string): Promise<string> { return (await this.#ask<CaAnswer>("GET", at(name, "ca"))).certificate; }
   secrets(name: string): Promise<SecretsAnswer> { return this.#ask("GET", at(name, "secrets")); }
   pins(name: string): Promise<PinsAnswer> { return this.#ask("GET", at(name, "pins")); }
   flows(name: string, limit?: number): Promise<FlowsAnswer> { return this.#ask("GET", at(name, "flows", limit === undefined ? {} : { limit: String(limit) })); }

@@ -122,6 +122,10 @@ export interface SandboxStatus extends SandboxSummary {
   readonly counters: readonly { readonly direction: string; readonly verdict: string; readonly reason: string; readonly packets: number; readonly bytes: number }[];
   readonly limits: readonly { readonly what: string; readonly used: number; readonly limit: number }[];
   readonly events_lost: number;
+  /** Questions of the guest by outcome. */
+  readonly queries: Readonly<Record<string, number>>;
+  /** Connections that the agent looked into, by outcome. */
+  readonly connections: Readonly<Record<string, number>>;
 }
 
 export interface AttachAnswer { readonly sandbox: SandboxStatus; readonly warnings: readonly string[] }
@@ -148,6 +152,9 @@ export interface PinsAnswer {
 
 /** By secret: what the guest's environment is to hold. Never a value. */
 export interface SecretsAnswer { readonly environment: Readonly<Record<string, string>> }
+
+/** PEM, without its key. */
+export interface CaAnswer { readonly certificate: string }
 
 export interface FlowsAnswer {
   readonly total: number;

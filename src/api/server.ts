@@ -50,7 +50,7 @@ const routes: readonly Route[] = [
   route("POST", "/sandboxes", noQuery, attachRequest, async ({ agent, body, response }) => {
     const { known, warnings } = await agent.attach(body);
     response.statusCode = 201;
-    return { sandbox: statusView(agent, known), warnings };
+    return { sandbox: await statusView(agent, known), warnings };
   }),
   route("GET", "/sandboxes/{name}", noQuery, null, ({ agent, name }) => statusView(agent, agent.need(name))),
   route("DELETE", "/sandboxes/{name}", noQuery, null, async ({ agent, name }) => {
@@ -76,6 +76,11 @@ const routes: readonly Route[] = [
   route("GET", "/sandboxes/{name}/secrets", noQuery, null, ({ agent, name }) => {
     const { engine, sandbox } = agent.enforced(name);
     return { environment: engine.enforcer.secretsOf(sandbox) };
+  }),
+  route("GET", "/sandboxes/{name}/ca", noQuery, null, ({ agent, name }) => {
+    const certificate = agent.certificate(name);
+    if (certificate === null) throw new EnforcerError("E_CA", `${name} has no CA: its policy does not intercept TLS`, { remedy: "write `tls: {intercept: true}` in its policy" });
+    return { certificate };
   }),
   route("GET", "/sandboxes/{name}/flows", flowsQuery, null, ({ agent, name, query }) => flowsView(agent, name, query.limit ?? 1000)),
   route("GET", "/sandboxes/{name}/explain", explainQuery, null, ({ agent, name, query }) => explainQuestion(agent, name, query)),

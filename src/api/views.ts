@@ -45,9 +45,9 @@ export function summaryView(known: Known): SandboxSummary {
   };
 }
 
-export function statusView(agent: Agent, known: Known): SandboxStatus {
+export async function statusView(agent: Agent, known: Known): Promise<SandboxStatus> {
   const summary = summaryView(known);
-  const nothing = { slot: null, generation: null, bridge: null, gateways: [], guest: { given: [], mac: null, learned: null }, policy: null, hooks: [], settings: [], notes: [], counters: [], limits: [], events_lost: 0 } as const;
+  const nothing = { slot: null, generation: null, bridge: null, gateways: [], guest: { given: [], mac: null, learned: null }, policy: null, hooks: [], settings: [], notes: [], counters: [], limits: [], events_lost: 0, queries: {}, connections: {} } as const;
   if (known.state === "waiting") return { ...summary, ...nothing, guest: { given: known.waiting.spec.guest ?? [], mac: known.waiting.spec.mac ?? null, learned: null } };
   const { enforcer } = known.engine;
   const counters = (held: Parameters<typeof enforcer.counters>[0]): SandboxStatus["counters"] =>
@@ -58,6 +58,10 @@ export function statusView(agent: Agent, known: Known): SandboxStatus {
   }
   const { sandbox, source } = known;
   const learned = enforcer.learned(sandbox);
+  const [dns, tls] = await Promise.all([enforcer.resolverStats(), enforcer.tlsStats()]);
+  const own = ({ slot, generation }: { slot: number; generation: number }): boolean => slot === sandbox.slot && generation === sandbox.generation;
+  const names = dns.sandboxes.find(own), looked = tls?.sandboxes.find(own);
+  const some = (counts: object | undefined): Record<string, number> => Object.fromEntries(Object.entries((counts ?? {}) as Record<string, number>).filter(([, count]) => count > 0));
   return {
     ...summary, slot: sandbox.slot, generation: sandbox.generation, bridge: sandbox.facts.bridge?.name ?? null, gateways: sandbox.identity.gateways.map(formatAddress),
     guest: {
@@ -71,9 +75,14 @@ export function statusView(agent: Agent, known: Known): SandboxStatus {
     counters: counters(sandbox),
     limits: [
       ...enforcer.fill(sandbox).map(({ map, entries, limit }) => ({ what: map, used: entries, limit })),
+      ...(names === undefined ? [] : [
+        { what: "names", used: names.pins.names, limit: names.limits.names }, { what: "addresses of one name", used: names.addressesPerName, limit: names.limits.addressesPerName },
+        { what: "queries in flight", used: names.inFlight, limit: names.limits.inFlight }, { what: "DNS connections", used: names.connections, limit: names.limits.connections },
+      ]),
+      ...(looked === undefined ? [] : [{ what: "connections looked into", used: looked.connections, limit: looked.limit }]),
       { what: "rule bits", used: sandbox.compiled.bits.length, limit: AbiLimit.MAX_RULES },
     ],
-    events_lost: Number(enforcer.eventsLost(sandbox)),
+    events_lost: Number(enforcer.eventsLost(sandbox)), queries: some(names?.queries), connections: some(looked?.outcomes),
   };
 }
 

@@ -99,6 +99,9 @@ export function program(): Command {
   agentOptions(root.command("secrets").description("what a guest's environment is to hold for the secrets of its policy: placeholders").addArgument(sandbox()))
     .action(async (name: string, flags: AgentFlags) => { await (await import("./secrets.js")).secrets(name, asked(flags)); });
 
+  agentOptions(root.command("ca").description("the certificate that a guest must trust where its TLS is intercepted").addArgument(sandbox()))
+    .action(async (name: string, flags: AgentFlags) => { await (await import("./ca.js")).ca(name, asked(flags)); });
+
   agentOptions(root.command("flows").description("a sandbox's flows in the kernel's table").addArgument(sandbox()))
     .option("--limit <n>", "flows at most", count, 1000)
     .action(async (name: string, flags: AgentFlags & { limit: number }) => { await (await import("./flows.js")).flows(name, { ...asked(flags), limit: flags.limit }); });

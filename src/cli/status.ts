@@ -35,6 +35,9 @@ function sandboxText(one: SandboxStatus): string {
   if (one.hooks.length > 0) parts.push(tableText(["hook", "how", "program", "id", "tag", "place", "chain"], one.hooks.map((hook) => [hook.hook, one.mechanism ?? "-", hook.program, String(hook.id), hook.tag, hook.position < 0 ? "NOT THERE" : `${hook.position + 1} of ${hook.chain.length}`, hook.chain.join(", ")])));
   if (one.limits.length > 0) parts.push(tableText(["limit", "used", "most"], one.limits.map(({ what, used, limit }) => [what, String(used), String(limit)])));
   if (one.counters.length > 0) parts.push(tableText(["direction", "verdict", "reason", "packets", "bytes"], one.counters.map((row) => [row.direction, row.verdict, row.reason, String(row.packets), String(row.bytes)])));
+  for (const [head, counts] of [["query", one.queries], ["connection", one.connections]] as const) {
+    if (Object.keys(counts).length > 0) parts.push(tableText([head, "count"], Object.entries(counts).map(([outcome, count]) => [outcome, String(count)])));
+  }
   if (one.events_lost > 0) parts.push(`${one.events_lost} denials were not reported, over the rate\n`);
   for (const note of one.notes) parts.push(`${note}\n`);
   return parts.join("\n");

@@ -55,6 +55,11 @@ describe("the agent", () => {
 
     const file = path.join(world.dir, "next.yaml");
     writeFileSync(file, "rules: [{allow: other.example, proto: tcp, ports: [80]}]\n");
+    expect((await agent.run("ca", "tap0")).err).toMatch(/does not intercept TLS.*E_CA/s);
+    await agent.client.setPolicy("tap0", { file: { path: file, text: "tls: {intercept: true}\nrules: [{allow: site.example, proto: tcp}]\n" } });
+    expect((await agent.run("ca", "tap0")).out).toMatch(/^-----BEGIN CERTIFICATE-----[\s\S]*-----END CERTIFICATE-----\n$/);
+    await agent.client.setPolicy("tap0", rules("allow@site.example:tcp:80"));
+    expect((await agent.client.sandbox("tap0")).queries).toMatchObject({ answered: expect.any(Number) });
     const diff = await agent.run("policy", "diff", "tap0", file);
     expect(diff.status).toBe(1);
     expect(diff.out).toMatch(/^- .*site\.example.*\n\+ .*other\.example/m);
