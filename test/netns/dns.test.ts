@@ -20,6 +20,7 @@ rules:
     ports: [80]
   - allow: suffix:rebind.test
   - allow: suffix:odd.test
+tls: {verify_names: false} # here the pins are looked at, by clients that name the address as Host
 `;
 
 /** Each pin case has addresses of its own, all of which answer HTTP. */

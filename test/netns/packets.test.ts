@@ -504,9 +504,16 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
       build: (mark) => (protocol === "tcp" ? tcpFrame : udpFrame)(stage.to(destination), { sourcePort: sourcePort ?? mark.port, destinationPort: port, payload: mark.bytes }),
     });
     await stage.show({
-      stimuli: [SINK.v4, SINK.v6].flatMap((destination) => [to(destination, "tcp", 853), to(destination, "udp", 853), to(destination, "udp", 5353), to(destination, "udp", 5355), to(destination, "udp", 137)]),
+      stimuli: [SINK.v4, SINK.v6].flatMap((destination) => [to(destination, "udp", 853), to(destination, "udp", 5353), to(destination, "udp", 5355), to(destination, "udp", 137)]),
       reasons: ["name-service"],
     });
+    // DNS over TLS is answered with a reset, so that clients fall back; nothing of it leaves.
+    for (const destination of [SINK.v4, SINK.v6]) {
+      const mark = nextMark(), frame = tcpFrame(stage.to(destination), { sourcePort: mark.port, destinationPort: 853, payload: mark.bytes });
+      const seen = async (world: World): Promise<boolean> => (await stage.inject(world, [frame])).captured.uplink.some((one) => contains(one, mark.bytes) || decode(one).sourcePort === mark.port);
+      expect(await seen(stage.control), "control").toBe(true);
+      if (!controlsOnly) expect(await seen(stage.held)).toBe(false);
+    }
     await stage.show({ stimuli: [to(SINK.v4, "udp", 68, "uplink", 67), to(SINK.v6, "udp", 546, "uplink", 547)], reasons: ["dhcp-server"] });
   });
 
