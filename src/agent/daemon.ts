@@ -199,7 +199,7 @@ export class Agent {
   /** Ends engines of other namespaces that hold nothing. */
   #closeIdle(): void {
     for (const engine of this.#engines.values()) {
-      if (engine === this.#own || engine.enforcer.sandboxes.size + engine.enforcer.kept.size > 0) continue;
+      if (engine === this.#own || engine.enforcer.sandboxes.size + engine.enforcer.kept.size > 0 || engine.enforcer.awaits) continue;
       this.#engines.delete(engine.inode);
       void engine.enforcer.stop().finally(engine.close);
     }
@@ -302,7 +302,18 @@ export class Agent {
 
   #wait(name: string, spec: Spec, source: Source): void {
     this.#run.write({ version: 1, name, phase: "waiting", device: spec.tap, ifindex: 0, slot: 0, generation: 0, policy: { uid: "0", digest: "", source }, next: null, changes: [], spec });
-    this.#waiting.set(name, { name, spec, source, since: Date.now() });
+    this.#expect({ name, spec, source, since: Date.now() });
+  }
+
+  /** Nothing comes in by the tap's name until it is there and attached. */
+  #expect(waiting: Waiting): void {
+    this.#waiting.set(waiting.name, waiting);
+    for (const engine of this.#engines.values()) if (sameNamespace(waiting.spec.netns ?? null, engine)) engine.enforcer.awaitTap(waiting.spec.tap);
+  }
+
+  #forget({ name, spec }: Waiting): void {
+    this.#waiting.delete(name);
+    for (const engine of this.#engines.values()) if (sameNamespace(spec.netns ?? null, engine)) engine.enforcer.forgetTap(spec.tap);
   }
 
   #engineRequest(spec: Spec, policy: Policy): { tap: string; gateways: Address[]; guest: Prefix[]; mac: Uint8Array | null; upstreams: readonly UpstreamAddress[] } {
@@ -323,9 +334,15 @@ export class Agent {
   /** Takes a sandbox out from under its policy, or gives up waiting for its tap. @throws EnforcerError E_NO_SANDBOX. */
   detach(name: string): Promise<void> {
     return this.#exclusive(async () => {
+      const held = this.find(name) === null ? [...this.#engines.values()].find(({ netns, enforcer }) => [...enforcer.heldTaps].some((tap) => nameOf({ tap, ...(netns === null ? {} : { netns }) }) === name)) : undefined;
+      if (held !== undefined) {
+        // Its tap was deleted under its policy; what is left is the closed name.
+        held.enforcer.forgetTap(name.slice(name.lastIndexOf("/") + 1));
+        return;
+      }
       const known = this.need(name);
       if (known.state === "waiting") {
-        this.#waiting.delete(name);
+        this.#forget(known.waiting);
         this.#run.remove(name);
       } else {
         await known.engine.enforcer.detach(name);
@@ -490,7 +507,8 @@ export class Agent {
     const name = sandbox?.name ?? kept?.name;
     if (name === undefined) return;
     const spec = sandbox?.options.spec as Spec | undefined;
-    await enforcer.detach(name);
+    if (spec?.wait === true) enforcer.awaitTap(spec.tap);
+    await enforcer.detach(name, { gone: true });
     this.#flowsSeen.delete(name);
     this.#notice(`${name}: its tap ${link.name} ${movedAway ? "was moved to another network namespace" : "was deleted"}`);
     this.#tell({ event: "detached", time: now(), sandbox: name, why: movedAway ? "moved" : "deleted" });
@@ -548,8 +566,8 @@ export class Agent {
     const source = storedSource.safeParse(state.next?.source ?? state.policy.source);
     if (!spec.success || !source.success) return this.#notice(`${name}: its state file is another version's`);
     if (state.phase === "waiting") {
-      this.#waiting.set(name, { name, spec: spec.data, source: source.data, since: Date.now() });
       const engine = await this.#engineOf(spec.data.netns ?? null);
+      this.#expect({ name, spec: spec.data, source: source.data, since: Date.now() });
       const link = engine.enforcer.inside(() => findLink(spec.data.tap));
       return link === null ? undefined : this.#appeared(engine, link);
     }
@@ -584,6 +602,7 @@ export class Agent {
     if (state !== null && spec.success) {
       const engine = await this.#engineOf(spec.data.netns ?? null).catch(() => null);
       engine?.enforcer.inside(() => restoreTap({ ifindex: state.ifindex, changes: state.changes }));
+      engine?.enforcer.forgetTap(state.device);
     }
     this.#run.remove(name);
   }

@@ -1,9 +1,9 @@
 /**
  * The engine of one network namespace: loaded programs, the resolver, the watch over the host, and the sandboxes it holds.
  *
- * Order of an attach: facts of the tap → state says so → tables of the sandbox → resolver knows it → device → hooks on the
- * tap → self-test on the tap → state says it is done. Each step that fails takes back what came before it. Order of a detach:
- * the reverse. Order of a policy swap: tables beside those in force → resolver writes pins to both → state names both → one
+ * Order of an attach: facts of the tap → state says so → drop beneath the tap's name → tables of the sandbox → resolver knows
+ * it → device → hooks on the tap → self-test on the tap → state says it is done. Each step that fails takes back what came
+ * before it. Order of a detach: the reverse. Order of a policy swap: tables beside those in force → resolver writes pins to both → state names both → one
  * 8-byte write puts it in force → resolver drops the old one → state names the new one. A process that dies anywhere in
  * between leaves either policy whole, and its successor reads in the kernel which.
  *
@@ -30,6 +30,7 @@ import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
 import { floorUid, SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
 import { selfTest, selfTestTap } from "../kernel/self-test.js";
 import { attachHooks, chainOf, detachHooks, hooksHeld, hooksInPlace, linkedDevices, RESOLVER_HOOKS, TAP_HOOKS } from "../kernel/tap-link.js";
+import { BaseDrop } from "../net/base-drop.js";
 import type { HostView } from "../net/host-view.js";
 import { HostWatch, type LinkEvent } from "../net/host-watch.js";
 import { findLinkByIndex } from "../net/links.js";
@@ -50,6 +51,8 @@ export type { AttachOptions, KeptSandbox, Sandbox } from "./sandbox.js";
 const SWEEP = 5_000;
 /** How often pins that were added are written down, ms: what a crash may forget the names of, not the pins. */
 const WRITE_PINS = 10_000;
+/** Names of deleted taps that are held on; beyond it the oldest is let go. */
+const GONE_TAPS = 1024;
 /** Offset of mark in struct __sk_buff (linux/bpf.h). */
 const SKB_MARK = 8, SKB_SIZE = 192;
 /** Generations begin here; 1 is the self-test's. */
@@ -102,8 +105,15 @@ export class Enforcer {
   #resolver!: ResolverClient;
   #inspection!: Inspection;
   #link!: ResolverLink;
+  /** null: nftables is not there. */
+  #base: BaseDrop | null = null;
+  /** Names that are held although no sandbox has them: taps that are waited for, and taps that were deleted under their policy. */
+  readonly #awaited = new Set<string>();
+  readonly #gone = new Set<string>();
   #watch!: HostWatch;
   #groups!: GroupTable;
+  /** Devices of which something was told since the last reading. */
+  readonly #stale = new Set<number>();
   #events: RingBuffer | null = null;
   #pendingGateways: readonly Address[] = [];
   #generation = 0;
@@ -154,7 +164,21 @@ export class Enforcer {
     this.#globals = new Globals(this.#instance);
     this.#generation = this.#lastGeneration();
     // Pins of links whose device has gone hold nothing; a resolver's device goes with the process that made it.
-    this.inside(() => { for (const ifindex of linkedDevices(this.#instance)) if (findLinkByIndex(ifindex) === null) detachHooks(this.#instance, ifindex, TAP_HOOKS); });
+    this.inside(() => {
+      for (const ifindex of linkedDevices(this.#instance)) if (findLinkByIndex(ifindex) === null) detachHooks(this.#instance, ifindex, TAP_HOOKS);
+      for (const { slot, ifindex } of this.#slotsInForce()) {
+        if (findLinkByIndex(ifindex) !== null) continue;
+        SandboxTables.adopt(this.#instance, slot)?.clear();
+        this.#globals.clearTap(ifindex);
+      }
+    });
+
+    const { base, missing } = this.inside(() => BaseDrop.open(instance));
+    this.#base = base;
+    // A former process held them: by its sandboxes, which are attached again, or for taps that had gone.
+    for (const name of base?.names ?? []) this.#gone.add(name);
+    this.#cleanup.push(() => { if (fresh && !this.#started) this.inside(() => base?.close()); });
+    if (missing !== null) this.#options.onNotice(`a tap that is deleted and made again carries packets until it is attached again, because nftables cannot hold them: ${missing}`);
 
     const agentNetns = createNetns();
     const hostNetns = openNetns();
@@ -166,7 +190,11 @@ export class Enforcer {
 
     this.#watch = new HostWatch({
       ...(netnsFd === null ? {} : { netnsFd }),
-      onView: () => this.#viewChanged(), onLink: (event) => this.#options.onLink(event),
+      onView: () => this.#viewChanged(), onRead: () => this.#refreshStale(),
+      onLink: (event) => {
+        this.#stale.add(event.link.ifindex);
+        this.#options.onLink(event);
+      },
       onError: (error) => this.#options.onNotice(`a change of the host's addresses is not in force yet and is tried again: ${text(error)}`),
     });
     this.#cleanup.push(() => this.#watch.close());
@@ -234,6 +262,8 @@ export class Enforcer {
     try {
       const left = this.inside(() => this.#leftInForce(facts.ifindex));
       survived = left !== null;
+      // The number was another device's, which has gone.
+      if (left === null) for (const { slot, ifindex } of this.#slotsInForce()) if (ifindex === facts.ifindex) SandboxTables.adopt(this.#instance, slot)?.clear();
       const slot = left?.slot ?? this.#freeSlot();
       const generation = left?.generation ?? this.#nextGeneration();
       const target: PolicyState = { uid: "0", digest, source: options.source };
@@ -242,6 +272,8 @@ export class Enforcer {
         this.#run.write({ ...state, phase: "attaching", policy: target, changes: former?.changes ?? [] });
         undo.push(() => { this.#run.remove(name); });
       }
+      // From here on only what our programs have marked comes in by this name, also when the device is another one.
+      this.inside(() => this.#hold(tap, undo));
       // Before a former process's settings are lost: they are what restoring means.
       const preparation = this.inside(() => prepareTap(tap));
       const changes = former === null ? preparation.changes : mergeChanges(former.changes, preparation.changes);
@@ -282,6 +314,8 @@ export class Enforcer {
       };
       for (const kept of this.#kept.values()) if (kept.slot === slot) this.#kept.delete(kept.name);
       this.#sandboxes.set(name, sandbox);
+      this.#awaited.delete(tap);
+      this.#gone.delete(tap);
       return sandbox;
     } catch (error) {
       if (survived) this.#leaveInForce = true;
@@ -323,8 +357,59 @@ export class Enforcer {
     for (const kept of this.#kept.values()) if (kept.slot === slot) await this.#resolver.ask({ kind: "removeSandbox", slot, generation: kept.generation }).catch(() => undefined);
   }
 
-  /** Takes a tap out from under its policy and frees what was its. A tap that has gone is no error. */
-  async detach(name: string): Promise<void> {
+  /**
+   * Nothing comes in from a tap of this name from now on, although there is none yet, until it is attached and its policy lets it.
+   * @throws EnforcerError E_ATTACH.
+   */
+  awaitTap(tap: string): void {
+    this.inside(() => this.#base?.add(tap));
+    this.#awaited.add(tap);
+  }
+
+  /** The tap is not waited for any more, or not held any more although it was deleted while it was attached. */
+  forgetTap(tap: string): void {
+    this.#awaited.delete(tap);
+    this.#gone.delete(tap);
+    this.inside(() => this.#release(tap));
+  }
+
+  /** Names from which only judged frames come in: those of sandboxes, those that are waited for, and those of taps that were deleted under their policy. */
+  get heldTaps(): ReadonlySet<string> { return this.#base?.names ?? new Set(); }
+
+  /** Whether a tap is waited for. */
+  get awaits(): boolean { return this.#awaited.size > 0; }
+
+  /** Frames that came from a tap of a held name and that no program had judged. */
+  unjudged(): number { return this.inside(() => this.#base?.dropped() ?? 0); }
+
+  #hold(tap: string, undo: (() => void)[]): void {
+    if (this.#base === null || this.#base.names.has(tap)) return;
+    this.#base.add(tap);
+    undo.push(() => { this.inside(() => this.#release(tap)); });
+  }
+
+  /** Unless another has a claim to it. */
+  #release(tap: string): void {
+    if (this.#awaited.has(tap) || this.#gone.has(tap) || [...this.#sandboxes.values()].some(({ facts }) => facts.name === tap) || [...this.#kept.values()].some(({ device }) => device === tap)) return;
+    this.#base?.remove(tap);
+  }
+
+  /** The device was deleted: who makes one of this name again finds it closed. */
+  #keepHeld(tap: string): void {
+    this.#gone.delete(tap);
+    this.#gone.add(tap);
+    for (const oldest of this.#gone) {
+      if (this.#gone.size <= GONE_TAPS) return;
+      this.#gone.delete(oldest);
+      this.#release(oldest);
+    }
+  }
+
+  /**
+   * Takes a tap out from under its policy and frees what was its. A tap that has gone is no error.
+   * @param gone it was deleted; its name is held on, until a tap of this name is attached or forgotten (forgetTap).
+   */
+  async detach(name: string, { gone = false } = {}): Promise<void> {
     const sandbox = this.#sandboxes.get(name) ?? this.#kept.get(name);
     if (sandbox === undefined) return;
     const known = "facts" in sandbox ? sandbox : null;
@@ -342,6 +427,9 @@ export class Enforcer {
     forgetPlaceholders(this.#run.path, name);
     sandbox.tables.clear();
     this.inside(() => restoreTap({ ifindex, changes: known?.preparation.changes ?? state?.changes ?? [] }));
+    const tap = known?.facts.name ?? state?.device ?? name;
+    this.inside(() => (gone ? this.#keepHeld(tap) : this.#release(tap)));
+    // Last: while there is a state file a successor completes this.
     this.#run.remove(name);
     if (known !== null && known.options.gateways.length > 0) this.#hostChanged();
   }
@@ -454,7 +542,9 @@ export class Enforcer {
         const { policy } = buildPolicy({ noNet: true });
         await this.#resolver.ask({ kind: "addSandbox", slot, generation, name, policy, floor: null, compiledGroups: this.#groups, pinsFd: nothing.fd, floorPinsFd: null, flowsFd: null, pinEpochsFd: null, upstreams: null }).finally(() => nothing.close());
       }
-      this.#kept.set(name, { name, slot, generation, ifindex, tables, reason });
+      this.#kept.set(name, { name, slot, generation, ifindex, device: link.name, tables, reason });
+      this.inside(() => this.#base?.add(link.name));
+      this.#gone.delete(link.name);
       this.#options.onNotice(`${name}: kept in force as a former process left it, because ${reason}; names are not resolved. Attach it again to give it a policy`);
     }
     const held = new Set([...this.#sandboxes.values()].map(({ facts }) => facts.ifindex));
@@ -477,6 +567,7 @@ export class Enforcer {
     this.#events?.close();
     const directory = this.#instance.directory;
     for (const step of this.#cleanup.reverse()) await quietly(step);
+    await quietly(() => this.inside(() => this.#base?.close()));
     if (directory !== null) {
       await quietly(() => removePins(directory));
       await quietly(() => removeIfEmpty(join(directory, "..")));
@@ -630,6 +721,15 @@ export class Enforcer {
     this.#options.onView();
   }
 
+  /** Sandboxes whose tap or bridge has changed (its MAC, its master), or that still lack an address. */
+  #refreshStale(): void {
+    for (const sandbox of this.#sandboxes.values()) {
+      const { facts: { ifindex, bridge }, identity: { gateways, learnPrefixes } } = sandbox;
+      if (this.#stale.has(ifindex) || (bridge !== null && this.#stale.has(bridge.ifindex)) || gateways.length === 0 || learnPrefixes.length === 0) this.#refresh(sandbox);
+    }
+    this.#stale.clear();
+  }
+
   /** Gateways and subnets of the tap may have changed with the host's addresses. */
   #refresh(sandbox: Sandbox): void {
     try {
@@ -648,7 +748,12 @@ export class Enforcer {
 
   /** The tap has another name now; it is followed by its ifindex. */
   renamed(sandbox: Sandbox): void {
+    const former = sandbox.facts.name;
     this.#refresh(sandbox);
+    this.inside(() => {
+      this.#base?.add(sandbox.facts.name);
+      this.#release(former);
+    });
     const state = this.#run.read(sandbox.name);
     if (state !== null) this.#run.write({ ...state, device: sandbox.facts.name });
   }

@@ -67,6 +67,8 @@ export interface KeptSandbox {
   readonly slot: number;
   readonly generation: number;
   readonly ifindex: number;
+  /** The tap's name when it was taken over. */
+  readonly device: string;
   readonly tables: SandboxTables;
   readonly reason: string;
 }

@@ -13,14 +13,13 @@ import { policyRequestOf } from "./policy.js";
 export interface AttachFlags extends AttachArguments {
   readonly name: string | null;
   readonly netns: string | null;
-  readonly wait: boolean;
   readonly foreground: boolean;
 }
 
 /** @throws EnforcerError. */
 export async function attach(options: AttachFlags): Promise<void> {
   if (options.foreground || !(await agentRuns(options.runDirectory))) {
-    const only = options.netns !== null ? "--netns" : options.wait ? "--wait" : options.name !== null ? "--name" : null;
+    const only = options.netns !== null ? "--netns" : options.name !== null ? "--name" : null;
     if (only !== null) throw new EnforcerError("E_NO_AGENT", `${only} needs the agent, and none answers in ${options.runDirectory}`);
     return attachForeground(options);
   }

@@ -1,9 +1,11 @@
 /**
  * `enforcer attach <tap>` where no agent runs: holds one guest to its policy in the foreground, until SIGINT or SIGTERM.
  *
- * Holds always: "enforcing" is printed only after enforcement is in force and tested; a signal, or the end of the tap, detaches
- * and leaves nothing behind; a failure or a kill leaves the kernel enforcing: a fault that a guest can provoke frees no guest.
+ * Holds always: "enforcing" is printed only after enforcement is in force and tested; a signal detaches and leaves nothing behind;
+ * a failure or a kill leaves the kernel enforcing: a fault that a guest can provoke frees no guest. A tap that is deleted is waited
+ * for, and attached again when it comes back; meanwhile nothing comes in by its name.
  */
+import { createHash } from "node:crypto";
 import type { Server } from "node:http";
 import { formatAddress, type Address, type Prefix } from "../addresses/address.js";
 import { Enforcer, type Sandbox } from "../agent/enforcer.js";
@@ -14,8 +16,7 @@ import type { TlsDenial } from "../tls/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
 import type { LinkEvent } from "../net/host-watch.js";
-import { checkInterfaceName } from "../net/links.js";
-import { tapFacts } from "../net/tap.js";
+import { checkInterfaceName, findLink, findTap } from "../net/links.js";
 import { formatDiagnostic } from "../policy/diagnostics.js";
 import { buildPolicy } from "../policy/build.js";
 import type { Policy } from "../policy/types.js";
@@ -35,6 +36,8 @@ export interface AttachArguments {
   readonly guest: readonly Prefix[];
   readonly mac: Uint8Array | null;
   readonly upstreams: readonly { address: Address; port: number }[];
+  /** A tap that is not there is waited for. */
+  readonly wait: boolean;
   /** null: off. */
   readonly metrics: Listen | null;
   readonly json: boolean;
@@ -49,62 +52,145 @@ export async function attachForeground(options: AttachArguments): Promise<void> 
   const { policy: draft, warnings } = buildPolicy(input);
   const out = new Output(options.json);
   for (const warning of warnings) out.notice(formatDiagnostic(warning));
-  const { ifindex } = tapFacts(options.tap);
+  // A device that is no tap will not become one by waiting.
+  if (!options.wait || findLink(options.tap) !== null) findTap(options.tap);
 
   const run = new RunDirectory(options.runDirectory);
   const unlock = run.lock(options.tap);
   try {
-    await serve(options, run, draft, ifindex, input, out);
+    await serve(options, run, draft, input, out);
   } finally {
     unlock();
   }
 }
 
-async function serve(options: AttachArguments, run: RunDirectory, draft: Policy, ifindex: number, input: Parameters<typeof buildPolicy>[0], out: Output): Promise<void> {
+async function serve(options: AttachArguments, run: RunDirectory, draft: Policy, input: Parameters<typeof buildPolicy>[0], out: Output): Promise<void> {
   const ended = new Ending();
-  let sandbox: Sandbox | null = null;
+  const { tap } = options;
+  let guest: Guest | null = null;
   const enforcer = await Enforcer.start({
     run,
     bpffs: options.bpffs,
-    instance: options.tap,
+    instance: tap,
     sandboxes: 1,
-    resolverDevice: `enf${ifindex}`,
+    // Not by the ifindex, which is another after the tap was made again; and never that of another process.
+    resolverDevice: `enf${createHash("sha256").update(`${run.path} ${tap}`).digest("hex").slice(0, 8)}`,
     resolvConf: options.upstreams.length > 0 || draft.dns.upstreams !== null ? null : "/etc/resolv.conf",
     netnsFd: null,
     outer: null,
     extraGroups: {},
     nat64Prefixes: [],
     onView: () => undefined,
-    onPackets: (events) => { if (sandbox !== null) out.packets(enforcer, sandbox, events); },
-    onQueries: (queries) => { if (sandbox !== null) out.queries(sandbox, queries); },
-    onDenials: (denials) => { if (sandbox !== null) out.connections(sandbox, denials); },
+    onPackets: (events) => { if (guest?.sandbox != null) out.packets(enforcer, guest.sandbox, events); },
+    onQueries: (queries) => { if (guest?.sandbox != null) out.queries(guest.sandbox, queries); },
+    onDenials: (denials) => { if (guest?.sandbox != null) out.connections(guest.sandbox, denials); },
     onTerminate: (name, violation) => {
       out.notice(`${name} is cut off: ${describeViolation(violation)}`);
       enforcer.setPolicy(name, buildPolicy({ noNet: true, groups: enforcer.groups }).policy, null).catch((error: unknown) => ended.fail(error as Error));
     },
-    onLink: (event) => { if (sandbox !== null) onLink(event, sandbox, ended); },
+    onLink: (event) => guest?.onLink(event),
     onNotice: (text) => out.notice(text),
-    onFailure: (error) => ended.fail(new EnforcerError("E_RESOLVER", `it cannot go on serving ${options.tap}: ${error.message}`, { cause: error, remedy: "the kernel goes on enforcing, and no name is resolved: attach again to take it over, and report this" })),
+    onFailure: (error) => ended.fail(new EnforcerError("E_RESOLVER", `it cannot go on serving ${tap}: ${error.message}`, { cause: error, remedy: "the kernel goes on enforcing, and no name is resolved: attach again to take it over, and report this" })),
   });
   let metrics: Server | null = null;
   try {
     if (options.metrics !== null) metrics = await serveMetrics(enforcerRegistry(enforcer), options.metrics);
-    // Once more, now that the host's own prefixes are known: they say which group a rule's prefix lies in.
-    const { policy } = buildPolicy({ ...input, groups: enforcer.groups });
-    sandbox = await enforcer.attach({ name: options.tap, tap: options.tap, policy, source: null, spec: null, incomplete: false, gateways: options.gateways, guest: options.guest, mac: options.mac, upstreams: options.upstreams });
-    out.enforcing(sandbox, options);
-    if (policy.secrets.length > 0) out.notice(`the guest's environment for its secrets: enforcer secrets ${options.tap}`);
+    guest = new Guest(enforcer, options, input, out);
+    await guest.begin();
     await ended.promise;
+    await guest.end();
   } finally {
     metrics?.close();
     metrics?.closeAllConnections();
-    if (ended.failed && sandbox !== null) await enforcer.release();
+    if (ended.failed && guest !== null && guest.attached) await enforcer.release();
     else await enforcer.stop();
   }
-  out.detached(options.tap);
+  out.detached(tap);
 }
 
-/** A signal, the tap's end, or a failure: whichever comes first. */
+/** The tap's coming and going: one step at a time, in the order in which the kernel tells it. */
+class Guest {
+  sandbox: Sandbox | null = null;
+  /** It was in force once: what is in the kernel is then worth keeping. */
+  attached = false;
+  readonly #enforcer: Enforcer;
+  readonly #options: AttachArguments;
+  readonly #input: Parameters<typeof buildPolicy>[0];
+  readonly #out: Output;
+  #steps: Promise<void> = Promise.resolve();
+  #ended = false;
+
+  constructor(enforcer: Enforcer, options: AttachArguments, input: Parameters<typeof buildPolicy>[0], out: Output) {
+    this.#enforcer = enforcer;
+    this.#options = options;
+    this.#input = input;
+    this.#out = out;
+  }
+
+  /** @throws EnforcerError when the tap is there and cannot be attached. */
+  async begin(): Promise<void> {
+    const { tap, wait } = this.#options;
+    if (wait && findLink(tap) === null) {
+      this.#enforcer.awaitTap(tap);
+      this.#out.waiting(tap, null);
+      return this.#step(() => this.#appeared());
+    }
+    await this.#attach(false);
+  }
+
+  onLink(event: LinkEvent): void {
+    const { type, link } = event;
+    if (type === "removed") void this.#step(() => this.#removed(link.ifindex, event.movedAway));
+    else if (this.sandbox?.facts.ifindex === link.ifindex) {
+      if (type === "changed" && event.before.name !== link.name) void this.#step(async () => { if (this.sandbox !== null) this.#enforcer.renamed(this.sandbox); });
+    } else if (link.name === this.#options.tap) void this.#step(() => this.#appeared());
+  }
+
+  /** After the step that is under way. */
+  async end(): Promise<void> {
+    this.#ended = true;
+    await this.#steps;
+  }
+
+  #step(work: () => Promise<void>): Promise<void> {
+    return (this.#steps = this.#steps.then(async () => {
+      if (this.#ended) return;
+      try {
+        await work();
+      } catch (error) {
+        this.#out.notice(`${this.#options.tap} is not attached, and nothing comes in from it: ${error instanceof Error ? error.message : String(error)}`);
+      }
+    }));
+  }
+
+  async #attach(incomplete: boolean): Promise<void> {
+    const { tap, gateways, guest, mac, upstreams } = this.#options;
+    // Once more, now that the host's own prefixes are known: they say which group a rule's prefix lies in.
+    const { policy } = buildPolicy({ ...this.#input, groups: this.#enforcer.groups });
+    this.sandbox = await this.#enforcer.attach({ name: tap, tap, policy, source: null, spec: null, incomplete, gateways, guest, mac, upstreams });
+    this.attached = true;
+    this.#out.enforcing(this.sandbox, this.#options);
+    if (policy.secrets.length > 0) this.#out.notice(`the guest's environment for its secrets: enforcer secrets ${tap}`);
+  }
+
+  async #removed(ifindex: number, movedAway: boolean): Promise<void> {
+    if (this.sandbox?.facts.ifindex !== ifindex) return;
+    const { tap } = this.#options;
+    this.sandbox = null;
+    this.#enforcer.awaitTap(tap);
+    await this.#enforcer.detach(tap, { gone: true });
+    this.#out.waiting(tap, movedAway ? "moved to another network namespace" : "deleted");
+    // It may be there again already: then its event came before this one was worked at.
+    await this.#appeared();
+  }
+
+  async #appeared(): Promise<void> {
+    const link = findLink(this.#options.tap);
+    if (this.sandbox === null && link?.tunType === "tap") await this.#attach(true);
+  }
+}
+
+/** A signal or a failure: whichever comes first. */
 class Ending {
   readonly promise: Promise<void>;
   failed = false;
@@ -125,15 +211,6 @@ class Ending {
   fail(error: Error): void {
     this.failed = true;
     this.#reject(error);
-  }
-
-  /** There is no guest any more. */
-  gone(error: Error): void { this.#reject(error); }
-}
-
-function onLink(event: LinkEvent, { facts, name }: Sandbox, ended: Ending): void {
-  if (event.type === "removed" && event.link.ifindex === facts.ifindex) {
-    ended.gone(new EnforcerError("E_TAP_MISSING", `${name} ${event.movedAway ? "was moved to another network namespace" : "was deleted"}; the enforcer has ended`, { remedy: "attach again when the tap is back" }));
   }
 }
 
@@ -165,6 +242,12 @@ class Output {
     for (const note of preparation.notes) process.stderr.write(`enforcer: ${note}\n`);
     for (const program of before) process.stderr.write(`enforcer: ${program} stands before the enforcer on ${sandbox.name} and may end the chain\n`);
     if (address !== null) process.stderr.write(`enforcer: metrics on ${address}\n`);
+  }
+
+  /** @param why it is not there any more; null: it never was. */
+  waiting(tap: string, why: string | null): void {
+    if (this.#json) this.#line({ event: "waiting", time: new Date().toISOString(), sandbox: tap, why });
+    else process.stdout.write(`waiting for ${tap}${why === null ? "" : `, which was ${why}`}\n`);
   }
 
   packets(enforcer: Enforcer, sandbox: Sandbox, events: readonly PacketEvent[]): void {

@@ -43,7 +43,7 @@ export function program(): Command {
   policyOptions(root.command("attach").description("enforce a policy on a tap: asks the agent, or, where none runs, does it itself until SIGINT or SIGTERM, and then detaches").argument("<tap>", "the guest's tap device"))
     .option("--name <name>", "the sandbox's name, where it is not to be the tap's (agent)")
     .option("--netns <name>", "network namespace of the tap, a name as of ip netns, or a path (agent)")
-    .option("--wait", "take the tap when it appears, and again when it goes and comes back (agent)")
+    .option("--wait", "take the tap when it appears, and again when it goes and comes back")
     .option("--foreground", "do not ask the agent")
     .option("--gateway <addr>", "the guest's gateway, where the tap or its bridge has no address (repeatable)", collect(address))
     .option("--guest-ip <addr>", "the guest's address, or a prefix of them; without one it is learned from its first packet (repeatable)", collect(guestPrefix))

@@ -1,11 +1,13 @@
 /**
  * Under the programs: a drop that hangs on a tap's name and not on its ifindex. A device that a VMM deletes and makes again
  * under the same name has no program until it is attached again; what it sends lacks the mark that from_guest puts on every
- * packet it allows (globals.mark), and nftables drops it, in the IP layers and in bridges.
+ * packet it allows (globals.mark), and nftables drops it, in the IP layers, in ARP and in bridges.
  *
  * Holds always: the tables are this instance's own, made and changed in one transaction each; while a name is in them, only
- * marked packets come in from it. They outlive the process, like the programs, and go with close().
- * Does not: touch any table of the host's, or judge anything.
+ * marked packets come in from it. They outlive the process, like the programs, and go with close(). The namespace is that of
+ * the calling thread, every time.
+ * Does not: touch any table of the host's, or judge anything. What takes a frame from the tap before these hooks (an XDP
+ * program, a macvlan, Open vSwitch) is not held by it.
  */
 import { spawnSync } from "node:child_process";
 import { netlinkBatch } from "../../native/index.js";
@@ -17,44 +19,57 @@ import { encodeAttributes, type Attribute } from "./rtnetlink.js";
 /** One bit of the packet mark, away from those of Docker, Kubernetes (0x4000, 0x8000), Calico (0xffff0000 by default) and Cilium (0x0f00). */
 export const ALLOWED_MARK = 0x0000_2000;
 
-const FAMILIES = ["inet", "bridge"] as const;
+/** Where a frame of the tap can come in; a kernel may lack some of it. */
+const FAMILIES = ["inet", "arp", "bridge"] as const;
+type Family = (typeof FAMILIES)[number];
 
 export class BaseDrop {
   readonly #table: string;
+  readonly #families: readonly Family[];
+  readonly #names = new Set<string>();
 
-  private constructor(table: string) { this.#table = table; }
+  private constructor(table: string, families: readonly Family[], names: readonly string[]) {
+    this.#table = table;
+    this.#families = families;
+    for (const name of names) this.#names.add(name);
+  }
 
   /**
    * Makes the tables, or takes over those of a former process with the names in them.
-   * @param instance letters, digits, dots, dashes and underscores.
-   * @returns null, with the reason, where nftables cannot be used.
+   * @param instance unique in the namespace.
+   * @returns what cannot be held, with the reason, where nftables or a part of it is not there.
    */
-  static open(instance: string): BaseDrop | { readonly missing: string } {
+  static open(instance: string): { readonly base: BaseDrop | null; readonly missing: string | null } {
     const table = `enforcer_${instance.replaceAll(/[^A-Za-z0-9_]/g, (letter) => `_${letter.charCodeAt(0).toString(16)}_`)}`;
-    const mark = `0x${ALLOWED_MARK.toString(16)}`;
-    const script = FAMILIES.map((family) => `
-      table ${family} ${table} {
-        set taps { type ifname; }
-        chain unjudged {
-          type filter hook prerouting priority -350; policy accept;
-        }
-      }
-      flush chain ${family} ${table} unjudged
-      add rule ${family} ${table} unjudged iifname @taps meta mark & ${mark} == 0 counter drop`).join("\n");
-    const failure = nft(script);
-    return failure === null ? new BaseDrop(table) : { missing: failure };
+    const failure = nft(FAMILIES.map((family) => tableOf(family, table)).join("\n"));
+    if (failure === null) return { base: new BaseDrop(table, FAMILIES, namesIn("inet", table)), missing: null };
+    // All or nothing was refused: what this kernel has.
+    const families = FAMILIES.filter((family) => nft(tableOf(family, table)) === null);
+    if (families.length === 0) return { base: null, missing: failure };
+    return { base: new BaseDrop(table, families, namesIn(families[0]!, table)), missing: `${FAMILIES.filter((family) => !families.includes(family)).join(", ")}: ${failure}` };
   }
 
+  /** Names that are held. */
+  get names(): ReadonlySet<string> { return this.#names; }
+
   /** From now on nothing comes in from a device of this name but what was allowed. @throws EnforcerError E_ATTACH. */
-  add(tap: string): void { this.#change(Message.newSetElement, tap, Flag.create); }
+  add(tap: string): void {
+    if (this.#names.has(tap)) return;
+    this.#change(Message.newSetElement, tap, Flag.create);
+    this.#names.add(tap);
+  }
 
   /** No error when it was not there. @throws EnforcerError E_ATTACH. */
-  remove(tap: string): void { this.#change(Message.deleteSetElement, tap, 0, "ENOENT"); }
+  remove(tap: string): void {
+    if (!this.#names.has(tap)) return;
+    this.#change(Message.deleteSetElement, tap, 0, "ENOENT");
+    this.#names.delete(tap);
+  }
 
   /** Packets that the tables dropped, for the metrics. */
   dropped(): number {
     let sum = 0;
-    for (const family of FAMILIES) {
+    for (const family of this.#families) {
       const { status, stdout } = spawnSync("nft", ["-j", "list", "chain", family, this.#table, "unjudged"], { encoding: "utf8" });
       if (status !== 0) continue;
       for (const match of stdout.matchAll(/"packets":\s*(\d+)/g)) sum += Number(match[1]);
@@ -62,13 +77,14 @@ export class BaseDrop {
     return sum;
   }
 
-  close(): void { nft(FAMILIES.map((family) => `table ${family} ${this.#table}\ndelete table ${family} ${this.#table}`).join("\n")); }
+  /** Nothing is held any more. */
+  close(): void { nft(this.#families.map((family) => `table ${family} ${this.#table}\ndelete table ${family} ${this.#table}`).join("\n")); }
 
-  /** One transaction for both families, without a process: an attach has a few milliseconds. */
+  /** One transaction for all families, without a process: an attach has a few milliseconds. */
   #change(type: number, tap: string, flags: number, tolerated?: string): void {
     checkInterfaceName(tap);
     try {
-      netlinkBatch(transaction(this.#table, type, tap, flags));
+      netlinkBatch(transaction(this.#families, this.#table, type, tap, flags));
     } catch (cause) {
       if (tolerated !== undefined && errnoOf(cause) === tolerated) return;
       throw new EnforcerError("E_ATTACH", `nftables refused the drop beneath ${tap}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
@@ -80,11 +96,11 @@ export class BaseDrop {
 const SUBSYSTEM = 10;
 const Message = { batchBegin: 0x10, batchEnd: 0x11, newSetElement: SUBSYSTEM << 8 | 12, deleteSetElement: SUBSYSTEM << 8 | 14 } as const;
 const Flag = { request: 1, ack: 4, create: 0x400 } as const;
-const NFPROTO = { unspecified: 0, inet: 1, bridge: 7 } as const;
+const NFPROTO = { unspecified: 0, inet: 1, arp: 3, bridge: 7 } as const;
 const ELEMENTS = { table: 1, set: 2, elements: 3 } as const;
 const LIST_ELEMENT = 1, ELEMENT_KEY = 1, DATA_VALUE = 1, NESTED = 0x8000, NAME_OCTETS = 16;
 
-function transaction(table: string, type: number, tap: string, flags: number): Buffer {
+function transaction(families: readonly Family[], table: string, type: number, tap: string, flags: number): Buffer {
   const name = Buffer.alloc(NAME_OCTETS);
   name.write(tap, "latin1");
   const nest = (number: number, inner: readonly Attribute[]): Attribute => ({ type: number | NESTED, value: encodeAttributes(inner) });
@@ -96,9 +112,8 @@ function transaction(table: string, type: number, tap: string, flags: number): B
   const none = Buffer.alloc(0);
   return Buffer.concat([
     message(Message.batchBegin, Flag.request, NFPROTO.unspecified, SUBSYSTEM, 0, none),
-    message(type, Flag.request | Flag.ack | flags, NFPROTO.inet, 0, 1, attributes),
-    message(type, Flag.request | Flag.ack | flags, NFPROTO.bridge, 0, 2, attributes),
-    message(Message.batchEnd, Flag.request, NFPROTO.unspecified, SUBSYSTEM, 3, none),
+    ...families.map((family, i) => message(type, Flag.request | Flag.ack | flags, NFPROTO[family], 0, i + 1, attributes)),
+    message(Message.batchEnd, Flag.request, NFPROTO.unspecified, SUBSYSTEM, families.length + 1, none),
   ]);
 }
 
@@ -112,6 +127,29 @@ function message(type: number, flags: number, family: number, resource: number, 
   header.writeUInt8(family, 16);
   header.writeUInt16BE(resource, 18);
   return Buffer.concat([header, attributes]);
+}
+
+/** ARP has no hook before input. */
+function tableOf(family: Family, table: string): string {
+  const mark = `0x${ALLOWED_MARK.toString(16)}`;
+  const hook = family === "arp" ? "input priority -350" : "prerouting priority -350";
+  return `
+    table ${family} ${table} {
+      set taps { type ifname; }
+      chain unjudged {
+        type filter hook ${hook}; policy accept;
+      }
+    }
+    flush chain ${family} ${table} unjudged
+    add rule ${family} ${table} unjudged iifname @taps meta mark & ${mark} == 0 counter drop`;
+}
+
+/** Names in a set that a former process may have left. */
+function namesIn(family: Family, table: string): string[] {
+  const { status, stdout } = spawnSync("nft", ["-j", "list", "set", family, table, "taps"], { encoding: "utf8" });
+  if (status !== 0) return [];
+  const { nftables } = JSON.parse(stdout) as { nftables: readonly { set?: { elem?: readonly string[] } }[] };
+  return nftables.flatMap(({ set }) => set?.elem ?? []);
 }
 
 /** Runs one transaction. @returns null, or why it failed. */

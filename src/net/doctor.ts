@@ -3,6 +3,7 @@
  *
  * Holds always: looks and changes nothing; a fact that cannot be found out is not "yes". Does not: print, or exit.
  */
+import { spawnSync } from "node:child_process";
 import { accessSync, constants, readFileSync, statSync } from "node:fs";
 import { release } from "node:os";
 
@@ -42,7 +43,7 @@ const OWN_PROGRAMS = new Set(["from_guest", "to_guest"]);
 /** The facts in the order in which one would mend them. Does not throw for anything that it finds. */
 export function runDoctor(options: DoctorOptions): Finding[] {
   return [
-    kernel(release()), capabilities(), btf(), bpffs(options.bpffs), jit(), unprivilegedBpf(), hook(), tun(),
+    kernel(release()), capabilities(), btf(), bpffs(options.bpffs), jit(), unprivilegedBpf(), hook(), nftables(), tun(),
     resolvers(options.resolvConf ?? "/etc/resolv.conf"), forwarding("IPv4", "ipv4/ip_forward"), forwarding("IPv6", "ipv6/conf/all/forwarding"),
     ...(options.taps ?? []).flatMap(tapFindings),
   ];
@@ -116,6 +117,13 @@ function hook(): Finding {
     if (errnoOf(error) === "EINVAL") return yes("TC hook", "clsact: this kernel has no TCX (Linux 6.6)");
     return no("TC hook", `TCX cannot be asked: ${message(error)}`, errorKinds.E_NOT_ROOT.remedy);
   }
+}
+
+function nftables(): Finding {
+  const { status, stderr, error } = spawnSync("nft", ["list", "tables"], { encoding: "utf8" });
+  if (status === 0) return yes("nftables", "holds taps that are deleted and made again");
+  const why = (error as NodeJS.ErrnoException | undefined)?.code === "ENOENT" ? "nft is not installed" : (stderr?.trim().split("\n")[0] || error?.message || `nft ended with ${status}`);
+  return warn("nftables", `${why}: a tap that is deleted and made again carries packets until it is attached again`, "apt-get install nftables");
 }
 
 function tun(): Finding {

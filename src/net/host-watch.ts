@@ -29,6 +29,8 @@ export interface HostWatchOptions {
   readonly netnsFd?: number;
   /** When it throws, the view counts as not taken and is given again. */
   readonly onView: (view: HostView) => void;
+  /** After every reading, also of what has not changed: a device that went and came back in between is another one. */
+  readonly onRead?: () => void;
   /** In the order in which the kernel tells them. An event is given once, whatever it throws. */
   readonly onLink?: (event: LinkEvent) => void;
   /** A reading or a callback failed; reading is tried again. Without onError the error is thrown out of the event loop. */
@@ -82,6 +84,7 @@ export class HostWatch {
     try {
       this.#readLinks();
       this.#readView();
+      this.#options.onRead?.();
       pause = Math.min(PAUSE_MOST, Math.max(READ_PAUSE, (performance.now() - started) * PAUSE_RATIO));
     } catch (error) {
       this.#again = true;
