@@ -2,47 +2,12 @@
  * The name on the wire is the name that was allowed: from a guest on a real tap, with curl, openssl and Node as clients and
  * real servers in the internet. Rows A37, A39–A42, A45, A46 of docs/THREATS.md.
  */
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { ADDRESS, type Enforcer, must, type Service, World } from "../lib/world.mjs";
+import { ADDRESS, type Enforcer, type Service, type World } from "../lib/world.mjs";
 import "./stage.js"; // its bounds for tests and hooks
-
-const NAMES = ["shop.example", "tenant.example", "other.example", "bank.example", "odd.example"] as const;
-const ZONE = Object.fromEntries(NAMES.map((name) => [name, { A: [ADDRESS.site4], AAAA: [ADDRESS.site6] }]));
-
-/** HTTPS and HTTP at the sites: one shared address for all names, as a CDN has. */
-const ORIGIN = `
-  const { readFileSync } = require("node:fs");
-  const answer = (request, response) => {
-    const body = [];
-    request.on("data", (chunk) => body.push(chunk));
-    request.on("end", () => {
-      console.log(JSON.stringify({ name: request.socket.servername ?? null, host: request.headers.host ?? request.headers[":authority"], method: request.method, url: request.url, headers: request.headers, octets: Buffer.concat(body).length }));
-      response.setHeader("alt-svc", 'h3=":443"');
-      response.end("origin " + (request.headers.host ?? request.headers[":authority"]) + " " + request.url);
-    });
-  };
-  const server = require("node:http2").createSecureServer({ key: readFileSync(process.argv[1] + "/origin.key"), cert: readFileSync(process.argv[1] + "/origin.pem"), allowHTTP1: true }, answer);
-  server.on("sessionError", () => {});
-  server.listen({ host: "::", port: 443 }, () => server.listening && require("node:http").createServer(answer).listen({ host: "::", port: 8081 }, () => console.log("ready")));`;
-
-async function openWorld(): Promise<{ world: World; origin: Service }> {
-  const world = await World.create({ zone: ZONE, tls: true });
-  const key = path.join(world.dir, "root.key"), root = path.join(world.dir, "root.pem");
-  await must(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", root, "-days", "2", "-subj", "/CN=Test root", "-addext", "keyUsage=critical,keyCertSign"]);
-  const request = path.join(world.dir, "origin.csr"), extensions = path.join(world.dir, "origin.ext");
-  writeFileSync(extensions, `subjectAltName=${NAMES.map((name) => `DNS:${name}`).join(",")}\nextendedKeyUsage=serverAuth\n`);
-  await must(["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", path.join(world.dir, "origin.key"), "-out", request, "-subj", "/CN=origin"]);
-  await must(["openssl", "x509", "-req", "-in", request, "-CA", root, "-CAkey", key, "-days", "2", "-extfile", extensions, "-out", path.join(world.dir, "origin.pem")]);
-  const origin = world.internet.start([process.execPath, "-e", ORIGIN, world.dir]);
-  await origin.line((line) => line === "ready");
-  return { world, origin };
-}
-
-const resolve = async (world: World, name: string): Promise<void> => {
-  for (const type of ["A", "AAAA"]) expect((await world.guest.probe(["dns", "udp", "8.8.8.8", name, type], 3000)).ok).toBe(true);
-};
+import { openWorld, tell } from "./tls-world.js";
 
 interface Got { status: number | null; out: string; err: string }
 async function curl(world: World, ...args: string[]): Promise<Got> {
@@ -60,7 +25,7 @@ describe("names verified, nothing decrypted", () => {
     ({ world, origin } = await openWorld());
     ca = path.join(world.dir, "root.pem");
     enforcer = await world.enforce({ policy: "rules:\n  - {allow: shop.example, proto: tcp, ports: [80, 443, 8081]}\n  - {allow: tenant.example}\n" });
-    await resolve(world, "shop.example");
+    await tell(world, "shop.example");
   });
   afterAll(async () => {
     await enforcer?.stop();
@@ -156,7 +121,7 @@ rules:
   - allow: bank.example
 tls: {intercept: true, upstream_ca: [root.pem], bypass: [bank.example]}
 ` });
-    for (const name of ["shop.example", "tenant.example", "bank.example"]) await resolve(world, name);
+    for (const name of ["shop.example", "tenant.example", "bank.example"]) await tell(world, name);
     ca = path.join(world.runDir, "tap0.ca.pem");
   });
   afterAll(async () => {
@@ -198,7 +163,7 @@ tls: {intercept: true, upstream_ca: [root.pem], bypass: [bank.example]}
   test("A44 an origin whose certificate does not hold gets no request; the guest gets a 502", async () => {
     await enforcer.stop();
     enforcer = await world.enforce({ policy: "rules: [{allow: shop.example}]\ntls: {intercept: true}\n" });
-    await resolve(world, "shop.example");
+    await tell(world, "shop.example");
     const before = origin.lines.length;
     const got = await curl(world, "-k", "--resolve", at("shop.example", ADDRESS.site4), "-o", "/dev/null", "-w", "%{http_code}", "https://shop.example/x");
     expect(got.out).toBe("502");
