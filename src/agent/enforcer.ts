@@ -526,6 +526,11 @@ export class Enforcer {
     const known = new Set([...this.#sandboxes.values(), ...this.#kept.values()].map(({ slot }) => slot));
     for (const { slot, ifindex, generation } of this.#slotsInForce()) {
       if (known.has(slot)) continue;
+      // An attach that was killed just before it took the hooks, and has been done again since: the device has another slot by now.
+      if ([...this.#sandboxes.values()].some(({ facts }) => facts.ifindex === ifindex) || [...this.#kept.values()].some((kept) => kept.ifindex === ifindex)) {
+        SandboxTables.adopt(this.#instance, slot)?.clear();
+        continue;
+      }
       const link = this.inside(() => findLinkByIndex(ifindex));
       const tables = link === null ? null : this.inside(() => this.#leftInForce(ifindex));
       if (link === null || tables === null || tables.slot !== slot) {
