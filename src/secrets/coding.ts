@@ -83,7 +83,8 @@ export class DecodedStream extends Decoding {
   }
 
   protected override decoded(chunk: Buffer): void {
-    for (const piece of this.#pass.push(chunk, false)) if (!this.push(piece)) this.decoder.pause();
+    const pieces = this.#pass.push(chunk, false);
+    if (pieces.length > 0 && !this.push(Buffer.concat(pieces))) this.decoder.pause();
   }
 
   override _read(size: number): void {

@@ -111,7 +111,9 @@ export class PassStream extends Transform {
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
     try {
-      for (const piece of this.#pass.push(chunk, last)) this.push(piece);
+      // One piece in, one piece out: on the wire each may become a chunk or a frame.
+      const pieces = this.#pass.push(chunk, last);
+      if (pieces.length > 0) this.push(pieces.length === 1 ? pieces[0] : Buffer.concat(pieces));
     } catch (error) {
       done(error as Error);
       return;

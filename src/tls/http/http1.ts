@@ -225,6 +225,8 @@ class Http1Leg implements Watched {
       this.guest.destroy();
       return;
     }
+    // The far side ended its half while it answered: there is no next one.
+    if (this.#upstream?.readableEnded === true) this.#ending = true;
     this.#next();
   }
 
@@ -260,6 +262,8 @@ class Http1Leg implements Watched {
       this.#refuse(turn, refusal, facts.host);
       return;
     }
+    // Nothing is put into a request that has nowhere to go.
+    if (this.#failure !== null && this.#served === 0) throw this.#failure;
     const filtered = passage.filter(facts);
     const filter = filtered instanceof Promise ? await filtered : filtered;
     if (isRefusal(filter)) {

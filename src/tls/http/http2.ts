@@ -174,6 +174,8 @@ class Http2Leg implements Watched {
       this.#refuse(stream, refusal);
       return;
     }
+    // Nothing is put into a request that has nowhere to go.
+    if (upstream instanceof UpstreamError) throw upstream;
     const filtered = passage.filter(facts);
     const filter = filtered instanceof Promise ? await filtered : filtered;
     if (isRefusal(filter)) {
@@ -183,10 +185,6 @@ class Http2Leg implements Watched {
     if (stream.closed || stream.destroyed) {
       filter?.done();
       return;
-    }
-    if (upstream instanceof UpstreamError) {
-      filter?.done();
-      throw upstream;
     }
     if (upstream.closed || upstream.destroyed) {
       filter?.done();
