@@ -42,6 +42,11 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
+it("the package's entry loads no addon", () => {
+  const script = `process.dlopen = () => { throw new Error("an addon is loaded"); }; import(${JSON.stringify(path.resolve("dist/index.js"))}).then(({ AgentClient }) => console.log(typeof AgentClient));`;
+  expect(execFileSync(process.execPath, ["-e", script], { encoding: "utf8" }).trim()).toBe("function");
+});
+
 describe("the API", () => {
   it("listens for root alone, and takes the place of a socket that a dead agent left", async () => {
     expect(statSync(socket).mode & 0o777).toBe(0o600);
