@@ -6,7 +6,8 @@
  * FILE at PATH of the guest's copy of the tree, such as another bpf/build/enforcer.bpf.o.
  *
  * Holds always: the guest's disk is thrown away with it; a guest that does not end by itself is ended; a kernel on which any
- * part failed makes the exit status 1. A run of everything writes results.json, from which docs/KERNELS.md is made.
+ * part failed makes the exit status 1. What a part of PARTS gave is kept in results.json with the commit it ran at, as soon as
+ * it is known, and docs/KERNELS.md is made from that; a part that was not run anew keeps its former entry.
  * It does not build the tree (make build does) and installs nothing.
  */
 import { spawn, spawnSync } from "node:child_process";
@@ -26,7 +27,8 @@ const SILENCE_MS = 20 * 60_000;
 const kernels = new Map([["6.1", "linux-image-cloud-amd64"], ["6.12", "linux-image-6.12-cloud-amd64"]]);
 
 /** What is tried everywhere. */
-const PARTS = ["load", "self-test", "test/prog/reasons.test.ts", "test/netns/works.test.ts", "test/netns/packets.test.ts", "test/netns/sandboxes.test.ts", "test/netns/lifecycle.test.ts"];
+export const PARTS = ["load", "self-test", "test/prog/reasons.test.ts", "test/netns/clsact.test.ts", "test/netns/works.test.ts", "test/netns/sandboxes.test.ts", "test/netns/packets.test.ts"];
+const RESULTS = path.join(HERE, "results.json");
 
 /**
  * @typedef {{part: string, ok: boolean, error?: string, failures?: string[], passed?: number, failed?: number, skipped?: number, seconds?: number,
@@ -40,11 +42,33 @@ function must(command) {
   if (status !== 0) throw new Error(`${command.join(" ")}: ${error?.message ?? `status ${status}`}`);
 }
 
+/** The commit, with a plus where the tree has changes that are not in it. */
+function commit() {
+  const git = (/** @type {string[]} */ ...words) => spawnSync("git", words, { cwd: ROOT, encoding: "utf8" }).stdout?.trim() ?? "";
+  return git("rev-parse", "--short", "HEAD") + (git("status", "--porcelain", "--untracked-files=no", "--", "src", "bpf", "native", "test") === "" ? "" : "+");
+}
+
+/**
+ * Results by kernel and part. @returns {Record<string, Record<string, Part & {commit: string}>>}
+ */
+export function results() {
+  return existsSync(RESULTS) ? JSON.parse(readFileSync(RESULTS, "utf8")) : {};
+}
+
+/** @param {string} kernel @param {Part} part @param {string} at */
+function keep(kernel, part, at) {
+  const all = results();
+  const { failures: _, ...facts } = part;
+  all[kernel] = { ...all[kernel], [part.part]: { ...facts, commit: at } };
+  writeFileSync(RESULTS, `${JSON.stringify(all, null, 1)}\n`);
+}
+
 /** @param {string} kernel @param {string} text */
 const say = (kernel, text) => process.stderr.write(`${kernel}: ${text}\n`);
 
-/** Reads "@JSON" lines as they come. @param {string} kernel @param {Row} row */
-function reader(kernel, row) {
+/** Reads "@JSON" lines as they come. @param {string} kernel @param {Row} row @param {boolean} kept */
+function reader(kernel, row, kept) {
+  const at = commit();
   let rest = "";
   return (/** @type {string} */ text) => {
     const lines = (rest + text).split("\n");
@@ -53,6 +77,7 @@ function reader(kernel, row) {
       if (line.startsWith("@{")) {
         const part = /** @type {Part} */ (JSON.parse(line.slice(1)));
         row.parts.push(part);
+        if (kept && PARTS.includes(part.part)) keep(kernel, part, at);
         say(kernel, `${part.ok ? "ok    " : "NOT OK"} ${part.part}${part.passed === undefined ? "" : `: ${part.passed} passed, ${part.failed} failed, ${part.skipped} skipped, ${part.seconds} s`}`);
         if (part.part === "load-object" && part.programs !== undefined) say(kernel, `       ${JSON.stringify(part.programs)}`);
         for (const failure of [...(part.error === undefined ? [] : [part.error]), ...(part.failures ?? [])]) say(kernel, `       ${failure}`);
@@ -63,10 +88,10 @@ function reader(kernel, row) {
 
 /**
  * Waits for a process whose standard output carries the suite's lines; ends it when it has been silent for too long.
- * @param {import("node:child_process").ChildProcess} child @param {string} kernel @param {Row} row
+ * @param {import("node:child_process").ChildProcess} child @param {string} kernel @param {Row} row @param {boolean} kept
  */
-async function follow(child, kernel, row) {
-  const read = reader(kernel, row);
+async function follow(child, kernel, row, kept) {
+  const read = reader(kernel, row, kept);
   const hangs = () => {
     row.fault = `silent for ${SILENCE_MS / 60_000} minutes`;
     child.kill("SIGKILL");
@@ -112,7 +137,7 @@ async function guest(kernel, parts, replaced) {
     "-drive", `file=${path.join(BUILD, "disk.img")},if=virtio,format=raw,snapshot=on`, ...second,
   ], { stdio: ["ignore", "pipe", "inherit"] });
   process.once("exit", ended);
-  await follow(child, kernel, row);
+  await follow(child, kernel, row, replaced.length === 0);
   process.off("exit", ended);
   rmSync(overlay, { recursive: true, force: true });
   return row;
@@ -123,24 +148,24 @@ async function here(parts) {
   /** @type {Row} */
   const row = { kernel: "here", parts: [], fault: null };
   const child = spawn(process.execPath, [path.join(HERE, "suite.mjs"), ...parts], { stdio: ["ignore", "pipe", "ignore"] });
-  await follow(child, "here", row);
+  await follow(child, "here", row, true);
   return row;
 }
 
-/** The table, as it is printed and as docs/KERNELS.md carries it. @param {Row[]} rows @param {string[]} parts */
-export function table(rows, parts) {
-  const cell = (/** @type {Row} */ row, /** @type {string} */ name) => {
-    const part = row.parts.find((one) => one.part === name);
-    if (part === undefined) return "not reached";
-    if (part.passed === undefined) return part.ok ? "yes" : "no";
-    return `${part.passed} of ${part.passed + (part.failed ?? 0) + (part.skipped ?? 0)}`;
+/** The table, as it is printed and as docs/KERNELS.md carries it. @param {ReturnType<typeof results>} all */
+export function table(all) {
+  const cell = (/** @type {Part | undefined} */ part) => {
+    if (part === undefined) return "not run";
+    if (part.passed === undefined) return part.ok ? "yes" : "**no**";
+    const text = `${part.passed} of ${part.passed + (part.failed ?? 0) + (part.skipped ?? 0)}`;
+    return part.ok ? text : `**${text}**`;
   };
-  const lines = [["kernel", "mechanism", "loads", "self-test", ...parts.filter((part) => part.startsWith("test/")).map((part) => `\`${part}\``)]];
-  for (const row of rows) {
-    const load = row.parts.find((one) => one.part === "load");
-    lines.push([load?.release ?? row.kernel, load?.mechanism ?? "?", ...["load", "self-test"].map((name) => cell(row, name)), ...parts.filter((part) => part.startsWith("test/")).map((part) => cell(row, part))]);
-  }
-  lines.splice(1, 0, /** @type {string[]} */ (lines[0]).map(() => "---"));
+  const order = [...kernels.keys(), "here"].filter((name) => all[name] !== undefined);
+  const lines = [["kernel", ...order.map((name) => all[name]?.load?.release ?? name)], order.concat("").map(() => "---"),
+    ["hook", ...order.map((name) => all[name]?.load?.mechanism ?? "?")],
+    ["instructions verified", ...order.map((name) => Object.values(all[name]?.load?.programs ?? {}).map(({ verifiedInstructions }) => verifiedInstructions).reduce((sum, one) => sum + one, 0).toLocaleString("en"))],
+    ...PARTS.map((part) => [part === "load" ? "the programs load" : part === "self-test" ? "self-test of a start" : `\`${part}\``, ...order.map((name) => cell(all[name]?.[part]))]),
+    ["at commit", ...order.map((name) => [...new Set(Object.values(all[name] ?? {}).map((part) => part.commit))].join(", "))]];
   return lines.map((line) => `| ${line.join(" | ")} |`).join("\n");
 }
 
@@ -159,12 +184,8 @@ async function main() {
     const row = /** @type {Row} */ (rows.at(-1));
     if (row.fault !== null) say(name, row.fault);
   }
-  if (parts.includes("load")) console.log(`\n${table(rows, parts)}`);
   const good = rows.every((row) => row.fault === null && row.parts.length === parts.length && row.parts.every((part) => part.ok));
-  if (values.part === undefined && positionals.length === 0) {
-    writeFileSync(path.join(HERE, "results.json"), `${JSON.stringify({ parts, rows }, null, 1)}\n`);
-    console.log("\nwritten to test/kernels/results.json; docs/KERNELS.md is made from it by scripts/gen-docs.mjs");
-  }
+  if (replaced.length === 0) console.log(`\n${table(results())}\n\nkept in test/kernels/results.json; docs/KERNELS.md is made from it by scripts/gen-docs.mjs`);
   process.exitCode = good ? 0 : 1;
 }
 
