@@ -6,7 +6,7 @@ SHELL := /bin/bash
 NODE_HEADERS := $(shell node -p 'const home = path.join(path.dirname(process.execPath), ".."); fs.existsSync(home + "/include/node/node_api.h") ? "--nodedir=" + home : ""' 2>/dev/null)
 VITEST := npx vitest run --reporter=default
 
-.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-check test-kernels deb clean
+.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-check test-kernels test-packages deb clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,11 @@ test-kernels: build ## programs and packet tests on Linux 6.1, 6.12 and this one
 	@scripts/need-root.sh "make test-kernels"
 	@scripts/install-packages.sh build demo test kernels
 	@node test/kernels/run.mjs
+
+test-packages: deb ## the Debian packages on a bare Debian 12 under its systemd, in namespaces (root)
+	@scripts/need-root.sh "make test-packages"
+	@scripts/install-packages.sh packages
+	@node test/packages/run.mjs
 
 deb: build ## Debian packages in packaging/build
 	@scripts/install-packages.sh build

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that the named purposes need and that are missing, showing progress.
-#   install-packages.sh build|demo|test|kernels|bench ...
+#   install-packages.sh build|demo|test|kernels|packages|bench ...
 set -euo pipefail
 
 declare -A packages=(
@@ -8,6 +8,7 @@ declare -A packages=(
   [demo]="iproute2 nftables qemu-system-x86 busybox-static cpio gcc libc6-dev dnsmasq-base kmod"
   [test]="iproute2 nftables dnsmasq-base bind9-dnsutils tcpdump ethtool curl openssl nghttp2-client"
   [kernels]="e2fsprogs xz-utils kmod"
+  [packages]="mmdebstrap"
   [bench]="nftables dnsmasq-base dnsperf iperf3 nghttp2-client mitmproxy"
 )
 

@@ -147,7 +147,7 @@ async function guest(kernel, parts, replaced) {
 async function here(parts) {
   /** @type {Row} */
   const row = { kernel: "here", parts: [], fault: null };
-  const child = spawn(process.execPath, [path.join(HERE, "suite.mjs"), ...parts], { stdio: ["ignore", "pipe", "ignore"] });
+  const child = spawn(process.execPath, [path.join(HERE, "suite.mjs"), ...parts], { stdio: ["ignore", "pipe", "ignore"], env: { ENFORCER_TEST_PATIENCE: "3", ...process.env } });
   await follow(child, "here", row, true);
   return row;
 }

@@ -8,6 +8,8 @@ tree=$(cd "$here/../.." && pwd)
 mkdir -p "$(dirname "$1")"
 image=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 root=$image.root
+exec 9> "$image.lock" # several runs may want it at the same time; one makes it, the others wait
+flock 9
 commands="node bpftool sh bash ip tc bridge nft ss ethtool dnsmasq dig tcpdump curl busybox modprobe flock make hostname mount umount
 	unshare nsenter sysctl setpriv timeout ps kill xargs env cat rm cp mv mkdir rmdir ls ln readlink sed grep awk mawk tr head tail
 	sort uniq wc cut find stat id uname date sleep seq tee touch chmod chown dd df stty true false test expr printf echo"
