@@ -17,6 +17,8 @@ const SHOWN = [
   [/^sysctl -w net\.ipv4\.ip_forward=1$/, RUN, /## A routed tap/],
   [/^mount -t bpf bpf \/sys\/fs\/bpf$/, RUN, /mount -t bpf bpf \/sys\/fs\/bpf/],
   [/^curl -s http:\/\/127\.0\.0\.1:9469\/metrics$/, RUN, /## When something does not work/],
+  [/^apt-get install \.\/enforcer_[\d.]+_amd64\.deb \.\/enforcer-node_[\d.]+_amd64\.deb$/, "test/packages/try.sh", /apt-get install -y --no-install-recommends \.\/enforcer_\*\.deb \.\/enforcer-node_\*\.deb/],
+  [/^systemctl enable --now enforcer-agent$/, "test/packages/try.sh", /systemctl enable --now enforcer-agent/],
 ];
 
 const read = (name) => readFileSync(join(root, name), "utf8");
