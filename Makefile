@@ -70,10 +70,10 @@ test-kernels: build ## programs and packet tests on Linux 6.1, 6.12 and this one
 	@scripts/install-packages.sh build demo test kernels
 	@node test/kernels/run.mjs
 
-test-packages: deb ## the Debian packages on a bare Debian 12 under its systemd, in namespaces (root)
+test-packages: deb ## the Debian packages on a bare Debian 12 under its systemd, the npm package in an empty folder (root)
 	@scripts/need-root.sh "make test-packages"
 	@scripts/install-packages.sh packages
-	@node test/packages/run.mjs
+	@node test/packages/run.mjs && node test/packages/npm.mjs
 
 deb: build ## Debian packages in packaging/build
 	@scripts/install-packages.sh build

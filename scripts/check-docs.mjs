@@ -18,6 +18,7 @@ const SHOWN = [
   [/^mount -t bpf bpf \/sys\/fs\/bpf$/, RUN, /mount -t bpf bpf \/sys\/fs\/bpf/],
   [/^curl -s http:\/\/127\.0\.0\.1:9469\/metrics$/, RUN, /## When something does not work/],
   [/^apt-get install \.\/enforcer_[\d.]+_amd64\.deb \.\/enforcer-node_[\d.]+_amd64\.deb$/, "test/packages/try.sh", /apt-get install -y --no-install-recommends \.\/enforcer_\*\.deb \.\/enforcer-node_\*\.deb/],
+  [/^npm pack$/, "test/packages/npm.mjs", /"npm", "pack"/],
   [/^systemctl enable --now enforcer-agent$/, "test/packages/try.sh", /systemctl enable --now enforcer-agent/],
 ];
 

@@ -294,8 +294,8 @@ column is the machine that it ran on. A part that is not all green is bold; "not
 
 ${kernelTable(results())}
 
-\`node test/kernels/run.mjs 6.1 --part load\` runs one part on one kernel; \`--replace FILE=PATH\` puts another file into the guest's tree,
-such as another \`bpf/build/enforcer.bpf.o\`.
+\`node test/kernels/run.mjs 6.1 --part load\` runs one part on one kernel; another file, such as another
+\`bpf/build/enforcer.bpf.o\`, can be put into the guest's tree; see the head of \`test/kernels/run.mjs\`.
 `;
 
 /** The modules that were built. */
