@@ -19,7 +19,7 @@ const HERE = fileURLToPath(new URL(".", import.meta.url));
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 
 /** Programs that the benchmarks and their peers run, by Debian package. */
-const PROGRAMS = { nft: "nftables", dnsmasq: "dnsmasq-base", dnsperf: "dnsperf", iperf3: "iperf3" };
+const PROGRAMS = { nft: "nftables", dnsmasq: "dnsmasq-base", dnsperf: "dnsperf", iperf3: "iperf3", h2load: "nghttp2-client", mitmdump: "mitmproxy", nginx: "nginx-light" };
 
 /** Builds the small C programs, installs what is missing. */
 export function prepare() {

@@ -9,7 +9,7 @@ declare -A packages=(
   [test]="iproute2 nftables dnsmasq-base bind9-dnsutils tcpdump ethtool curl openssl nghttp2-client"
   [kernels]="e2fsprogs xz-utils kmod"
   [packages]="mmdebstrap"
-  [bench]="nftables dnsmasq-base dnsperf iperf3 nghttp2-client mitmproxy"
+  [bench]="nftables dnsmasq-base dnsperf iperf3 nghttp2-client mitmproxy nginx-light"
 )
 
 missing=()

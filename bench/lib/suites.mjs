@@ -7,6 +7,7 @@ export const SUITES = /** @type {const} */ ({
   tcp: { rows: ["tcp"], about: "TCP through a forwarded path" },
   dns: { rows: ["dns"], about: "the resolver, beside dnsmasq" },
   attach: { rows: ["attach", "detach", "mem", "swap"], about: "attaching, detaching, memory and policy swap with 1,000 taps" },
+  tls: { rows: ["tls"], about: "TLS looked into, beside mitmproxy" },
   churn: { rows: ["churn"], about: "memory over a million names" },
 });
 
