@@ -30,7 +30,7 @@ const judge = new ConnectionJudge(policyOf(`tls: {intercept: ${mode === "interce
 const groups = groupTable({});
 const certificates = new SandboxCertificates(keptAuthority(directory, "bench"));
 const context = trustContext({ hostCas: false, extra: [readFileSync(originCa, "utf8")] });
-const watch = new Watch(), counters = { requests: 0, refused: {}, upgrades: 0 }, bytes = { bytesUp: 0, bytesDown: 0 };
+const watch = new Watch(), counters = { requests: 0, refused: {}, upgrades: 0 };
 
 /** @param {readonly string[]} labels */
 const allowed = (labels) => judge.judge(groups, { address: ADDRESS, port: 443, labels, pinned: true }).reason === "allowed";
@@ -62,10 +62,10 @@ const server = createServer(/** @type {import("node:net").ServerOpts} */ ({ allo
     }
     const { labels } = hello.serverName;
     if (mode === "splice") {
-      dial().then((upstream) => splice(guest, upstream, reader.chunks, bytes, new SecondHello(labels.join(".")), () => undefined), () => guest.destroy());
+      dial().then((upstream) => splice(guest, upstream, reader.read, reader.after, new SecondHello(labels.join(".")), () => undefined), () => guest.destroy());
       return;
     }
-    for (const kept of [...reader.chunks].reverse()) guest.unshift(kept);
+    guest.unshift(reader.octets);
     void interceptTls({
       guest, alpn: hello.alpn, labels, certificates, context, dial, handshakeFailed: () => undefined,
       passage: {

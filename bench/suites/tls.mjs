@@ -3,7 +3,7 @@
  *
  *   tls.handshakes        new connections a second, each with a full handshake on both sides and one request (h2load)
  *   tls.requests.h1, .h2  requests a second on 8 kept connections, over HTTP/1.1, and HTTP/2 with 10 streams each
- *   tls.download, .upload Gbit/s of one body of 256 MiB (curl)
+ *   tls.download, .upload Gbit/s of one body of 128 MiB (curl)
  *   tls.splice            Gbit/s of the same download where the name is checked and nothing is decrypted; baseline: without us
  *   tls.splice.times      how many times the interception's that is
  *   tls.added.p50         ms until the first octet of an answer over a new connection, name checked; baseline: without us
@@ -27,7 +27,7 @@ import { file, folder, quiet, run as command, start, stop } from "../lib/place.m
 const GATE = fileURLToPath(new URL("../lib/tls-gate.mjs", import.meta.url));
 const NAME = "bench.test";
 const ORIGIN = 4430, INTERCEPT = 4431, SPLICE = 4432, PEER = 4433;
-const SIZE = 256 << 20, IDLE = 1_000;
+const SIZE = 128 << 20, IDLE = 1_000;
 
 /** @param {{row: (row: import("../lib/measure.mjs").Row) => void, say: (text: string) => void}} out */
 export async function run(out) {
@@ -63,15 +63,17 @@ export async function run(out) {
     if (total === undefined || total !== good) throw new Error(`port ${port}: ${text.slice(-600)}`);
     return rate;
   };
+  // Both have warmed up when it counts.
+  for (const [port, n] of [[INTERCEPT, 20_000], [PEER, 200]]) for (const args of [["--h1", "-n", String(n), "-c", "8"], ["-n", String(n / 2), "-c", "8", "-m", "10"], ["--h1", "-n", "100", "-c", "100"]]) await load(port, args)();
   out.say("tls.handshakes");
-  const fresh = ["--h1", "-n", "200", "-c", "200"];
+  const fresh = ["--h1", "-n", "100", "-c", "100"];
   const shaken = await inTurns({ ours: load(INTERCEPT, fresh), peer: load(PEER, fresh) }, { samples: 5 });
   out.row(row("tls.handshakes", "connections/s", { ours: shaken.ours, peer: shaken.peer, ratio: "rate" }));
 
   const kept = { h1: (/** @type {number} */ n) => ["--h1", "-n", String(n), "-c", "8"], h2: (/** @type {number} */ n) => ["-n", String(n), "-c", "8", "-m", "10"] };
   for (const version of /** @type {const} */ (["h1", "h2"])) {
     out.say(`tls.requests.${version}`);
-    const taken = await inTurns({ ours: load(INTERCEPT, kept[version](8_000)), peer: load(PEER, kept[version](800)) }, { samples: 5 });
+    const taken = await inTurns({ ours: load(INTERCEPT, kept[version](6_000)), peer: load(PEER, kept[version](400)) }, { samples: 5 });
     out.row(row(`tls.requests.${version}`, "requests/s", { ours: taken.ours, peer: taken.peer, ratio: "rate" }));
   }
 
@@ -90,7 +92,7 @@ export async function run(out) {
     return octets * 8 / total / 1e9;
   };
   out.say("tls.download");
-  const down = await inTurns({ ours: gbits(INTERCEPT, ["--http1.1"], "/large"), peer: gbits(PEER, ["--http1.1"], "/large"), splice: gbits(SPLICE, ["--http1.1"], "/large"), bare: gbits(ORIGIN, ["--http1.1"], "/large") }, { samples: 5 });
+  const down = await inTurns({ ours: gbits(INTERCEPT, ["--http1.1"], "/large"), peer: gbits(PEER, ["--http1.1"], "/large"), splice: gbits(SPLICE, ["--http1.1"], "/large"), bare: gbits(ORIGIN, ["--http1.1"], "/large") }, { samples: 3 });
   out.row(row("tls.download", "Gbit/s", { ours: down.ours, baseline: down.bare, peer: down.peer, ratio: "rate" }));
   out.row(row("tls.splice", "Gbit/s", { ours: down.splice, baseline: down.bare, ratio: "bare" }));
   out.row(row("tls.splice.times", "Gbit/s", { ours: down.splice, peer: down.ours, ratio: "rate" }));
@@ -98,16 +100,16 @@ export async function run(out) {
   out.row(row("tls.download.h2", "Gbit/s", { ours: down2.ours, peer: down2.peer, ratio: "rate" }));
   out.say("tls.upload");
   const send = ["--http1.1", "-T", path.join(place, "large")];
-  const up = await inTurns({ ours: gbits(INTERCEPT, send, "/up"), peer: gbits(PEER, send, "/up") }, { samples: 5 });
+  const up = await inTurns({ ours: gbits(INTERCEPT, send, "/up"), peer: gbits(PEER, send, "/up") }, { samples: 3 });
   out.row(row("tls.upload", "Gbit/s", { ours: up.ours, peer: up.peer, ratio: "rate" }));
 
   out.say("tls.added.p50");
   const first = (/** @type {number} */ port) => async () => {
     const times = [];
-    for (let i = 0; i < 40; i++) times.push(await once(port, authority.certificate));
+    for (let i = 0; i < 30; i++) times.push(await once(port, authority.certificate));
     return quantile(times, 0.5);
   };
-  const late = await inTurns({ ours: first(SPLICE), baseline: first(ORIGIN) }, { samples: 7 });
+  const late = await inTurns({ ours: first(SPLICE), baseline: first(ORIGIN) }, { samples: 5 });
   out.row(row("tls.added.p50", "ms", { ours: late.ours, baseline: late.baseline, difference: true }));
 
   out.say("tls.idle");
@@ -116,12 +118,12 @@ export async function run(out) {
     ours.stdin?.write("\n");
     return Number((await lines.next()).value);
   };
-  const alone = await inTurns({ rate: load(INTERCEPT, kept.h1(8_000)) }, { samples: 5 });
+  const alone = await inTurns({ rate: load(INTERCEPT, kept.h1(6_000)) }, { samples: 3 });
   const before = await memory();
   const idle = await Promise.all(Array.from({ length: IDLE }, () => idling(INTERCEPT)));
   const after = await memory();
   out.row(row("tls.idle", "KiB", { ours: [(after - before) / IDLE] }));
-  const crowded = await inTurns({ rate: load(INTERCEPT, kept.h1(8_000)) }, { samples: 5 });
+  const crowded = await inTurns({ rate: load(INTERCEPT, kept.h1(6_000)) }, { samples: 3 });
   out.row(row("tls.requests.crowd", "requests/s", { ours: crowded.rate, baseline: alone.rate, ratio: "bare" }));
   for (const socket of idle) socket.destroy();
   if (median(crowded.rate) === 0) throw new Error("no request was answered");
