@@ -455,6 +455,12 @@ describe("A42, A54, 21, 23: a stream for another host or in an odd form is refus
     await until(() => client.closed);
     expect(w.world.counters.refused["limit"]).toBe(1);
   });
+  it("what goes out is the checked form of the host, with its port if it was written", async () => {
+    const w = await h2((stream, headers) => { stream.respond({ ":status": 200, "x-seen": `${headers[":authority"]} ${headers["host"] ?? "none"}` }, { endStream: true }); });
+    const session = await w.client();
+    expect((await ask(session, { ":path": "/", ":authority": "Origin.TEST.:443" })).headers["x-seen"]).toBe(`${NAME}:443 none`);
+    expect((await ask(session, { ":path": "/", ":authority": NAME.toUpperCase(), host: NAME })).headers["x-seen"]).toBe(`${NAME} none`);
+  });
   it("a policy that changed holds for the next stream, and a rule for its own", async () => {
     let denied = false;
     const w = await h2(ok, { judge: (request) => (denied ? refuse(403, "policy", undefined, true) : request.method === "DELETE" ? refuse(403, "rule-method") : null) });

@@ -16,7 +16,7 @@ import type { TLSSocket } from "node:tls";
 import { stopOf } from "../../secrets/exchange.js";
 import { hasLookalike, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { FIELDS_MAX, HEAD_MAX, type Body } from "./framing.js";
-import { checkHosts } from "./identity.js";
+import { checkHosts, parseHost, type HostField } from "./identity.js";
 import type { HttpLimits } from "./limits.js";
 import { countRefusal, isRefusal, type ExchangeFilter, type Passage, type RequestFacts } from "./passage.js";
 import { refusalBody, refuse, type Refusal } from "./refusal.js";
@@ -77,6 +77,8 @@ class Http2Leg implements Watched {
   readonly #upstream: ClientHttp2Session | UpstreamError;
   /** guest streams and theirs upstream, null while there is none yet. */
   readonly #streams = new Map<ServerHttp2Stream, ClientHttp2Stream | null>();
+  /** of streams that were well formed, for events. */
+  readonly #methods = new WeakMap<ServerHttp2Stream, string>();
   #refused = 0;
   /** No further stream is taken. */
   #ending = false;
@@ -163,6 +165,7 @@ class Http2Leg implements Watched {
       return;
     }
     const { facts, protocol } = read;
+    this.#methods.set(stream, facts.method);
     const upstream = this.#upstream;
     if (protocol !== null && (protocol !== "websocket" || upstream instanceof UpstreamError || upstream.remoteSettings.enableConnectProtocol !== true)) {
       this.#refuse(stream, refuse(405, "method", "CONNECT is not passed on"));
@@ -314,7 +317,7 @@ class Http2Leg implements Watched {
 
   #refuse(stream: ServerHttp2Stream, refusal: Refusal): void {
     countRefusal(this.passage.counters, refusal.reason);
-    this.passage.refused(refusal, { method: "", host: this.passage.name });
+    this.passage.refused(refusal, { method: this.#methods.get(stream) ?? "", host: this.passage.name });
     if (open(stream)) {
       if (stream.headersSent) stream.close(NGHTTP2_INTERNAL_ERROR);
       else {
@@ -421,10 +424,12 @@ function readStream(raw: Fields, ended: boolean, passage: Passage): { readonly f
   const lengths = valuesOf(plain, "content-length");
   if (lengths.length > 1 || (lengths.length === 1 && !/^[0-9]{1,15}$/.test(lengths[0] as string))) return refuse(400, "framing");
   const body: Body = ended ? { kind: "none" } : lengths.length === 1 ? { kind: "length", octets: Number(lengths[0]) } : { kind: "chunked" };
-  const fields = requestFields(plain, authority.toLowerCase());
+  // What was checked is what goes out: without a final dot, in lower case.
+  const { name, port } = parseHost(authority) as HostField, host = port === null ? name : `${name}:${port}`;
+  const fields = requestFields(plain, host);
   if (fields === null) return refuse(400, "framing");
   if (expect.length > 0) fields.push("expect", "100-continue");
-  return { facts: { host: passage.name as string, method, target: path, fields: removed(fields, "host").concat(["host", authority.toLowerCase()]), body }, protocol };
+  return { facts: { host: passage.name as string, method, target: path, fields: removed(fields, "host").concat(["host", host]), body }, protocol };
 }
 
 /** :authority as it goes out: what was checked. */
