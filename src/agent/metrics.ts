@@ -63,6 +63,10 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
       const sandbox = nameOf(slot, generation);
       if (sandbox !== null) add({ sandbox, source: "resolver" }, eventsLost);
     }
+    for (const { slot, generation, eventsLost } of (await tls())?.sandboxes ?? []) {
+      const sandbox = nameOf(slot, generation);
+      if (sandbox !== null) add({ sandbox, source: "tls" }, eventsLost);
+    }
   });
   gauge("enforcer_map_entries", "Entries in a table that can be full.", ["sandbox", "map"], (set) => {
     for (const sandbox of sandboxes()) for (const { map, entries } of enforcer.fill(sandbox)) set({ sandbox: sandbox.name, map }, entries);

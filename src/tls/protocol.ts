@@ -56,6 +56,8 @@ export interface TlsStats {
     readonly helloLimit: number;
     readonly helloOctets: number;
     readonly helloOctetsLimit: number;
+    /** Refusals that were not told, over the sandbox's rate. */
+    readonly eventsLost: number;
     readonly outcomes: { readonly [K in ConnectionOutcome]?: number };
     readonly requests: number;
     readonly refused: { readonly [K in HttpReason]?: number };

@@ -87,6 +87,8 @@ interface Sandbox {
   /** Connections whose hello is not whole yet, oldest first. */
   readonly hellos: Set<Connection>;
   helloOctets: number;
+  readonly told: { second: number; count: number };
+  eventsLost: number;
   /** Of connections that are over. */
   bytesUp: number;
   bytesDown: number;
@@ -119,7 +121,7 @@ export class TlsService {
     this.#sandboxes.set(slot, {
       slot, generation, name, judge: new ConnectionJudge(policy, floor), intercepted, secrets, cutOff: false,
       certificates: policy.tls.intercept ? this.#certificates(name) : null,
-      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bytesUp: 0, bytesDown: 0,
+      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bytesUp: 0, bytesDown: 0, told: { second: 0, count: 0 }, eventsLost: 0,
     });
   }
 
@@ -170,9 +172,9 @@ export class TlsService {
   stats(): TlsStats {
     return {
       strangers: this.#strangers,
-      sandboxes: [...this.#sandboxes.values()].map(({ slot, generation, connections, hellos, helloOctets, outcomes, http, bytesUp, bytesDown, certificates, secrets }) => ({
+      sandboxes: [...this.#sandboxes.values()].map(({ slot, generation, connections, hellos, helloOctets, eventsLost, outcomes, http, bytesUp, bytesDown, certificates, secrets }) => ({
         slot, generation, connections: connections.size, limit: CONNECTIONS, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused },
-        hellos: hellos.size, helloLimit: HELLOS, helloOctets, helloOctetsLimit: HELLO_OCTETS,
+        hellos: hellos.size, helloLimit: HELLOS, helloOctets, helloOctetsLimit: HELLO_OCTETS, eventsLost,
         bytesUp: [...connections].reduce((sum, { socket }) => sum + socket.bytesRead, bytesUp), bytesDown: [...connections].reduce((sum, { socket }) => sum + socket.bytesWritten, bytesDown),
         secrets: secrets?.counters() ?? {},
         leaves: certificates === null ? { issued: 0, hits: 0, evicted: 0 } : { ...certificates.counters },
@@ -470,7 +472,15 @@ export class TlsService {
     if (refusedOutcomes.has(outcome)) this.#told(sandbox, meant, outcome, labels?.join(".") ?? null, null, connectionOutcomes[outcome]);
   }
 
-  #told({ slot, generation }: Sandbox, { remote, remotePort }: Intercepted, reason: ConnectionOutcome | HttpReason, name: string | null, method: string | null, text: string, violation?: Violation): void {
+  /** At most as many a second as the sandbox's policy says: one that is refused without end hides no other's. */
+  #told(sandbox: Sandbox, { remote, remotePort }: Intercepted, reason: ConnectionOutcome | HttpReason, name: string | null, method: string | null, text: string, violation?: Violation): void {
+    const { slot, generation, told } = sandbox;
+    const second = Math.floor(performance.now() / 1_000);
+    if (told.second !== second) [told.second, told.count] = [second, 0];
+    if (++told.count > sandbox.judge.policy.limits.eventsPerSecond) {
+      sandbox.eventsLost++;
+      return;
+    }
     this.#options.onDenied({ slot, generation, time: Date.now(), reason, name, address: remote, port: remotePort, method, text, ...(violation === undefined ? {} : { violation }) });
   }
 }

@@ -11,16 +11,11 @@ import { ResolverLink } from "../dns/link.js";
 import type { FromTls, StartTls, TlsDenial, TlsEnvelope, TlsReplies, TlsRequest } from "./protocol.js";
 import { TlsService } from "./service.js";
 
-/** Denials told in one second; what is over it is counted all the same. */
-const EVENTS_PER_SECOND = 100;
-
 class Worker {
   #service: TlsService | null = null;
   #resolver: ResolverLink | null = null;
   readonly #servers: Server[] = [];
   #denials: TlsDenial[] = [];
-  #second = 0;
-  #told = 0;
 
   constructor(private readonly port: MessagePort) {}
 
@@ -97,12 +92,6 @@ class Worker {
   }
 
   #deny(denial: TlsDenial): void {
-    const second = Math.floor(performance.now() / 1_000);
-    if (second !== this.#second) {
-      this.#second = second;
-      this.#told = 0;
-    }
-    if (++this.#told > EVENTS_PER_SECOND) return;
     if (this.#denials.push(denial) === 1) {
       setImmediate(() => {
         this.#post({ kind: "denied", denials: this.#denials });

@@ -276,6 +276,17 @@ describe("bounds of one sandbox", () => {
     await Promise.all(waiting.map(({ end }) => end));
   }, 30_000);
 
+  test("refusals that are told", async () => {
+    await service.setPolicy(SLOT, GENERATION, policyOf("rules:\n  - allow: shop.example\nlimits: {events_per_second: 2}\n"), null, table(() => remotePort));
+    vi.useFakeTimers({ toFake: ["performance"] });
+    for (let i = 0; i < 5; i++) await (await knock(helloRecords({}))).end;
+    expect(reasons()).toEqual(["no-name", "no-name"]);
+    expect(row()).toMatchObject({ outcomes: { "no-name": 5 }, eventsLost: 3 });
+    vi.advanceTimersByTime(1_000);
+    await (await knock(helloRecords({}))).end;
+    expect(reasons()).toHaveLength(3);
+  });
+
   test("connections", async () => {
     remotePort = 80;
     for (let i = 0; i < CONNECTIONS; i++) await knock();
