@@ -395,8 +395,9 @@ struct event_limit {
 	__u64 since_ticks; /* start of the second that `sent` counts */
 	__u64 swept_ticks; /* when a full flow table was last swept in the kernel */
 	__u32 sent;
-	__u32 _pad;
+	__s32 dns_waiting; /* UDP queries under way to the resolver, over all conversations */
 	__u64 lost; /* events not sent, over the rate or with the ring full */
+	__u64 dns_moved_ticks; /* when the resolver last answered one of them, or the first began to wait */
 };
 
 /* per-CPU `addr_cache`: address -> rule bits without pins; can always be computed again */
@@ -489,7 +490,7 @@ ABI_ASSERT(sizeof(struct fragment_key) == 24);
 ABI_ASSERT(sizeof(struct fragment) == 16);
 ABI_ASSERT(sizeof(struct redirect) == 72);
 ABI_ASSERT(sizeof(struct counter) == 16);
-ABI_ASSERT(sizeof(struct event_limit) == 32);
+ABI_ASSERT(sizeof(struct event_limit) == 40);
 ABI_ASSERT(sizeof(struct addr_cache) == 104);
 ABI_ASSERT(sizeof(struct recent_flow) == 48);
 ABI_ASSERT(sizeof(struct denial) == 56);

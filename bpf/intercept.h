@@ -22,6 +22,8 @@
 #define REDIRECT_UDP_IDLE 6   /* the agent answers within five seconds or not at all */
 #define REDIRECT_TCP_IDLE 130 /* longer than the agent keeps an idle connection */
 #define REDIRECT_TCP_CLOSING 2
+/* UDP queries of one sandbox that may wait for the resolver: its socket has one queue for all sandboxes */
+#define DNS_WAITING 512
 
 inline_stage int redirect_expired(const struct redirect *e, __u64 now, __u32 hz)
 {
@@ -111,6 +113,37 @@ static __attribute__((noinline)) int rewrite(struct pkt *p, struct rewrite *r)
 	return 0;
 }
 
+/* One more UDP query on its way. Refused while the sandbox has too many there; when none was answered for long, none will be. */
+inline_stage int dns_may_wait(struct pkt *p, __u64 now)
+{
+	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &p->slot);
+
+	if (!limit)
+		return 0;
+	if (limit->dns_waiting >= DNS_WAITING) {
+		if (now - limit->dns_moved_ticks < REDIRECT_UDP_IDLE * p->global->hz)
+			return 0;
+		limit->dns_waiting = 0;
+	}
+	/* below 0: answers that came after the count had begun anew */
+	if (limit->dns_waiting <= 0) {
+		limit->dns_waiting = 0;
+		limit->dns_moved_ticks = now;
+	}
+	__sync_fetch_and_add(&limit->dns_waiting, 1);
+	return 1;
+}
+
+inline_stage void dns_answered(struct pkt *p, __u64 now)
+{
+	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &p->slot);
+
+	if (!limit)
+		return;
+	limit->dns_moved_ticks = now;
+	__sync_fetch_and_add(&limit->dns_waiting, -1);
+}
+
 /* A destination that a resolver can have: the answer will carry it as its source. */
 inline_stage int unicast(struct pkt *p)
 {
@@ -136,7 +169,7 @@ inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
 		return deny(p, REASON_FRAGMENT);
 	__u64 now = bpf_jiffies64();
 	struct redirect *e = redirect_entry(p, table, dns ? REDIRECTS - 1 : INTERCEPTED - 1, &index, now);
-	if (!e)
+	if (!e || (dns && p->proto == IPPROTO_UDP && !dns_may_wait(p, now)))
 		return deny(p, REASON_REDIRECT_TABLE_FULL);
 	struct ethhdr *eth = pkt_at(p, 0, sizeof(*eth));
 	if (!eth)
@@ -236,6 +269,7 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 		if (!e->outstanding || redirect_expired(e, now, p->global->hz))
 			return deny(p, REASON_UNSOLICITED_ANSWER);
 		__sync_fetch_and_add(&e->outstanding, -1);
+		dns_answered(p, now);
 	} else {
 		if (p->tcp_flags & (TCP_FIN | TCP_RST))
 			e->closing = 1;

@@ -241,6 +241,11 @@ twins("fragment", "segmentation of a query", (s, v6) => out(dnsQuery(s, v6), { g
 /* ---- denied: resources and faults ---- */
 twins("flow-table-full", "one flow more than there is room for", (s, v6) => out(udpFrame(s.to(site(v6)), { sourcePort: 9999, destinationPort: 443 })), (v6) => ({ sandbox: { flows: 16 }, prepare: (s) => { for (let i = 0; i < 16; i++) s.out(udpFrame(s.to(site(v6)), { sourcePort: 1000 + i, destinationPort: 443 })); } }));
 twins("redirect-table-full", "more queries at a time than there are places", (s, v6) => out(dnsQuery(s, v6)), (v6) => ({ prepare: (s) => fillRedirects(s, v6) }));
+twins("redirect-table-full", "more queries under way than the resolver's queue has room for", (s, v6) => out(dnsQuery(s, v6)), (v6) => ({ fresh: true, prepare: (s) => { for (let i = 0; i < 512; i++) s.out(dnsQuery(s, v6)); } }));
+twins("dns-redirect", "an answer makes room for the next query", (s, v6) => out(dnsQuery(s, v6)), (v6) => ({ fresh: true, prepare: (s, lab) => {
+  for (let i = 0; i < 512; i++) s.out(dnsQuery(s, v6));
+  lab.run("from_resolver", fromAgent(s, v6, 16384 + s.redirects()[0]!.index));
+} }));
 twins("not-enforced", "a device that carries no sandbox", (s, v6) => out(tcpFrame(s.to(site(v6)), https), { ifindex: 1 }));
 twins("not-enforced", "the same, inbound", (s, v6) => into(tcpFrame(s.from(site(v6)), https), { ifindex: 1 }));
 twins("not-enforced", "a slot out of force", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => ({ fresh: true, prepare: (s, lab) => { lab.instance.map("sandboxes").update(slotKey(s.slot), Buffer.alloc(lab.instance.map("sandboxes").info.valueSize)); } }));
