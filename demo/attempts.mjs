@@ -4,6 +4,7 @@
  *
  * Each attempt is made twice: without the enforcer, where it must get through (or it would prove nothing), and with it.
  */
+import { randomBytes } from "node:crypto";
 import { ADDRESS } from "../test/lib/world.mjs";
 
 /** The policies, as a user would write them. */
@@ -22,12 +23,53 @@ rules:
     proto: tcp
     ports: [80]
 `,
+  tls: `# two tenants of one shared address by name, and not the third; TLS stays as it is
+default_egress: deny
+rules:
+  - {allow: shop.example, proto: tcp, ports: [443]}
+  - {allow: news.example, proto: tcp, ports: [443]}
+`,
+  secret: `# the guest holds a placeholder; the value goes to one host only
+default_egress: deny
+rules:
+  - {allow: shop.example, proto: tcp, ports: [443]}
+  - {allow: news.example, proto: tcp, ports: [443]}
+tls: {intercept: true, upstream_ca: [demo-root.pem]}
+secrets:
+  SHOP_TOKEN: {from: {file: shop-token}, allowed_hosts: [shop.example]}
+`,
 };
+
+/** Value of the demo's secret, made for this run; nobody's. */
+export const TOKEN = `demo-${randomBytes(16).toString("hex")}`;
+/** What the guest's environment holds instead; the control has none and sends this. */
+const PLACEHOLDER = "$SHOP_TOKEN";
+
+/**
+ * The HTTPS server of the demo's internet, one for all names: what it was asked, and whether it knows the token that came along.
+ * Arguments: folder with origin.key and a certificate for each name, the token.
+ */
+export const ORIGIN = `
+const { readFileSync } = require("node:fs");
+const [folder, token] = process.argv.slice(1);
+const key = readFileSync(folder + "/origin.key");
+const SNICallback = (name, done) => done(null, require("node:tls").createSecureContext({ key, cert: readFileSync(folder + "/" + name + ".pem") }));
+require("node:https").createServer({ SNICallback }, (request, response) => {
+  const given = request.headers.authorization;
+  response.end("origin " + request.headers.host + (given === undefined ? "" : given === "Bearer " + token ? ", token accepted" : ", token unknown"));
+}).listen({ host: "::", port: 443 }, () => console.log("ready"));
+`;
+
+/** Names that the origin has a certificate for. */
+export const SHARED = ["shop.example", "news.example", "rival.example"];
 
 /** @type {Record<string, import("../test/lib/services.mjs").Entry | import("../test/lib/services.mjs").Entry[]>} */
 export const ZONE = {
   "site.example": { A: [ADDRESS.site4], AAAA: [ADDRESS.site6] },
   "ads.example": { A: [ADDRESS.site4b], AAAA: [ADDRESS.site6b] },
+  "shop.example": { A: [ADDRESS.site4], AAAA: [ADDRESS.site6] },
+  "rival.example": { A: [ADDRESS.site4], AAAA: [ADDRESS.site6] },
+  "news.example": { A: [ADDRESS.site4b], AAAA: [ADDRESS.site6b] },
   "rebind.example": [{ A: [ADDRESS.site4], AAAA: [ADDRESS.site6], ttl: 0 }, { A: [ADDRESS.metadata4], AAAA: [ADDRESS.metadata6], ttl: 0 }],
   "mixed.example": { A: [ADDRESS.site4b, ADDRESS.private4], AAAA: [ADDRESS.site6b, ADDRESS.private6] },
 };
@@ -39,8 +81,10 @@ export const NAT64_METADATA = "64:ff9b::a9fe:a9fe";
  * @typedef {object} Attempt
  * @property {string} what
  * @property {keyof typeof POLICIES} policy
- * @property {readonly string[]} probe arguments of test/tools/probe.c
+ * @property {readonly string[]} [probe] arguments of test/tools/probe.c
+ * @property {readonly string[]} [curl] arguments of curl, instead of a probe
  * @property {readonly string[]} [before] a probe made first; it must succeed in both runs
+ * @property {string} [sees] what the guest must see with the enforcer, in part
  * @property {"allow" | "deny"} verdict
  * @property {string} [reason] of the denial
  * @property {Record<string, unknown>} [denial] fields of the denial line
@@ -99,5 +143,19 @@ export function attempts(sibling6) {
     denied("the site's address, not resolved", ADDRESS.site6, "no-pin", "names"),
     { what: "the site by its name, IPv4", policy: "names", probe: ["fetch", "8.8.8.8", "site.example", "80", "/", "A"], verdict: "allow" },
     { what: "the site by its name, IPv6", policy: "names", probe: ["fetch", "8.8.8.8", "site.example", "80", "/", "AAAA"], verdict: "allow" },
+    { what: "https://shop.example/ on a shared address", policy: "tls", curl: ["-k", "https://shop.example/"], verdict: "allow" },
+    {
+      what: "another tenant of that address, curl --resolve", policy: "tls", before: ["dns", "udp", "8.8.8.8", "shop.example", "A"],
+      curl: ["-k", "--resolve", `rival.example:443:${ADDRESS.site4}`, "https://rival.example/"], verdict: "deny", reason: "name-denied", denial: { name: "rival.example" },
+    },
+    {
+      what: "an allowed name at another address, --resolve", policy: "tls", before: ["dns", "udp", "8.8.8.8", "news.example", "A"],
+      curl: ["-k", "--resolve", `shop.example:443:${ADDRESS.site4b}`, "https://shop.example/"], verdict: "deny", reason: "not-pinned", denial: { name: "shop.example" },
+    },
+    { what: "a secret's placeholder, to its host", policy: "secret", curl: ["-k", "-H", `Authorization: Bearer ${PLACEHOLDER}`, "https://shop.example/"], verdict: "allow", sees: "token accepted" },
+    {
+      what: "the same placeholder, to another host", policy: "secret", curl: ["-k", "-H", `Authorization: Bearer ${PLACEHOLDER}`, "https://news.example/"],
+      verdict: "deny", reason: "secret", denial: { name: "news.example" },
+    },
   ];
 }

@@ -5,9 +5,12 @@
  * All of it happens in network namespaces of its own, which are gone at the end. The exit status is 0 only if every
  * attempt came out as expected, and got through without the enforcer. The make target has installed and built before.
  */
-import { attempts, NAT64_METADATA, POLICIES, ZONE } from "./attempts.mjs";
+import { writeFileSync } from "node:fs";
+import path from "node:path";
+import { CertificateAuthority } from "../dist/tls/certificates/authority.js";
+import { attempts, NAT64_METADATA, ORIGIN, POLICIES, SHARED, TOKEN, ZONE } from "./attempts.mjs";
 import { buildVm, Vm } from "../test/lib/vm.mjs";
-import { buildTools, World } from "../test/lib/world.mjs";
+import { buildTools, ENFORCER, World } from "../test/lib/world.mjs";
 
 const METRICS = "127.0.0.1:9469";
 const PROBE_MS = 1000;
@@ -39,13 +42,16 @@ async function passed(world) {
   return counts;
 }
 
+/** What the guest's environment holds for the demo's secret. */
+let placeholder = "none";
+
 /** @param {Vm} vm @param {import("./attempts.mjs").Attempt} attempt */
 async function attemptOnce(vm, attempt) {
   if (attempt.before !== undefined) {
     const first = await vm.probe(attempt.before, PROBE_MS);
     if (!first.ok) return { ok: false, saw: `first question: ${first.saw}` };
   }
-  return vm.probe(attempt.probe, PROBE_MS);
+  return attempt.curl === undefined ? vm.probe(attempt.probe ?? [], PROBE_MS) : vm.curl(attempt.curl.map((word) => word.replace("$SHOP_TOKEN", placeholder)));
 }
 
 /**
@@ -78,6 +84,7 @@ async function judge(world, vm, enforcer, attempt, control, controlAsked) {
     verdict = seen.ok ? "allow" : "none seen";
     reason = first.join(", ");
     if (!seen.ok) wrong.push("did not get through");
+    if (attempt.sees !== undefined && !seen.saw.includes(attempt.sees)) wrong.push(`should see: ${attempt.sees}`);
   }
   if (attempt.notAsked !== undefined) {
     const asked = world.services.internet.seen("dns", attempt.notAsked).length > 0;
@@ -105,6 +112,27 @@ function table(lines) {
   return cut.map((line) => line.map((cell, column) => cell.padEnd(width[column] ?? 0)).join("  ").trimEnd());
 }
 
+/** An HTTPS server for several names on every address of the internet, with a root that the policy's file names. @param {World} world */
+async function openOrigin(world) {
+  const root = CertificateAuthority.generate("demo", Date.now());
+  const file = (/** @type {string} */ name, /** @type {string} */ text, mode = 0o600) => writeFileSync(path.join(world.dir, name), text, { mode });
+  const leaves = SHARED.map((name) => ({ name, ...root.issue({ kind: "name", labels: name.split(".") }, Date.now()) }));
+  file("demo-root.pem", root.certificate);
+  for (const { name, key, certificate } of leaves) {
+    file("origin.key", key); // one for all
+    file(`${name}.pem`, certificate);
+  }
+  file("shop-token", `${TOKEN}\n`);
+  const origin = world.own(world.internet.start([process.execPath, "-e", ORIGIN, world.dir, TOKEN]));
+  await origin.line((line) => line === "ready");
+}
+
+/** What `enforcer secrets` says that the guest's environment is to hold. @param {World} world */
+async function placeholderOf(world) {
+  const said = await world.host.must([ENFORCER, "secrets", "tap0", "--run-dir", world.runDir]);
+  return /^SHOP_TOKEN=(\S+)$/m.exec(said)?.[1] ?? "none";
+}
+
 async function main() {
   if (process.getuid?.() !== 0) {
     console.error("The demo makes network namespaces, taps and BPF programs, which only root may do. Please run: sudo make demo");
@@ -115,8 +143,9 @@ async function main() {
   for (const line of await buildVm()) console.log(`    ${line}`);
 
   console.log("==> Making the namespaces: host, internet, LAN, a sibling sandbox");
-  const world = await World.create({ guest: "vm", sibling: true, zone: ZONE, internet: [NAT64_METADATA] });
+  const world = await World.create({ guest: "vm", sibling: true, zone: ZONE, tls: true, internet: [NAT64_METADATA] });
   try {
+    await openOrigin(world);
     console.log("==> Booting the guest on tap0");
     const vm = await Vm.boot(world);
     console.log(`    Linux ${vm.kernel} under QEMU`);
@@ -139,6 +168,7 @@ async function main() {
       console.log(`==> enforcer attach tap0 --policy ${name}.yaml\n${policy.replace(/^/gm, "      ").trimEnd()}`);
       const enforcer = await world.enforce({ policy, args: ["--metrics", METRICS] });
       try {
+        if (name === "secret") placeholder = await placeholderOf(world);
         for (const attempt of list.filter((one) => one.policy === name)) {
           world.services.internet.clear();
           await world.services.internet.zone(ZONE);

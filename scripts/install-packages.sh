@@ -5,7 +5,7 @@ set -euo pipefail
 
 declare -A packages=(
   [build]="g++ make python3 pkg-config clang-19 llvm-19 libbpf-dev libelf-dev zlib1g-dev bpftool"
-  [demo]="iproute2 nftables qemu-system-x86 busybox-static cpio gcc libc6-dev dnsmasq-base kmod"
+  [demo]="curl iproute2 nftables qemu-system-x86 busybox-static cpio gcc libc6-dev dnsmasq-base kmod"
   [test]="iproute2 nftables dnsmasq-base bind9-dnsutils tcpdump ethtool curl openssl nghttp2-client"
   [kernels]="e2fsprogs xz-utils kmod"
   [packages]="mmdebstrap"

@@ -41,7 +41,7 @@ export class Vm {
     const consoleLog = path.join(world.dir, "console.log");
     const size = world.options.bridged ? 24 : 30;
     const service = world.own(world.host.start([
-      "qemu-system-x86_64", "-accel", process.env.ENFORCER_TEST_ACCEL ?? "tcg", "-machine", "q35", "-cpu", "max", "-m", "192",
+      "qemu-system-x86_64", "-accel", process.env.ENFORCER_TEST_ACCEL ?? "tcg", "-machine", "q35", "-cpu", "max", "-m", "256",
       "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
       "-kernel", path.join(BUILD, "vmlinuz"), "-initrd", path.join(BUILD, "initramfs.gz"),
       "-append", `console=ttyS0 quiet panic=-1 enf.ip4=${ADDRESS.guest4}/${size} enf.gw4=${ADDRESS.gateway4} enf.ip6=${ADDRESS.guest6}/64 enf.gw6=${ADDRESS.gateway6}`,
@@ -79,6 +79,19 @@ export class Vm {
     } catch {
       throw new Error(`the guest's probe said: ${output}`);
     }
+  }
+
+  /**
+   * One attempt with curl; what was seen as by a probe: the status and the body, or why there was none.
+   * @param {readonly string[]} args
+   * @returns {Promise<import("./world.mjs").Seen>}
+   */
+  async curl(args) {
+    const { status, output } = await this.run(`curl -sS --max-time 15 -w '\\n%{http_code}' ${args.map((word) => `'${word}'`).join(" ")}`);
+    const lines = output.trim().split("\n");
+    const code = Number(lines.at(-1));
+    if (status === 0) return { ok: code >= 200 && code < 300, saw: `HTTP ${code}: ${lines.slice(0, -1).join(" ").trim()}` };
+    return { ok: false, saw: /alert,? ([a-z ]+)|alert (unrecognized name|access denied)/i.test(output) ? `TLS alert: ${/unrecognized name|access denied|[a-z ]+alert/i.exec(output)?.[0] ?? "refused"}` : lines.find((line) => line.startsWith("curl:")) ?? `curl ended with ${status}` };
   }
 
   async stop() {

@@ -1,13 +1,14 @@
 #!/bin/sh
 # Makes what the test guest boots from, in build/ beside this script: vmlinuz and initramfs.gz.
 # The kernel comes out of Debian's package (fetched with apt-get download and unpacked here; nothing is installed), the
-# initramfs holds busybox, the probe, and the kernel's virtio_net modules. Does nothing when both are newer than their parts.
+# initramfs holds busybox, the probe, curl with the libraries that it needs, and the kernel's virtio_net modules. Does nothing when both are newer than their parts.
 # KERNEL_PACKAGE chooses another kernel package than the one that linux-image-cloud-amd64 depends on.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 build=$here/build
 probe=$here/../tools/build/probe
 busybox=$(command -v busybox) || { echo "busybox is missing: apt-get install busybox-static" >&2; exit 1; }
+curl=$(command -v curl) || { echo "curl is missing: apt-get install curl" >&2; exit 1; }
 [ -x "$probe" ] || make -s -C "$here/../tools" build/probe
 mkdir -p "$build"
 
@@ -51,12 +52,21 @@ if [ ! -f "$build/vmlinuz" ] || [ "$(cat "$build/kernel-package" 2>/dev/null)" !
 	echo "$package" > "$build/kernel-package"
 fi
 
-if [ ! -f "$build/initramfs.gz" ] || [ "$here/init" -nt "$build/initramfs.gz" ] || [ "$probe" -nt "$build/initramfs.gz" ]; then
+if [ ! -f "$build/initramfs.gz" ] || [ "$here/init" -nt "$build/initramfs.gz" ] || [ "$here/build.sh" -nt "$build/initramfs.gz" ] || [ "$probe" -nt "$build/initramfs.gz" ]; then
 	echo "vm: making the initramfs"
 	rm -rf "$build/initramfs"
 	mkdir -p "$build/initramfs/bin"
 	cp "$busybox" "$build/initramfs/bin/busybox"
 	cp "$probe" "$build/initramfs/bin/probe"
+	# curl, its loader and libraries where it looks for them; names are looked up by the C library's own resolver.
+	cp -L "$curl" "$build/initramfs/bin/curl"
+	ldd "$curl" | grep -o '/[^ )]*' | while read -r file; do
+		mkdir -p "$build/initramfs$(dirname "$file")"
+		cp -L "$file" "$build/initramfs$file"
+	done
+	mkdir -p "$build/initramfs/etc"
+	echo "nameserver 8.8.8.8" > "$build/initramfs/etc/resolv.conf"
+	echo "hosts: files dns" > "$build/initramfs/etc/nsswitch.conf"
 	cp -r "$build/modules" "$build/initramfs/modules"
 	cp "$here/init" "$build/initramfs/init"
 	chmod 755 "$build/initramfs/init" "$build/initramfs/bin/"*
