@@ -56,7 +56,7 @@ const key = readFileSync(folder + "/origin.key");
 const SNICallback = (name, done) => done(null, require("node:tls").createSecureContext({ key, cert: readFileSync(folder + "/" + name + ".pem") }));
 require("node:https").createServer({ SNICallback }, (request, response) => {
   const given = request.headers.authorization;
-  response.end("origin " + request.headers.host + (given === undefined ? "" : given === "Bearer " + token ? ", token accepted" : ", token unknown"));
+  response.end(given === undefined ? "origin " + request.headers.host : given === "Bearer " + token ? "token accepted" : "token unknown");
 }).listen({ host: "::", port: 443 }, () => console.log("ready"));
 `;
 

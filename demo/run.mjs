@@ -98,7 +98,7 @@ async function judge(world, vm, enforcer, attempt, control, controlAsked) {
 
 /** What was seen, without what the row says already: the address that answered, and the words of an extended DNS error. @param {string} saw */
 function brief(saw) {
-  return saw.replace(/^lookup: /, "").replace(/(HTTP \d+: \S+) \S+$/, "$1").replace(/(EDE \d+):.*\)/, "$1)");
+  return saw.replace(/^lookup: /, "").replace(/(HTTP \d+: (?:internet|lan|host|sibling|origin)) \S+$/, "$1").replace(/(EDE \d+):.*\)/, "$1)");
 }
 
 /** @param {readonly (readonly string[])[]} lines */

@@ -90,8 +90,10 @@ export class Vm {
     const { status, output } = await this.run(`curl -sS --max-time 15 -w '\\n%{http_code}' ${args.map((word) => `'${word}'`).join(" ")}`);
     const lines = output.trim().split("\n");
     const code = Number(lines.at(-1));
-    if (status === 0) return { ok: code >= 200 && code < 300, saw: `HTTP ${code}: ${lines.slice(0, -1).join(" ").trim()}` };
-    return { ok: false, saw: /alert,? ([a-z ]+)|alert (unrecognized name|access denied)/i.test(output) ? `TLS alert: ${/unrecognized name|access denied|[a-z ]+alert/i.exec(output)?.[0] ?? "refused"}` : lines.find((line) => line.startsWith("curl:")) ?? `curl ended with ${status}` };
+    const body = lines.slice(0, -1).join(" ").trim();
+    if (status === 0) return { ok: code >= 200 && code < 300, saw: `HTTP ${code}: ${/^\{"error":"enforcer","reason":"([a-z-]+)"/.exec(body)?.[1] ?? body}` };
+    const alert = /unrecognized name|access denied/i.exec(output)?.[0];
+    return { ok: false, saw: alert === undefined ? (lines.find((line) => line.startsWith("curl:")) ?? `curl ended with ${status}`) : `TLS alert: ${alert}` };
   }
 
   async stop() {
