@@ -2,7 +2,7 @@
 import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { expect } from "vitest";
-import { ADDRESS, must, type Service, World } from "../lib/world.mjs";
+import { ADDRESS, must, type Namespace, type Service, World } from "../lib/world.mjs";
 
 const NAMES = ["shop.example", "tenant.example", "other.example", "bank.example", "odd.example"] as const;
 const ZONE = Object.fromEntries(NAMES.map((name) => [name, { A: [ADDRESS.site4], AAAA: [ADDRESS.site6] }]));
@@ -23,8 +23,8 @@ const ORIGIN = `
   server.on("sessionError", () => {});
   server.listen({ host: "::", port: 443 }, () => server.listening && require("node:http").createServer(answer).listen({ host: "::", port: 8081 }, () => console.log("ready")));`;
 
-export async function openWorld(): Promise<{ world: World; origin: Service }> {
-  const world = await World.create({ zone: ZONE, tls: true });
+export async function openWorld(options: { sibling?: boolean } = {}): Promise<{ world: World; origin: Service }> {
+  const world = await World.create({ zone: ZONE, tls: true, ...options });
   const key = path.join(world.dir, "root.key"), root = path.join(world.dir, "root.pem");
   await must(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", root, "-days", "2", "-subj", "/CN=Test root", "-addext", "keyUsage=critical,keyCertSign"]);
   const request = path.join(world.dir, "origin.csr"), extensions = path.join(world.dir, "origin.ext");
@@ -37,6 +37,6 @@ export async function openWorld(): Promise<{ world: World; origin: Service }> {
 }
 
 /** The guest asks for a name and is told where it is. */
-export const tell = async (world: World, name: string): Promise<void> => {
-  for (const type of ["A", "AAAA"]) expect((await world.guest.probe(["dns", "udp", "8.8.8.8", name, type], 3000)).ok).toBe(true);
+export const tell = async (world: World, name: string, guest: Namespace = world.guest): Promise<void> => {
+  for (const type of ["A", "AAAA"]) expect((await guest.probe(["dns", "udp", "8.8.8.8", name, type], 3000)).ok).toBe(true);
 };

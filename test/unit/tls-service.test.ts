@@ -77,7 +77,7 @@ beforeEach(async () => {
   });
   const originPort = await listening(origin);
   service = new TlsService({
-    groups, sandboxNet6: parseAddress("fd00:1::"), runDirectory: dir, onDenied: (denial) => denials.push(denial),
+    groups, sandboxNet6: parseAddress("fd00:1::"), runDirectory: dir, onTerminate: () => undefined, onDenied: (denial) => denials.push(denial),
     resolver: { pinned: async (_slot, _generation, _address, labels) => pinned(labels), answer: async (_slot, _generation, message) => Uint8Array.from(message).reverse() },
     dial: (address, port) => {
       dialled.push({ address: [...address.slice(12)].join("."), port });
@@ -165,7 +165,7 @@ describe("passed on", () => {
 
   test("a far side that does not take the connection: the guest's is reset", async () => {
     service.close();
-    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onDenied: () => undefined, resolver: { pinned: async () => true, answer: async () => null }, dial: () => netConnect({ port: 1, host: "127.0.0.1" }) });
+    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onTerminate: () => undefined, onDenied: () => undefined, resolver: { pinned: async () => true, answer: async () => null }, dial: () => netConnect({ port: 1, host: "127.0.0.1" }) });
     service.add(SLOT, GENERATION, "box", SHOP, null, table(() => 443));
     expect(await (await knock(helloRecords({ names: ["shop.example"] }))).end).toBe("reset");
     expect(row().outcomes).toEqual({ "no-upstream": 1 });
@@ -337,7 +337,7 @@ describe("another policy, another sandbox", () => {
     let go = (): void => undefined;
     const held = new Promise<void>((resolve) => { go = resolve; });
     service.close();
-    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onDenied: (denial) => denials.push(denial), resolver: { pinned: async () => { await held; return true; }, answer: async () => null }, dial: () => { throw new Error("dialled"); } });
+    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onTerminate: () => undefined, onDenied: (denial) => denials.push(denial), resolver: { pinned: async () => { await held; return true; }, answer: async () => null }, dial: () => { throw new Error("dialled"); } });
     service.add(SLOT, GENERATION, "box", SHOP, null, table(() => 443));
     const { end } = await knock(helloRecords({ names: ["shop.example"] }));
     await vi.waitFor(() => expect(row().connections).toBe(1));

@@ -1,0 +1,99 @@
+/**
+ * Connections that are looked into, in one agent with two sandboxes: another policy, detaching, an agent that is killed, and a
+ * sandbox beside one that knocks without end. TLS tests 3 and 40, row A40.
+ */
+import path from "node:path";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { ADDRESS, type Namespace, type Service, until, type World } from "../lib/world.mjs";
+import { TestAgent } from "./daemon.js";
+import "./stage.js"; // its bounds for tests and hooks
+import { openWorld, tell } from "./tls-world.js";
+
+const SHOP = { rules: ["allow@shop.example:tcp:443"] }, BOTH = { rules: ["allow@shop.example:tcp:443", "allow@tenant.example"] }, OTHER = { rules: ["allow@other.example"] };
+let world: World, origin: Service, agent: TestAgent;
+
+beforeAll(async () => {
+  ({ world, origin } = await openWorld({ sibling: true }));
+  agent = await TestAgent.start(world);
+  await agent.client.attach({ tap: "tap0", policy: SHOP });
+  await agent.client.attach({ tap: "tap1", policy: SHOP });
+});
+afterAll(async () => {
+  await agent?.service.stop();
+  await world?.close();
+});
+
+const TALKER = `
+  const socket = require("node:tls").connect({ port: 443, host: "${ADDRESS.site4}", servername: process.argv[2], ca: require("node:fs").readFileSync(process.argv[1]), ALPNProtocols: ["http/1.1"] }, () => console.log("secure"));
+  socket.on("data", (data) => console.log("heard " + data.toString().split("\\r\\n\\r\\n").at(-1)));
+  socket.on("error", (error) => console.log("error " + (error.code ?? error.message)));
+  socket.on("close", () => { console.log("closed"); process.exit(); });
+  process.stdin.on("data", (data) => socket.write("GET /" + data.toString().trim() + " HTTP/1.1\\r\\nhost: " + process.argv[2] + "\\r\\n\\r\\n"));`;
+
+/** A connection that stays open and asks when it is told to. */
+async function talker(guest: Namespace, name = "shop.example"): Promise<Service> {
+  const service = world.own(guest.start([process.execPath, "-e", TALKER, path.join(world.dir, "root.pem"), name]));
+  await service.line((line) => line === "secure");
+  return service;
+}
+async function asks(service: Service, what: string): Promise<void> {
+  service.write(what);
+  await service.line((line) => line.startsWith("heard") && line.endsWith(`/${what}`));
+}
+const curl = async (guest: Namespace, name: string): Promise<string> =>
+  (await guest.run(["curl", "-sS", "--max-time", "10", "--cacert", path.join(world.dir, "root.pem"), "--resolve", `${name}:443:${ADDRESS.site4}`, `https://${name}/c`], { timeoutMs: 20_000 })).stdout;
+
+test("another policy: what it allows goes on, what it does not ends, and only in its sandbox", async () => {
+  await tell(world, "shop.example");
+  await tell(world, "shop.example", world.sibling!);
+  const mine = await talker(world.guest), sibling = await talker(world.sibling!);
+  await asks(mine, "one");
+  await agent.client.setPolicy("tap0", BOTH);
+  await asks(mine, "two");
+  await agent.client.setPolicy("tap0", OTHER);
+  await mine.line((line) => line === "closed");
+  await asks(sibling, "three");
+  expect(await curl(world.guest, "shop.example")).toBe("");
+});
+
+test("A40: a name that one sandbox was told opens nothing for another", async () => {
+  await agent.client.setPolicy("tap0", BOTH);
+  await tell(world, "tenant.example");
+  await agent.client.setPolicy("tap1", BOTH);
+  expect(await curl(world.guest, "tenant.example")).toBe("origin tenant.example /c");
+  const before = origin.lines.length;
+  expect(await curl(world.sibling!, "tenant.example")).toBe("");
+  expect(origin.lines.length).toBe(before);
+});
+
+test("TLS test 3: a thousand connections that say nothing leave the sandbox beside them as it was", async () => {
+  const knocking = world.own(world.guest.start([process.execPath, "-e", `
+    let open = 0;
+    for (let i = 0; i < 1000; i++) { const socket = require("node:net").connect(443, "${ADDRESS.site4}", () => { if (++open === 1000) console.log("open"); }); socket.on("error", () => undefined); }`]));
+  await knocking.line((line) => line === "open", { ms: 30_000 });
+  const sibling = await talker(world.sibling!);
+  for (let i = 0; i < 20; i++) await asks(sibling, `beside${i}`);
+  await knocking.stop();
+});
+
+test("TLS test 40: an agent that is killed lets nothing pass uninspected; its successor begins where it stood", async () => {
+  await tell(world, "shop.example");
+  const before = await talker(world.guest);
+  await asks(before, "alive");
+  await agent.kill();
+  await before.line((line) => line === "closed");
+  const seen = origin.lines.length;
+  expect(await curl(world.guest, "shop.example")).toBe("");
+  expect(await curl(world.guest, "other.example")).toBe("");
+  expect(origin.lines.length).toBe(seen);
+  await agent.restart();
+  await until("the name passes again", async () => (await curl(world.guest, "shop.example")) === "origin shop.example /c", 20_000);
+  expect(await curl(world.guest, "other.example")).toBe("");
+});
+
+test("detaching ends what the agent passed on", async () => {
+  const last = await talker(world.sibling!);
+  await agent.client.detach("tap1");
+  await last.line((line) => line === "closed");
+  expect(await agent.names()).toEqual(["tap0"]);
+});
