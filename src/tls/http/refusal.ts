@@ -7,7 +7,7 @@
  */
 import type { Violation } from "../../secrets/types.js";
 
-/** Why a request or a connection was refused; labels of counters, explained in docs/TLS.md. */
+/** Why a request or a connection was refused; labels of counters, listed in docs/REASONS.md. */
 export const httpReasons = {
   "host-missing": "no Host, or more than one",
   "host-malformed": "a Host that is not a host name and a port",

@@ -79,7 +79,7 @@ const untrusted = /^(CERT_|UNABLE_TO_|SELF_SIGNED|DEPTH_ZERO|INVALID_|PATH_LENGT
 /** What went wrong, for people: codes of Node and OpenSSL, nothing that the far side wrote. */
 export function describe(name: string, error: unknown): UpstreamError {
   const code = codeOf(error);
-  if (untrusted.test(code)) return new UpstreamError("upstream-untrusted", `the certificate of ${name} does not hold (${code}); to trust its issuer, name it under tls.upstream_cas`);
+  if (untrusted.test(code)) return new UpstreamError("upstream-untrusted", `the certificate of ${name} does not hold (${code}); to trust its issuer, name it under tls.upstream_ca`);
   if (/NO_APPLICATION_PROTOCOL/.test(code)) return new UpstreamError("upstream-alpn", `${name} speaks none of the protocols that the client offered`);
   if (wantsCertificate(code)) return new UpstreamError("upstream-failed", `${name} refused the handshake (${code}); if it wants a client certificate, name it under tls.bypass`);
   if (code === "ETIMEDOUT" || code === "ECONNREFUSED" || code === "EHOSTUNREACH" || code === "ENETUNREACH") return new UpstreamError("upstream-unreachable", `${name} did not answer (${code})`);
