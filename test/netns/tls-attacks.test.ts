@@ -142,11 +142,11 @@ print(s.makefile().read())`;
   });
 });
 
-describe("TLS test 31: DNS over TLS under interception", () => {
+describe("under interception", () => {
   let world: World, enforcer: Enforcer;
   beforeAll(async () => {
     ({ world } = await openWorld());
-    enforcer = await world.enforce({ policy: "rules:\n  - allow: shop.example\ntls: {intercept: true, upstream_ca: [root.pem]}\n" });
+    enforcer = await world.enforce({ policy: "rules:\n  - allow: shop.example\n  - allow: tenant.example\ntls: {intercept: true, upstream_ca: [root.pem], ports: [8443]}\n" });
   });
   afterAll(async () => {
     await enforcer?.stop();
@@ -168,12 +168,34 @@ for _ in hosts:
     got[struct.unpack(">H", m[:2])[0]] = "%d %d" % (m[3] & 15, struct.unpack(">H", m[6:8])[0])
 print([got[i] for i in range(len(hosts))])`;
 
-  test.each([["by address", "8.8.8.8"], ["by name", "dns.google"]])("%s: pipelined, with the answers and the pins of port 53, whatever resolver is meant", async (_what, name) => {
+  test.each([["by address", "8.8.8.8"], ["by name", "dns.google"]])("TLS test 31, DNS over TLS, %s: pipelined, with the answers and the pins of port 53, whatever resolver is meant", async (_what, name) => {
     const ca = path.join(world.runDir, "tap0.ca.pem");
     const { stdout, stderr } = await world.guest.run(["python3", "-c", python, ca, "8.8.8.8", name, "shop.example", "other.example"], { timeoutMs: 20_000 });
     expect(stderr).toBe("");
     expect(stdout.trim()).toBe("['0 1', '3 0']");
     const got = await world.guest.run(["curl", "-sS", "--max-time", "10", "--cacert", ca, "--resolve", `shop.example:443:${ADDRESS.site4}`, "https://shop.example/d"], { timeoutMs: 20_000 });
     expect(got.stdout).toBe("origin shop.example /d");
+  });
+
+  test.each(["-tls1_2", "-tls1_3"])("A43, TLS test 15: a session is taken up again under its own name only, and without early data (%s)", async (version) => {
+    const ca = path.join(world.runDir, "tap0.ca.pem"), session = path.join(world.dir, `session${version}`);
+    for (const name of ["shop.example", "tenant.example"]) await tell(world, name);
+    const connect = async (name: string, ...more: string[]): Promise<string> => {
+      const args = ["openssl", "s_client", "-connect", `${ADDRESS.site4}:443`, "-servername", name, "-CAfile", ca, "-verify_return_error", version, "-alpn", "http/1.1", "-ign_eof", ...more];
+      const { stdout } = await world.guest.run(args, { input: `GET /s HTTP/1.1\r\nhost: ${name}\r\nconnection: close\r\n\r\n`, timeoutMs: 20_000 });
+      expect(stdout).toContain(`origin ${name} /s`);
+      return stdout;
+    };
+    expect(await connect("shop.example", "-sess_out", session)).toMatch(/^New, TLS/m);
+    const again = await connect("shop.example", "-sess_in", session, ...(version === "-tls1_3" ? ["-early_data", ca] : []));
+    expect(again).toMatch(/^Reused, TLS/m);
+    expect(again).not.toMatch(/Early data was accepted/);
+    expect(await connect("tenant.example", "-sess_in", session)).toMatch(/^New, TLS/m);
+  });
+
+  test("ports of the policy are looked into, others pass untouched", async () => {
+    await tell(world, "shop.example");
+    expect(await talk(world, [helloRecords({ names: ["other.example"] })], { port: 8443 })).toEqual({ heard: UNRECOGNIZED, end: "end" });
+    expect((await world.guest.probe(["tcp", ADDRESS.site4, "22"], 3_000)).ok).toBe(true);
   });
 });
