@@ -9,6 +9,7 @@ import { type GroupTable, groupOfPrefix, staticGroups } from "../addresses/group
 import { emptyBlockList } from "./blocklist.js";
 import { type Diagnostic, Report } from "./diagnostics.js";
 import type { TlsSource } from "./parse-tls.js";
+import { formatPattern, matchesPattern } from "./names.js";
 import { type PolicySource, readPolicyFile, readPolicyText } from "./parse.js";
 import { type UnplacedRule, readRuleToken } from "./rules.js";
 import { findWarnings } from "./shadow.js";
@@ -59,6 +60,10 @@ function checkTls({ tls, rules, secrets, noNet }: Policy, file: PolicySource, re
   const source = file.tls, whole = { file: file.file, line: null, rule: null };
   const remedy = "write `tls: {intercept: true}` in the policy";
   if (tls.intercept && source.verifyNames === false) report.error(whole, "verify_names: false contradicts intercept: true", "remove one of the two");
+  for (const { place, name, allowedHosts } of tls.intercept ? secrets : []) {
+    const passed = allowedHosts.find((pattern) => pattern.kind === "exact" && tls.bypass.some((bypass) => matchesPattern(bypass, pattern.labels)));
+    if (passed !== undefined) report.warn(place, `the secret ${name} never reaches ${formatPattern(passed)}, which is passed on without interception`, "take it out of tls.bypass, or out of allowed_hosts");
+  }
   if (tls.intercept || noNet) return;
   for (const { place, http } of rules) if (http !== undefined) report.error(place, "methods and paths can be seen only where TLS is intercepted", remedy);
   for (const { place, name } of secrets) report.error(place, `the secret ${name} can be put in only where TLS is intercepted`, remedy);

@@ -9,6 +9,7 @@ import { X509Certificate } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { type Node, type Pair, isMap, isScalar } from "yaml";
+import { formatPattern, publicSuffix } from "./names.js";
 import { suggest } from "./diagnostics.js";
 import type { YamlReader } from "./parse.js";
 import type { HttpScope, NamePattern, SecretSource, SecretSpec, TlsPolicy } from "./types.js";
@@ -155,7 +156,10 @@ function readSecret(reader: YamlReader, name: string, node: Node): SecretSpec | 
   let onViolation: SecretSpec["onViolation"] = { action: "block", hosts: [] };
   reader.map(node, `the secret ${name}`, {
     from: (value) => { from = readSource(reader, value); },
-    allowed_hosts: (value) => { allowedHosts = patterns(reader, value, "allowed_hosts"); },
+    allowed_hosts: (value) => {
+      allowedHosts = patterns(reader, value, "allowed_hosts");
+      for (const pattern of allowedHosts) if (publicSuffix(pattern) !== null) reader.error(value, `${formatPattern(pattern)}: others can register names there, and would get the secret ${name}`, "name the hosts themselves");
+    },
     ports: (value) => {
       ports.clear();
       reader.oneOrMore(value, "ports", (item) => {

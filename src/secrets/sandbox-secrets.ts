@@ -7,6 +7,7 @@
  * nowhere else.
  * Does not: know connections. One thread.
  */
+import { EnforcerError } from "../errors.js";
 import type { SecretSpec } from "../policy/types.js";
 import type { ExchangeFilter, RequestFacts } from "../tls/http/passage.js";
 import type { Refusal } from "../tls/http/refusal.js";
@@ -73,6 +74,18 @@ class Known implements KnownSecret {
   }
 }
 
+/** Switches under which Node prints or gives away what it is sent. @throws EnforcerError E_SECRET. */
+export function refuseLeaks(environment: NodeJS.ProcessEnv, options: readonly string[]): void {
+  const refused = (what: string): never => {
+    throw new EnforcerError("E_SECRET", `secrets cannot be served while ${what} is set`, { remedy: `start the agent without ${what}` });
+  };
+  if (/http|tls|net|stream|\*/i.test(environment["NODE_DEBUG"] ?? "")) refused("NODE_DEBUG");
+  if ((environment["NODE_DEBUG_NATIVE"] ?? "") !== "") refused("NODE_DEBUG_NATIVE");
+  if (environment["NODE_TLS_REJECT_UNAUTHORIZED"] === "0") refused("NODE_TLS_REJECT_UNAUTHORIZED");
+  const option = options.find((one) => /^--(tls-keylog|inspect|trace-tls|heapsnapshot|heap-prof|report-|diagnostic-dir|trace-event)/.test(one));
+  if (option !== undefined) refused(option.split("=", 1)[0] as string);
+}
+
 export class SandboxSecrets implements SecretSet {
   readonly #options: SecretsOptions;
   readonly #clock: Clock;
@@ -95,6 +108,7 @@ export class SandboxSecrets implements SecretSet {
    * @throws EnforcerError E_SECRET, E_STATE.
    */
   static async open(specs: readonly SecretSpec[], options: SecretsOptions): Promise<SandboxSecrets> {
+    if (specs.length > 0) refuseLeaks(process.env, [...process.execArgv, ...(process.env["NODE_OPTIONS"] ?? "").split(/\s+/)]);
     const secrets = new SandboxSecrets(options);
     await secrets.replace(specs);
     return secrets;
