@@ -45,8 +45,8 @@ export class AgentClient {
     if (response.statusCode !== 200) throw errorOf(await textFrom(response), response.statusCode ?? 0);
     try {
       for await (const line of createInterface({ input: response, crlfDelay: Infinity })) if (line !== "") yield JSON.parse(line) as WatchEvent;
-    } catch (error) {
-      if (signal?.aborted !== true) throw error;
+    } catch (cause) {
+      if (signal?.aborted !== true) throw new EnforcerError("E_NO_AGENT", `the agent at ${this.socket} has ended: ${(cause as Error).message}`, { cause });
     } finally {
       response.destroy();
     }

@@ -14,6 +14,8 @@ export interface AttachFlags extends AttachArguments {
   readonly name: string | null;
   readonly netns: string | null;
   readonly foreground: boolean;
+  /** Options that were given and that the agent's configuration decides where one runs. */
+  readonly agentsOwn: readonly string[];
 }
 
 /** @throws EnforcerError. */
@@ -23,6 +25,7 @@ export async function attach(options: AttachFlags): Promise<void> {
     if (only !== null) throw new EnforcerError("E_NO_AGENT", `${only} needs the agent, and none answers in ${options.runDirectory}`);
     return attachForeground(options);
   }
+  if (options.agentsOwn.length > 0) process.stderr.write(`enforcer: ${options.agentsOwn.join(" and ")} ${options.agentsOwn.length > 1 ? "are" : "is"} the agent's to say (its configuration), and not regarded\n`);
   const { tap, name, netns, wait, gateways, guest, mac, upstreams } = options;
   const policy = policyRequestOf({ ...options, file: options.policy });
   const { sandbox, warnings } = await agentAt(options.runDirectory).attach({

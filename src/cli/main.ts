@@ -53,7 +53,7 @@ export function program(): Command {
     .option("--json", "one JSON object a line")
     .option("--run-dir <dir>", "directory for locks and state, and of the agent's socket", DEFAULT_RUN_DIRECTORY)
     .option("--bpffs <dir>", "where the BPF file system is mounted, or a directory in it, where no agent runs", DEFAULT_BPFFS)
-    .action(async (tap: string, flags: AttachFlags) => {
+    .action(async (tap: string, flags: AttachFlags, command: Command) => {
       requireRoot("attaching");
       const { attach } = await import("./attach.js");
       await attach({
@@ -61,6 +61,7 @@ export function program(): Command {
         noNet: !flags.net, noRebindProtection: !flags.dnsRebindProtection, gateways: flags.gateway ?? [], guest: flags.guestIp ?? [], mac: flags.guestMac ?? null,
         upstreams: flags.upstream ?? [], metrics: flags.metrics === "off" ? null : flags.metrics, json: flags.json === true, runDirectory: flags.runDir, bpffs: flags.bpffs,
         name: flags.name ?? null, netns: flags.netns ?? null, wait: flags.wait === true, foreground: flags.foreground === true,
+        agentsOwn: (["metrics", "bpffs"] as const).filter((name) => command.getOptionValueSource(name) === "cli").map((name) => `--${name}`),
       });
     });
 

@@ -1,7 +1,8 @@
-/** `enforcer watch [name]`: live verdicts and changes until SIGINT or SIGTERM. Exit status 0. */
+/** `enforcer watch [name]`: live verdicts and changes until SIGINT or SIGTERM (exit status 0), or until the agent ends (69). */
 import type { WatchQuery } from "../api/schema.js";
 import { allowedLine, clock, connectionLine, packetLine, queryLine, type Allowed, type Denial, type RefusedConnection, type RefusedQuery } from "../agent/verdicts.js";
 import type { WatchEvent } from "../agent/watch.js";
+import { EnforcerError } from "../errors.js";
 import { agentAt } from "./connection.js";
 
 export async function watch(query: WatchQuery, { json, runDir }: { json: boolean; runDir: string }): Promise<void> {
@@ -13,6 +14,7 @@ export async function watch(query: WatchQuery, { json, runDir }: { json: boolean
     if (json) process.stdout.write(`${JSON.stringify(event)}\n`);
     else if (event.event !== "watching") process.stdout.write(`${line(event)}\n`);
   }
+  if (!ending.signal.aborted) throw new EnforcerError("E_NO_AGENT", "the agent has ended; the kernel goes on enforcing");
 }
 
 function line(event: WatchEvent): string {

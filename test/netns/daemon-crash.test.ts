@@ -4,7 +4,7 @@
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { ADDRESS, World } from "../lib/world.mjs";
+import { ADDRESS, ENFORCER, World } from "../lib/world.mjs";
 import { TestAgent } from "./daemon.js";
 
 // A port whose connections nobody looks into: those that the agent looks into fail closed while there is none.
@@ -126,7 +126,10 @@ describe("A05 an agent that ends", () => {
     await agent.client.attach({ tap: "tap0", policy });
     await agent.client.attach({ tap: "tap1" });
     expect(await pinned()).toBe(true);
+    const watching = world.own(world.host.start([ENFORCER, "watch", "--json", "--run-dir", world.runDir]));
+    await watching.line((line) => line.includes('"watching"'));
     expect(await agent.stop()).toBe(0);
+    await expect.poll(() => watching.ended?.status, { timeout: 15_000 }).toBe(69);
     await held();
     expect(await reach(ADDRESS.site4)).toBe(true);
     await agent.restart();

@@ -35,12 +35,15 @@ describe("the agent", () => {
 
   test("verbs: attach, list, status, policy, pins, flows, detach", async () => {
     expect(await reach(world, ADDRESS.metadata4)).toBe(true);
-    const attached = await agent.run("attach", "tap0", "--rule", "allow@site.example:tcp:80", "--rule", "allow@site.example:tcp:8080");
+    const attached = await agent.run("attach", "tap0", "--rule", "allow@site.example:tcp:80", "--rule", "allow@site.example:tcp:8080", "--metrics", "off");
+    expect(attached.err).toContain("--metrics is the agent's to say");
     expect(attached.status, attached.err).toBe(0);
     expect(attached.out).toMatch(/^enforcing tap0 \(routed, (tcx|clsact), 2 rules\)/);
     expect(await reach(world, ADDRESS.metadata4)).toBe(false);
     expect((await pinned(world)).ok).toBe(true);
-    expect((await world.guest.probe(["http", ADDRESS.site4, "8080", "site.example", "/"], 1500)).ok).toBe(true);
+    // A connection that stays: of those that end the table's entries are soon freed.
+    const staying = world.own(world.guest.start([process.execPath, "-e", `require("node:net").connect(8080, "${ADDRESS.site4}", () => console.log("ready"));`]));
+    await staying.line((line) => line === "ready");
 
     const list = await agent.run("list");
     expect(list.out).toMatch(/tap0 +tap0 +- +enforced/);
@@ -52,6 +55,7 @@ describe("the agent", () => {
     expect((await agent.run("status")).out).toMatch(/1 enforced, 0 kept, 0 waiting; at most 64/);
     expect((await agent.run("pins", "tap0")).out).toMatch(/site\.example +93\.184\.216\.34 +\d+[sm] left +rule 1/);
     expect((await agent.run("flows", "tap0")).out).toMatch(/→ +tcp +\d+ +93\.184\.216\.34:8080 +site\.example/);
+    await staying.stop("SIGKILL");
 
     const file = path.join(world.dir, "next.yaml");
     writeFileSync(file, "rules: [{allow: other.example, proto: tcp, ports: [80]}]\n");
