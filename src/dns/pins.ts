@@ -166,6 +166,9 @@ export class PinBook {
   private grantOwed = false;
   /** second of the last whole sweep. */
   private swept = -1;
+  /** see largestName; and what the sweep under way has seen. */
+  private largest = 0;
+  private largestSeen = 0;
   /** where a sweep in parts goes on. */
   private walk: Iterator<PinnedAddress> | null = null;
   readonly counters: PinCounters = {
@@ -247,6 +250,7 @@ export class PinBook {
       }
     }
     if (pinned.leases.length === 0) this.names.delete(name.wire);
+    if (pinned.leases.length > this.largest) this.largest = pinned.leases.length;
     this.gauge();
     return result;
   }
@@ -287,24 +291,22 @@ export class PinBook {
   /**
    * Takes back what may no longer be had: the host's addresses have changed since it was told. Established flows are the
    * kernel's to judge.
-   * @param refused whether this name may not (any more) lead to this address.
+   * @param suspect whether anything is to be asked about this address, @param refused whether this name may not (any more)
+   *   lead to it.
    */
-  revoke(refused: (name: Name, address: Uint8Array) => boolean): void {
+  revoke(suspect: (address: Uint8Array) => boolean, refused: (name: Name, address: Uint8Array) => boolean): void {
     for (const address of this.addresses.values()) {
+      if (!suspect(bytesOf(address.key))) continue;
       const gone = address.names.filter(({ name }) => refused(name, bytesOf(address.key)));
       this.counters.revoked += gone.length;
       this.part(address, gone);
     }
-    for (const each of this.shown.values()) each.addresses = each.addresses.filter(({ key }) => !refused(each.name, bytesOf(key)));
+    for (const each of this.shown.values()) each.addresses = each.addresses.filter(({ key }) => !suspect(bytesOf(key)) || !refused(each.name, bytesOf(key)));
     this.gauge();
   }
 
-  /** Most addresses that one name has now. */
-  largestName(): number {
-    let most = 0;
-    for (const pinned of this.names.values()) most = Math.max(most, pinned.leases.length);
-    return most;
-  }
+  /** Most addresses that one name has, or had when the last sweep came by. */
+  largestName(): number { return this.largest; }
 
   /** Names now told this address, with rules first; for events. */
   namesOf(bytes: Uint8Array): Name[] {
@@ -378,6 +380,8 @@ export class PinBook {
       const step = this.walk.next();
       if (step.done === true) {
         this.walk = null;
+        this.largest = this.largestSeen;
+        this.largestSeen = 0;
         for (const [key, each] of this.shown) {
           if (each.addresses.some(({ expires }) => expires <= now)) each.addresses = each.addresses.filter(({ expires }) => expires > now);
           if (each.addresses.length === 0) this.shown.delete(key);
@@ -396,6 +400,7 @@ export class PinBook {
     let end = 0;
     let some = false;
     for (const pinned of address.names) {
+      if (pinned.leases.length > this.largestSeen) this.largestSeen = pinned.leases.length;
       const own = endOf(pinned, address);
       if (own > end) end = own;
       some ||= own <= now;

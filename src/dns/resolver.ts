@@ -203,8 +203,7 @@ export class Resolver {
    */
   groupsChanged(sandbox: Sandbox, group: Classify): void {
     sandbox.epoch++;
-    sandbox.pins.revoke((name, address) => {
-      if (group(address) === "public") return false;
+    sandbox.pins.revoke((address) => group(address) !== "public", (name, address) => {
       const labels = labelsOf(name);
       return sandbox.judges.some((policy) => policy.rebindProtection && !policy.privateAllowed(labels, address));
     });

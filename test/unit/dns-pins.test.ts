@@ -191,7 +191,7 @@ describe("the book and a plain model agree", () => {
           else book.sweep(now, none);
           leases = new Map([...leases].filter(([, expires]) => expires > now));
         } else if (s.kind === "revoke") {
-          book.revoke((n, address) => nameAt(n) === s.name && Buffer.from(address).equals(addresses[s.which]!));
+          book.revoke(() => true, (n, address) => nameAt(n) === s.name && Buffer.from(address).equals(addresses[s.which]!));
           leases.delete(`${s.name} ${s.which}`);
         } else if (s.kind === "begin") {
           const next = new KernelPins();
