@@ -1,6 +1,7 @@
 /** DNS over TCP (A25, A26, A30): frames, pipelining, back-pressure, bounds; real sockets on loopback, the resolver behind them. */
 import { connect, createServer, type Server, type Socket } from "node:net";
 import type { AddressInfo } from "node:net";
+import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
 import { OPEN_QUESTIONS, TcpConnection } from "../../src/dns/tcp.js";
 import { a, query, replyTo, see, u16, World, type Seen, type WorldOptions } from "./dns-world.js";
@@ -67,6 +68,27 @@ describe("A26: frames", () => {
     }
     await guest.until(1);
     expect(guest.answers[0]!.id).toBe(3);
+  });
+
+  it("wherever the stream is cut into segments, each message is judged alone and answered once", async () => {
+    const names = ["allowed.example", "denied.example", "a.wild.example", "evil.allowed"];
+    await fc.assert(fc.asyncProperty(fc.array(fc.nat(5), { minLength: 1, maxLength: 40 }), fc.array(fc.integer({ min: 1, max: 90 }), { minLength: 1, maxLength: 12 }), async (kinds, cuts) => {
+      const guest = await dial();
+      const frames = kinds.map((kind, id) => frame(kind < 4 ? query(names[kind]!, 1, { id, edns: {} }) : kind === 4 ? Buffer.concat([u16(id), Buffer.alloc(9)]) : query("allowed.example", 1, { id, extra: Buffer.of(1) })));
+      const stream = Buffer.concat(frames);
+      for (let at = 0, i = 0; at < stream.length; i++) {
+        const length = cuts[i % cuts.length]!;
+        guest.socket.write(stream.subarray(at, at + length));
+        at += length;
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      await guest.until(kinds.length);
+      const got = new Map(guest.answers.map((s) => [s.id, s.rcode]));
+      expect(guest.answers).toHaveLength(kinds.length);
+      expect(kinds.map((_, id) => got.get(id))).toEqual(kinds.map((kind) => [0, 3, 0, 3, 1, 1][kind]));
+      expect(guest.world.asked.every((x) => x.name === "allowed.example" || x.name === "a.wild.example")).toBe(true);
+      guest.socket.destroy();
+    }), { numRuns: 25 });
   });
 
   it("1000 pipelined questions are all answered, never more open than the bound, none refused for being many", async () => {
