@@ -6,7 +6,7 @@ SHELL := /bin/bash
 NODE_HEADERS := $(shell node -p 'const home = path.join(path.dirname(process.execPath), ".."); fs.existsSync(home + "/include/node/node_api.h") ? "--nodedir=" + home : ""' 2>/dev/null)
 VITEST := npx vitest run --reporter=default
 
-.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-check test-kernels test-packages deb clean
+.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-tls bench-check test-kernels test-packages deb clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,7 +82,7 @@ deb: build ## Debian packages in packaging/build
 bench: build ## every benchmark; results in bench/results/latest.json (root)
 	@scripts/need-root.sh "make bench"
 	@node bench/run.mjs && node bench/table.mjs
-bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn: build ## one benchmark alone
+bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-tls: build ## one benchmark alone
 	@scripts/need-root.sh "make $@"
 	@node bench/run.mjs $(@:bench-%=%) && node bench/table.mjs
 bench-check: build ## fails when a ratio is worse than the recorded one (root)

@@ -49,8 +49,8 @@ function targetTable(rows) {
 
 /** @param {Record<string, unknown>} machine */
 function machineLine(machine) {
-  const { cpu, cpus, virtual, memoryMiB, kernel, architecture, jit, node, nftables, dnsmasq, dnsperf, iperf3 } = /** @type {any} */ (machine);
-  return `${cpus} CPUs (${cpu}${virtual ? ", virtual machine" : ""}, ${architecture}), ${Math.round(memoryMiB / 1024)} GiB, Linux ${kernel}, BPF JIT ${jit ? "on" : "off"}, Node.js ${node}; nftables ${nftables ?? "missing"}, dnsmasq ${dnsmasq ?? "missing"}, dnsperf ${dnsperf ?? "missing"}, iperf ${iperf3 ?? "missing"}.`;
+  const { cpu, cpus, virtual, memoryMiB, kernel, architecture, jit, node, nftables, dnsmasq, dnsperf, iperf3, mitmproxy } = /** @type {any} */ (machine);
+  return `${cpus} CPUs (${cpu}${virtual ? ", virtual machine" : ""}, ${architecture}), ${Math.round(memoryMiB / 1024)} GiB, Linux ${kernel}, BPF JIT ${jit ? "on" : "off"}, Node.js ${node}; nftables ${nftables ?? "missing"}, dnsmasq ${dnsmasq ?? "missing"}, dnsperf ${dnsperf ?? "missing"}, iperf ${iperf3 ?? "missing"}, mitmproxy ${mitmproxy ?? "missing"}.`;
 }
 
 /** @param {readonly Row[]} rows */

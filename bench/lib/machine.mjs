@@ -47,6 +47,7 @@ export function machine() {
     dnsmasq: version("dnsmasq", ["--version"]),
     dnsperf: version("sh", ["-c", "dnsperf -h 2>&1 | head -3"]),
     iperf3: version("iperf3", ["--version"]),
+    mitmproxy: version("mitmdump", ["--version"]),
   };
 }
 

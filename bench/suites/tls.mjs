@@ -21,13 +21,13 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { createInterface } from "node:readline";
 import { CertificateAuthority } from "../../dist/tls/certificates/authority.js";
-import { inTurns, median, quantile, row } from "../lib/measure.mjs";
+import { inTurns, median, quantile, row, times } from "../lib/measure.mjs";
 import { file, folder, quiet, run as command, start, stop } from "../lib/place.mjs";
 
 const GATE = fileURLToPath(new URL("../lib/tls-gate.mjs", import.meta.url));
 const NAME = "bench.test";
 const ORIGIN = 4430, INTERCEPT = 4431, SPLICE = 4432, PEER = 4433;
-const SIZE = 128 << 20, IDLE = 1_000;
+const SIZE = 128 << 20, IDLE = times(1_000);
 
 /** @param {{row: (row: import("../lib/measure.mjs").Row) => void, say: (text: string) => void}} out */
 export async function run(out) {
@@ -64,7 +64,7 @@ export async function run(out) {
     return rate;
   };
   // Both have warmed up when it counts.
-  for (const [port, n] of [[INTERCEPT, 20_000], [PEER, 200]]) for (const args of [["--h1", "-n", String(n), "-c", "8"], ["-n", String(n / 2), "-c", "8", "-m", "10"], ["--h1", "-n", "100", "-c", "100"]]) await load(port, args)();
+  for (const [port, n] of [[INTERCEPT, times(20_000)], [PEER, 200]]) for (const args of [["--h1", "-n", String(n), "-c", "8"], ["-n", String(n / 2), "-c", "8", "-m", "10"], ["--h1", "-n", "100", "-c", "100"]]) await load(port, args)();
   out.say("tls.handshakes");
   const fresh = ["--h1", "-n", "100", "-c", "100"];
   const shaken = await inTurns({ ours: load(INTERCEPT, fresh), peer: load(PEER, fresh) }, { samples: 5 });
@@ -105,9 +105,9 @@ export async function run(out) {
 
   out.say("tls.added.p50");
   const first = (/** @type {number} */ port) => async () => {
-    const times = [];
-    for (let i = 0; i < 30; i++) times.push(await once(port, authority.certificate));
-    return quantile(times, 0.5);
+    const waits = [];
+    for (let i = 0; i < 30; i++) waits.push(await once(port, authority.certificate));
+    return quantile(waits, 0.5);
   };
   const late = await inTurns({ ours: first(SPLICE), baseline: first(ORIGIN) }, { samples: 5 });
   out.row(row("tls.added.p50", "ms", { ours: late.ours, baseline: late.baseline, difference: true }));
