@@ -407,7 +407,7 @@ class Http1Leg implements Watched {
       const source = body === null ? request : request.pipe(body);
       body?.on("error", (error) => this.#refuseLate(turn, stopOf(error)));
       source.pipe(outgoing, { end: false });
-      source.once("end", () => {
+      source.once("end", () => this.#guard(turn, () => {
         const trailers = request.rawTrailers;
         if (trailers.length > 0) {
           const checked = this.#requestTrailers(trailers, filter);
@@ -418,26 +418,26 @@ class Http1Leg implements Watched {
           if (framing[0] === "Transfer-Encoding") outgoing.addTrailers(pairs(checked));
         }
         outgoing.end();
-      });
+      }));
       if (facts.body.kind === "chunked") setImmediate(() => { if (!outgoing.destroyed && !outgoing.writableEnded) outgoing.flushHeaders(); });
     };
     if (!expects) begin();
     else {
       outgoing.flushHeaders();
-      outgoing.once("continue", () => {
+      outgoing.once("continue", () => this.#guard(turn, () => {
         if (!answered && !answer.destroyed) answer.writeContinue();
         begin();
-      });
+      }));
       // A guest that does not wait any longer (RFC 9110 section 10.1.1).
-      request.once("readable", () => { if (!answered) begin(); });
+      request.once("readable", () => this.#guard(turn, () => { if (!answered) begin(); }));
     }
-    outgoing.on("information", (interim) => {
+    outgoing.on("information", (interim) => this.#guard(turn, () => {
       if (interim.statusCode === 103 && !answered && head.version === "1.1" && !answer.headersSent) earlyHints(answer, interim.rawHeaders, filter);
-    });
-    outgoing.once("response", (incoming) => {
+    }));
+    outgoing.once("response", (incoming) => this.#guard(turn, () => {
       answered = true;
       this.#answer(turn, answer, head, outgoing, incoming, filter, expects && !begun);
-    });
+    }));
     // A 101 that nobody asked for.
     outgoing.once("upgrade", (_incoming, socket) => {
       socket.destroy();
@@ -485,7 +485,7 @@ class Http1Leg implements Watched {
     incoming.once("error", broke);
     incoming.once("aborted", broke);
     if (scrub !== null) scrub.transform.on("error", broke);
-    source.once("end", () => {
+    source.once("end", () => this.#guard(turn, () => {
       if (!incoming.complete) {
         broke();
         return;
@@ -501,7 +501,7 @@ class Http1Leg implements Watched {
       }
       answer.end();
       if (bodyUnsent) outgoing.destroy();
-    });
+    }));
     // What streams must not wait for its first octet.
     if (body.kind !== "length") setImmediate(() => { if (!answer.destroyed && !answer.writableEnded) answer.flushHeaders(); });
   }
@@ -517,7 +517,7 @@ class Http1Leg implements Watched {
     const outgoing = this.#send(turn, facts, filter, ["Connection", "Upgrade", "Upgrade", "websocket"]);
     // The guest's octets wait for the far side's consent.
     guest.pause();
-    outgoing.once("upgrade", (incoming, upstream: Socket, head) => {
+    outgoing.once("upgrade", (incoming, upstream: Socket, head) => this.#guard(turn, () => {
       const accepted = createHash("sha1").update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
       const scrubbed = filter === null ? { phrase: incoming.statusMessage ?? "", fields: responseFields(incoming.rawHeaders) } : filter.responseHead(101, incoming.statusMessage ?? "", responseFields(incoming.rawHeaders));
       if (incoming.statusCode !== 101 || tokensOf(valuesOf(incoming.rawHeaders, "upgrade")).join() !== "websocket" || valuesOf(incoming.rawHeaders, "sec-websocket-accept").join() !== accepted || scrubbed === null) {
@@ -545,10 +545,8 @@ class Http1Leg implements Watched {
       };
       through(guest, tunnel?.fromGuest ?? null, upstream);
       through(upstream, tunnel?.toGuest ?? null, guest);
-    });
-    outgoing.once("response", (incoming) => {
-      this.#plainAnswer(turn, incoming, filter);
-    });
+    }));
+    outgoing.once("response", (incoming) => this.#guard(turn, () => this.#plainAnswer(turn, incoming, filter)));
     outgoing.end();
   }
 
@@ -598,6 +596,15 @@ class Http1Leg implements Watched {
   #refuseLate(turn: Turn, refusal: Refusal): void {
     this.#outgoing?.destroy();
     this.#refuse(turn, { ...refusal, close: true });
+  }
+
+  /** What Node refuses to write, of whoever's making, ends this exchange and nothing else. */
+  #guard(turn: Turn, work: () => void): void {
+    try {
+      work();
+    } catch {
+      this.#failed(turn, new UpstreamError("upstream-framing", "the message cannot be written anew"));
+    }
   }
 
   /** Upstream could not be had, broke off, or answered what cannot be passed on. */

@@ -235,18 +235,18 @@ class Http2Leg implements Watched {
       this.#upstreamOver(stream, up);
     });
     if (whole !== null) {
-      up.once("wantTrailers", () => { if (!up.destroyed) up.sendTrailers({}); });
+      up.once("wantTrailers", () => this.#guard(stream, up, () => { if (!up.destroyed) up.sendTrailers({}); }));
       up.end(whole);
     } else if (!ended) this.#pumpRequest(stream, up, filter);
-    up.on("continue", () => { if (open(stream) && !stream.headersSent) stream.additionalHeaders({ ":status": 100 }); });
-    up.on("headers", (interim) => {
+    up.on("continue", () => this.#guard(stream, up, () => { if (open(stream) && !stream.headersSent) stream.additionalHeaders({ ":status": 100 }); }));
+    up.on("headers", (interim) => this.#guard(stream, up, () => {
       const status = Number(interim[":status"]);
       if (!open(stream) || stream.headersSent || status < 102 || status > 199) return;
       const plain = responseFields(flat(interim));
       const passed = filter === null ? plain : filter.responseHead(status, "", plain)?.fields;
       if (passed !== undefined) stream.additionalHeaders({ ":status": status, ...objectOf(passed) });
-    });
-    up.once("response", (incoming, flags) => this.#answer(stream, up, incoming, flags, filter));
+    }));
+    up.once("response", (incoming, flags) => this.#guard(stream, up, () => this.#answer(stream, up, incoming, flags, filter)));
   }
 
   #pumpRequest(stream: ServerHttp2Stream, up: ClientHttp2Stream, filter: ExchangeFilter | null): void {
@@ -260,7 +260,7 @@ class Http2Leg implements Watched {
         this.#refuse(stream, checked);
       }
     });
-    up.once("wantTrailers", () => { if (!up.destroyed) up.sendTrailers(trailers); });
+    up.once("wantTrailers", () => this.#guard(stream, up, () => { if (!up.destroyed) up.sendTrailers(trailers); }));
     const body: Duplex | null = filter?.body ?? null;
     if (body === null) stream.pipe(up);
     else {
@@ -304,7 +304,7 @@ class Http2Leg implements Watched {
           stream.close(NGHTTP2_INTERNAL_ERROR);
         }
       });
-      stream.once("wantTrailers", () => { if (!stream.destroyed) stream.sendTrailers(trailers); });
+      stream.once("wantTrailers", () => this.#guard(stream, up, () => { if (!stream.destroyed) stream.sendTrailers(trailers); }));
     }
     stream.respond({ ":status": status, ...objectOf(fields) }, options);
     if (ended || !open(stream) || stream.writableEnded) return;
@@ -312,6 +312,18 @@ class Http2Leg implements Watched {
     else {
       scrub.transform.on("error", () => stream.close(NGHTTP2_INTERNAL_ERROR));
       up.pipe(scrub.transform).pipe(stream);
+    }
+  }
+
+  /** What Node refuses to write, of whoever's making, ends this stream and nothing else. */
+  #guard(stream: ServerHttp2Stream, up: ClientHttp2Stream, work: () => void): void {
+    try {
+      work();
+    } catch {
+      if (!up.destroyed) up.close(NGHTTP2_CANCEL);
+      if (!open(stream)) return;
+      if (stream.headersSent) stream.close(NGHTTP2_INTERNAL_ERROR);
+      else this.#failed(stream, new UpstreamError("upstream-framing", "the message cannot be written anew"));
     }
   }
 
