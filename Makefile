@@ -6,7 +6,7 @@ SHELL := /bin/bash
 NODE_HEADERS := $(shell node -p 'const home = path.join(path.dirname(process.execPath), ".."); fs.existsSync(home + "/include/node/node_api.h") ? "--nodedir=" + home : ""' 2>/dev/null)
 VITEST := npx vitest run --reporter=default
 
-.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-tls bench-check test-kernels test-packages deb clean
+.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm test-storm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-tls bench-check test-kernels test-packages deb clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ test-netns: build ## namespaces with a real tap (root)
 	$(VITEST) test/netns
 test-vm: build ## one microVM (root)
 	$(VITEST) test/vm
+
+test-storm: build ## 200 taps for minutes: attach, detach, swap, kill, restart under fire (root)
+	@scripts/need-root.sh "make test-storm"
+	STORM_TAPS=$${STORM_TAPS:-200} STORM_SECONDS=$${STORM_SECONDS:-240} $(VITEST) test/storm
 
 test-kernels: build ## programs and packet tests on Linux 6.1, 6.12 and this one; half an hour and more (root)
 	@scripts/need-root.sh "make test-kernels"

@@ -5,7 +5,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-const layers = ["unit", "native", "prog", "netns", "vm"];
+const layers = ["unit", "native", "prog", "netns", "storm", "vm"];
 const directory = mkdtempSync(join(tmpdir(), "enforcer-test-"));
 const sum = { passed: 0, failed: 0, skipped: 0 };
 let broken = false;

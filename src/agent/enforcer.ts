@@ -48,7 +48,7 @@ import { digestOf, identityKey, identityOf, type AttachOptions, type KeptSandbox
 export type { AttachOptions, KeptSandbox, Sandbox } from "./sandbox.js";
 
 /** How often expired flows are freed, ms. The kernel counts their time itself; this only gives back the memory. */
-const SWEEP = 5_000;
+const SWEEP = 5_000, SWEEP_PARTS = 32;
 /** How often pins that were added are written down, ms: what a crash may forget the names of, not the pins. */
 const WRITE_PINS = 10_000;
 /** Names of deleted taps that are held on; beyond it the oldest is let go. */
@@ -95,6 +95,8 @@ export class Enforcer {
   readonly #run: RunDirectory;
   readonly #sandboxes = new Map<string, Sandbox>();
   readonly #kept = new Map<string, KeptSandbox>();
+  /** Slots that a former process left in force, with their devices, until they are taken over or cleared. */
+  readonly #left = new Map<number, number>();
   readonly #cleanup: (() => void | Promise<void>)[] = [];
   /** Pins ever written by sandbox, when they were last put down. */
   readonly #written = new Map<string, number>();
@@ -117,6 +119,7 @@ export class Enforcer {
   #events: RingBuffer | null = null;
   #pendingGateways: readonly Address[] = [];
   #generation = 0;
+  #sweeps = 0;
   #started = false;
   #stopped = false;
   /** A former process's enforcement is still in force and this process could not take it over: it stays. */
@@ -167,7 +170,10 @@ export class Enforcer {
     this.inside(() => {
       for (const ifindex of linkedDevices(this.#instance)) if (findLinkByIndex(ifindex) === null) detachHooks(this.#instance, ifindex, TAP_HOOKS);
       for (const { slot, ifindex } of this.#slotsInForce()) {
-        if (findLinkByIndex(ifindex) !== null) continue;
+        if (findLinkByIndex(ifindex) !== null) {
+          this.#left.set(slot, ifindex);
+          continue;
+        }
         SandboxTables.adopt(this.#instance, slot)?.clear();
         this.#globals.clearTap(ifindex);
       }
@@ -190,7 +196,7 @@ export class Enforcer {
 
     this.#watch = new HostWatch({
       ...(netnsFd === null ? {} : { netnsFd }),
-      onView: () => this.#viewChanged(), onRead: () => this.#refreshStale(),
+      onView: () => this.#viewChanged(), onRead: (changed) => this.#refreshStale(changed),
       onLink: (event) => {
         this.#stale.add(event.link.ifindex);
         this.#options.onLink(event);
@@ -230,7 +236,7 @@ export class Enforcer {
     this.#cleanup.push(() => this.#inspection.stop());
     if (noUpstream && this.#options.resolvConf !== null) this.#options.onNotice(`${this.#options.resolvConf} names no resolver: names fail unless the policy or --upstream names one`);
 
-    const timers = [setInterval(() => this.#sweep(), SWEEP), setInterval(() => { this.writePins().catch((error: unknown) => this.#options.onNotice(`pins could not be written down: ${text(error)}`)); }, WRITE_PINS)];
+    const timers = [setInterval(() => this.#sweep(), SWEEP / SWEEP_PARTS), setInterval(() => { this.writePins().catch((error: unknown) => this.#options.onNotice(`pins could not be written down: ${text(error)}`)); }, WRITE_PINS)];
     for (const timer of timers) timer.unref();
     this.#started = true;
     this.#cleanup.push(() => { for (const timer of timers) clearInterval(timer); });
@@ -263,7 +269,7 @@ export class Enforcer {
       const left = this.inside(() => this.#leftInForce(facts.ifindex));
       survived = left !== null;
       // The number was another device's, which has gone.
-      if (left === null) for (const { slot, ifindex } of this.#slotsInForce()) if (ifindex === facts.ifindex) SandboxTables.adopt(this.#instance, slot)?.clear();
+      if (left === null) for (const [slot, ifindex] of this.#left) if (ifindex === facts.ifindex) this.#clearLeft(slot);
       const slot = left?.slot ?? this.#freeSlot();
       const generation = left?.generation ?? this.#nextGeneration();
       const target: PolicyState = { uid: "0", digest, source: options.source };
@@ -314,6 +320,7 @@ export class Enforcer {
       };
       for (const kept of this.#kept.values()) if (kept.slot === slot) this.#kept.delete(kept.name);
       this.#sandboxes.set(name, sandbox);
+      this.#left.delete(slot);
       this.#awaited.delete(tap);
       this.#gone.delete(tap);
       return sandbox;
@@ -335,7 +342,7 @@ export class Enforcer {
     try {
       await this.#forgetInResolver(slot);
       await this.#resolver.ask({
-        kind: "addSandbox", slot, generation, name, policy, floor, compiledGroups: this.#groups,
+        kind: "addSandbox", slot, generation, name, policy, floor, compiledGroups: null,
         pinsFd: pins.fd, floorPinsFd: floorPins?.fd ?? null, flowsFd: flows?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
         upstreams: upstreams.length > 0 ? upstreams : null,
       });
@@ -426,6 +433,7 @@ export class Enforcer {
     forgetAuthority(this.#run.path, name);
     forgetPlaceholders(this.#run.path, name);
     sandbox.tables.clear();
+    this.#left.delete(sandbox.slot);
     this.inside(() => restoreTap({ ifindex, changes: known?.preparation.changes ?? state?.changes ?? [] }));
     const tap = known?.facts.name ?? state?.device ?? name;
     this.inside(() => (gone ? this.#keepHeld(tap) : this.#release(tap)));
@@ -460,7 +468,7 @@ export class Enforcer {
       try {
         if (compiledFloor !== null) floorPins = tables.stageFloor(compiledFloor, uid, sizes.pins);
         ({ written, left } = await this.#resolver.ask({
-          kind: "swapPolicy", slot, generation, policy, floor, compiledGroups: this.#groups, pinsFd: pins.fd, floorPinsFd: floorPins?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
+          kind: "swapPolicy", slot, generation, policy, floor, compiledGroups: null, pinsFd: pins.fd, floorPinsFd: floorPins?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
           upstreams: options.upstreams.length > 0 ? options.upstreams : null,
         }));
         begun = true;
@@ -496,12 +504,17 @@ export class Enforcer {
   /** Slot in force for this device, with our programs still on its hooks. */
   #leftInForce(ifindex: number): SandboxTables | null {
     if (!hooksHeld(this.#instance, ifindex, TAP_HOOKS)) return null;
-    for (const { slot, ifindex: device } of this.#slotsInForce()) {
-      if (device !== ifindex || [...this.#sandboxes.values()].some((sandbox) => sandbox.slot === slot)) continue;
+    for (const [slot, device] of this.#left) {
+      if (device !== ifindex) continue;
       const tables = SandboxTables.adopt(this.#instance, slot);
       if (tables !== null && tables.uid !== 0n) return tables;
     }
     return null;
+  }
+
+  #clearLeft(slot: number): void {
+    SandboxTables.adopt(this.#instance, slot)?.clear();
+    this.#left.delete(slot);
   }
 
   #slotsInForce(): { slot: number; ifindex: number; generation: number }[] {
@@ -534,7 +547,7 @@ export class Enforcer {
       const link = this.inside(() => findLinkByIndex(ifindex));
       const tables = link === null ? null : this.inside(() => this.#leftInForce(ifindex));
       if (link === null || tables === null || tables.slot !== slot) {
-        SandboxTables.adopt(this.#instance, slot)?.clear();
+        this.#clearLeft(slot);
         this.#globals.clearTap(ifindex);
         continue;
       }
@@ -545,7 +558,7 @@ export class Enforcer {
       const nothing = tables.pins();
       if (nothing !== null) {
         const { policy } = buildPolicy({ noNet: true });
-        await this.#resolver.ask({ kind: "addSandbox", slot, generation, name, policy, floor: null, compiledGroups: this.#groups, pinsFd: nothing.fd, floorPinsFd: null, flowsFd: null, pinEpochsFd: null, upstreams: null }).finally(() => nothing.close());
+        await this.#resolver.ask({ kind: "addSandbox", slot, generation, name, policy, floor: null, compiledGroups: null, pinsFd: nothing.fd, floorPinsFd: null, flowsFd: null, pinEpochsFd: null, upstreams: null }).finally(() => nothing.close());
       }
       this.#kept.set(name, { name, slot, generation, ifindex, device: link.name, tables, reason });
       this.inside(() => this.#base?.add(link.name));
@@ -672,9 +685,10 @@ export class Enforcer {
   /** Puts pins down for a successor; those of sandboxes that got some since, or all. */
   async writePins(all = false): Promise<void> {
     const { sandboxes } = await this.resolverStats();
+    const rows = new Map(sandboxes.map((row) => [row.slot, row]));
     for (const sandbox of [...this.#sandboxes.values()]) {
-      const row = sandboxes.find(({ slot, generation }) => slot === sandbox.slot && generation === sandbox.generation);
-      if (row === undefined) continue;
+      const row = rows.get(sandbox.slot);
+      if (row?.generation !== sandbox.generation) continue;
       const count = row.pins.added + row.pins.renewed + row.pins.graceExtensions;
       if (!all && this.#written.get(sandbox.name) === count) continue;
       await this.#writePins(sandbox);
@@ -722,12 +736,12 @@ export class Enforcer {
   #viewChanged(): void {
     // A failure goes to the watch, which gives the view again.
     this.#hostChanged();
-    for (const sandbox of this.#sandboxes.values()) this.#refresh(sandbox);
     this.#options.onView();
   }
 
-  /** Sandboxes whose tap or bridge has changed (its MAC, its master), or that still lack an address. */
-  #refreshStale(): void {
+  /** Sandboxes whose tap or bridge has changed (addresses, routes, MAC, master), or that still lack an address. */
+  #refreshStale(changed: ReadonlySet<number>): void {
+    for (const ifindex of changed) this.#stale.add(ifindex);
     for (const sandbox of this.#sandboxes.values()) {
       const { facts: { ifindex, bridge }, identity: { gateways, learnPrefixes } } = sandbox;
       if (this.#stale.has(ifindex) || (bridge !== null && this.#stale.has(bridge.ifindex)) || gateways.length === 0 || learnPrefixes.length === 0) this.#refresh(sandbox);
@@ -777,7 +791,8 @@ export class Enforcer {
   // ---- slots --------------------------------------------------------------------------------------------------------
 
   #freeSlot(): number {
-    const used = new Set([...this.#sandboxes.values(), ...this.#kept.values(), ...this.#slotsInForce()].map(({ slot }) => slot));
+    const used = new Set([...this.#sandboxes.values(), ...this.#kept.values()].map(({ slot }) => slot));
+    for (const slot of this.#left.keys()) used.add(slot);
     for (let slot = 0; slot < this.#instance.sandboxes; slot++) if (!used.has(slot)) return slot;
     throw new EnforcerError("E_LIMIT", `${this.#instance.sandboxes} sandboxes are attached already`, { remedy: "raise the number of sandboxes of this agent" });
   }
@@ -797,8 +812,11 @@ export class Enforcer {
     return this.#generation;
   }
 
+  /** A part of the sandboxes at a time: an attach must not wait for all of them. */
   #sweep(): void {
+    const part = this.#sweeps++ % SWEEP_PARTS;
     for (const { slot } of this.#sandboxes.values()) {
+      if (slot % SWEEP_PARTS !== part) continue;
       const context = Buffer.alloc(SKB_SIZE);
       context.writeUInt32LE(slot, SKB_MARK);
       this.#instance.program("sweep").testRun({ data: new Uint8Array(64), context });

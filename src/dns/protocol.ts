@@ -61,7 +61,7 @@ export interface AddSandboxMessage {
   readonly policy: Policy;
   /** the operator's; null: none. */
   readonly floor: Policy | null;
-  /** the table that compilePolicy was given, null if none. */
+  /** what reverse names are judged by; null: the groups of the moment. */
   readonly compiledGroups: GroupTable | null;
   /** inner map of `pins` in force. */
   readonly pinsFd: number;

@@ -22,11 +22,11 @@ export interface HostFacts {
 }
 
 /**
- * @param compiled the group table that the compiler was given for this policy, null if none: bits must agree with it.
+ * @param compiled the group table to judge reverse names by; null: the host's at the moment.
  */
 export function sandboxPolicy(policy: Policy, compiled: GroupTable | null, host: HostFacts): SandboxPolicy {
   const localSuffixes = (): readonly (readonly string[])[] => host.localSuffixes();
-  const judge = new NameJudge(policy, compiled === null ? { localSuffixes } : { localSuffixes, groups: compiled });
+  const judge = new NameJudge(policy, { localSuffixes, groups: compiled ?? (() => host.groupTable()) });
   return {
     judge: (labels) => judge.judge(labels),
     rebindProtection: policy.dns.rebindProtection,

@@ -38,6 +38,7 @@ export class Instance {
   readonly adopted: boolean;
   readonly #object: BpfObject;
   readonly #maps = new Map<string, BpfMap>();
+  #sandboxes: number | null = null;
   /** Version of the maps that this build makes and takes over. */
   static readonly layoutVersion: number = AbiLimit.ABI_VERSION;
 
@@ -93,7 +94,7 @@ export class Instance {
   innerTemplate(outer: MapName): ReturnType<BpfObject["innerTemplate"]> { return this.#object.innerTemplate(outer); }
 
   /** Slots for sandboxes; one more is there for the self-test. */
-  get sandboxes(): number { return this.map("sandboxes").info.maxEntries - SPARE_SLOTS; }
+  get sandboxes(): number { return (this.#sandboxes ??= this.map("sandboxes").info.maxEntries - SPARE_SLOTS); }
 
   /** Slot that belongs to no sandbox. */
   get spareSlot(): number { return this.sandboxes; }

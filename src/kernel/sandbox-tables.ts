@@ -88,7 +88,7 @@ export class SandboxTables {
     record.copy(tables.#record);
     tables.#uid = record.readBigUInt64LE(field.policy.offset);
     tables.#dot = tables.#stagedDot = (record.readUInt32LE(field.flags.offset) & SandboxFlag.SANDBOX_REDIRECT_DOT) !== 0;
-    for (const name of OF_SLOT) if (tables.inner(name) === null) return null;
+    for (const name of OF_SLOT) if (!tables.#has(name, slot)) return null;
     return tables;
   }
 

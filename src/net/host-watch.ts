@@ -29,8 +29,8 @@ export interface HostWatchOptions {
   readonly netnsFd?: number;
   /** When it throws, the view counts as not taken and is given again. */
   readonly onView: (view: HostView) => void;
-  /** After every reading, also of what has not changed: a device that went and came back in between is another one. */
-  readonly onRead?: () => void;
+  /** After every reading. @param changed devices whose addresses or routes differ from the reading before. */
+  readonly onRead?: (changed: ReadonlySet<number>) => void;
   /** In the order in which the kernel tells them. An event is given once, whatever it throws. */
   readonly onLink?: (event: LinkEvent) => void;
   /** A reading or a callback failed; reading is tried again. Without onError the error is thrown out of the event loop. */
@@ -38,8 +38,17 @@ export interface HostWatchOptions {
 }
 
 /** Reads what is there now, once. @throws EnforcerError E_NETLINK. */
-export function readHostView(): HostView {
-  return hostView(listAddresses(), [...listRoutes(4), ...listRoutes(6)]);
+export function readHostView(): HostView { return readHost().view; }
+
+/** The view, and what each device has of it as text: equal where nothing changed. */
+function readHost(): { readonly view: HostView; readonly devices: Map<number, string> } {
+  const addresses = listAddresses(), routes = [...listRoutes(4), ...listRoutes(6)];
+  const devices = new Map<number, string>();
+  const add = (ifindex: number, text: string): void => void devices.set(ifindex, (devices.get(ifindex) ?? "") + text);
+  const octets = (bytes: Uint8Array | null): string => (bytes === null ? "-" : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("latin1"));
+  for (const { ifindex, local, peer, prefixLength, broadcast } of addresses) add(ifindex, `a${octets(local)}${octets(peer)}${octets(broadcast)}${prefixLength}`);
+  for (const { destination, type, hops } of routes) for (const { ifindex, gateway } of hops) if (ifindex !== null) add(ifindex, `r${octets(destination.bytes)}${destination.length}.${type}${octets(gateway)}`);
+  return { view: hostView(addresses, routes), devices };
 }
 
 export class HostWatch {
@@ -49,6 +58,7 @@ export class HostWatch {
   #links = new Map<number, Link>();
   #view: HostView;
   #key: string;
+  #devices: Map<number, string>;
   #pause: NodeJS.Timeout | null = null;
   #again = false;
   #closed = false;
@@ -62,7 +72,9 @@ export class HostWatch {
     // The socket first, then the reading: a change between the two is notified.
     this.#monitor = this.#there(() => new NetlinkMonitor([Group.link, Group.address4, Group.address6, Group.route4, Group.route6], (messages) => this.#onMessages(messages)));
     try {
-      this.#view = this.#there(readHostView);
+      const { view, devices } = this.#there(readHost);
+      this.#view = view;
+      this.#devices = devices;
       this.#key = hostViewKey(this.#view);
       for (const link of this.#there(listLinks)) this.#links.set(link.ifindex, link);
     } catch (error) {
@@ -84,7 +96,6 @@ export class HostWatch {
     try {
       this.#readLinks();
       this.#readView();
-      this.#options.onRead?.();
       pause = Math.min(PAUSE_MOST, Math.max(READ_PAUSE, (performance.now() - started) * PAUSE_RATIO));
     } catch (error) {
       this.#again = true;
@@ -144,12 +155,16 @@ export class HostWatch {
   }
 
   #readView(): void {
-    const view = this.#there(readHostView);
+    const { view, devices } = this.#there(readHost);
+    const changed = new Set([...devices.keys(), ...this.#devices.keys()].filter((ifindex) => devices.get(ifindex) !== this.#devices.get(ifindex)));
     const key = hostViewKey(view);
-    if (key === this.#key) return;
-    this.#view = view;
-    this.#options.onView(view);
-    this.#key = key;
+    if (key !== this.#key) {
+      this.#view = view;
+      this.#options.onView(view);
+      this.#key = key;
+    }
+    this.#devices = devices;
+    this.#options.onRead?.(changed);
   }
 
   #startPause(milliseconds: number): void {

@@ -95,16 +95,17 @@ export class NameJudge {
   /** First egress rule that decides about every name. */
   readonly #open: Rule | null;
   readonly #localSuffixes: () => readonly (readonly string[])[];
-  readonly #table: GroupTable;
+  readonly #table: () => GroupTable;
 
   /**
    * @param options.localSuffixes domains of the host's own search list at the moment: names in them are refused unless a rule
    *   lies in them.
    * @param options.groups the address groups of the moment, for reverse names; without it, those without a host.
    */
-  constructor(policy: Policy, options: { localSuffixes?: () => readonly (readonly string[])[]; groups?: GroupTable } = {}) {
+  constructor(policy: Policy, options: { localSuffixes?: () => readonly (readonly string[])[]; groups?: GroupTable | (() => GroupTable) } = {}) {
     this.#policy = policy;
-    this.#table = options.groups ?? staticGroups;
+    const { groups = staticGroups } = options;
+    this.#table = typeof groups === "function" ? groups : () => groups;
     this.#bits = assignBits(policy);
     this.#block = new BlockJudge(policy.dns.block);
     this.#localSuffixes = options.localSuffixes ?? (() => []);
@@ -129,7 +130,7 @@ export class NameJudge {
     if (this.#block.blocks(labels)) return { allowed: false, bits: [], rule: null, reason: "blocked" };
     const matches = this.#matches(labels);
     const bits = [...new Set(matches.map(({ index }) => this.#bits.bitOf[index] as number))].sort((a, b) => a - b);
-    const guarded = special(labels, this.#localSuffixes(), this.#table);
+    const guarded = special(labels, this.#localSuffixes(), this.#table());
     // A name that needs a rule of its own is not opened by a rule for everything, so the rules behind that one still speak.
     const end = this.#open === null || (guarded !== null && this.#open.action === "allow") ? Infinity : this.#open.index;
     for (const { index, rule, pattern } of matches) {
