@@ -44,6 +44,25 @@ export function percentDecoded(source: Mapped): Mapped {
   });
 }
 
+/** The same without places: many times faster, for a first look. An unfinished escape stays as it is. */
+export function percentPlain(octets: Buffer): Buffer {
+  const out = Buffer.allocUnsafe(octets.length), { length } = octets;
+  let to = 0;
+  for (let i = 0; i < length; i++) {
+    const octet = octets[i] as number;
+    if (octet === PERCENT && i + 2 < length) {
+      const high = hex[octets[i + 1] as number] as number, low = hex[octets[i + 2] as number] as number;
+      if (high >= 0 && low >= 0) {
+        out[to++] = high << 4 | low;
+        i += 2;
+        continue;
+      }
+    }
+    out[to++] = octet;
+  }
+  return out.subarray(0, to);
+}
+
 /** `\uXXXX` as UTF-8 (a surrogate alone stays as it is), and the short escapes. */
 export function jsonDecoded(source: Mapped): Mapped {
   return decoded(source, (octets, i) => {

@@ -10,7 +10,8 @@
  * chance. Pure.
  * Does not find: other encodings (hexadecimal, compression, encryption, base64 broken into lines, one octet at a time).
  */
-import { escapes, identity, jsonDecoded, type Mapped, percentDecoded } from "./escapes.js";
+import { escapes, identity, jsonDecoded, type Mapped, percentDecoded, percentPlain } from "./escapes.js";
+import { Scanner } from "./scanner.js";
 import type { Form } from "./types.js";
 
 /** Shortest value that is looked for, octets. */
@@ -41,14 +42,16 @@ export class Finder {
   readonly reach: number;
   readonly #marked: readonly Needle[];
   readonly #plain: readonly Needle[];
-  readonly #markers: readonly Buffer[];
+  /** For the values' needles, and behind them the markers: one of these stands wherever a placeholder does. */
+  readonly #scanner: Scanner;
 
   /** @param marker in every placeholder; null: there are none. */
   constructor(wanted: readonly Wanted[], marker: string | null) {
     const needles = wanted.filter(({ what, octets }) => what === "placeholder" || octets.length >= FOUND_FROM).flatMap(needlesOf);
     this.#marked = needles.filter((needle) => needle.wanted.what === "placeholder");
     this.#plain = needles.filter((needle) => needle.wanted.what === "value");
-    this.#markers = marker === null ? [] : [Buffer.from(marker, "latin1"), ...[0, 1, 2].map((shift) => base64Of(Buffer.from(marker, "latin1"), shift))];
+    const markers = marker === null || this.#marked.length === 0 ? [] : [Buffer.from(marker, "latin1"), ...[0, 1, 2].map((shift) => base64Of(Buffer.from(marker, "latin1"), shift))];
+    this.#scanner = new Scanner([...this.#plain.map(({ octets }) => octets), ...markers]);
     this.reach = STRETCH * needles.reduce((longest, { octets }) => Math.max(longest, octets.length), 0);
   }
 
@@ -92,8 +95,14 @@ export class Finder {
   }
 
   #search(octets: Buffer, found: (start: number, end: number, needle: Needle) => void): void {
-    if (this.#marked.length > 0 && this.#markers.some((marker) => octets.includes(marker))) each(this.#marked, octets, found);
-    each(this.#plain, octets, found);
+    let marked = false;
+    this.#scanner.scan(octets, (start, index) => {
+      const needle = this.#plain[index];
+      if (needle === undefined) marked = true;
+      else found(start, start + needle.octets.length, needle);
+      return false;
+    });
+    if (marked) each(this.#marked, octets, found);
   }
 
   #searchEscaped(octets: Buffer, found: Found[]): void {
@@ -102,13 +111,27 @@ export class Finder {
       const start = Math.max(0, (at[i] as number) - this.reach);
       let end = (at[i] as number) + this.reach;
       while (++i < at.length && (at[i] as number) - this.reach <= end) end = (at[i] as number) + this.reach;
-      for (const [written, view] of views(identity(octets.subarray(start, end), start))) {
+      const around = octets.subarray(start, end);
+      if (!this.#suspicious(around)) continue;
+      for (const [written, view] of views(identity(around, start))) {
         this.#search(view.octets, (first, last, needle) => {
           const form = needle.form === "raw" ? written : needle.form;
           found.push({ start: view.from[first] as number, end: view.to[last - 1] as number, needle: { ...needle, form } });
         });
       }
     }
+  }
+
+  /** Whether a view of the octets, other than themselves, may hold something: a look that tells no places. */
+  #suspicious(octets: Buffer): boolean {
+    if (octets.includes(BACKSLASH)) {
+      const json = jsonDecoded(identity(octets, 0)).octets;
+      if (this.#scanner.any(json) || (json.includes(PERCENT) && this.#scanner.any(percentPlain(json)))) return true;
+    }
+    if (!octets.includes(PERCENT)) return false;
+    const once = percentPlain(octets), twice = once.includes(PERCENT) ? percentPlain(once) : once;
+    return this.#scanner.any(once) || (twice !== once && this.#scanner.any(twice))
+      || [once, twice].some((view) => view.includes(BACKSLASH) && this.#scanner.any(jsonDecoded(identity(view, 0)).octets));
   }
 
   /** The longest end of the octets that is the beginning of something wanted and not all of it. */
