@@ -19,6 +19,8 @@ export const FOUND_FROM = 8;
 /** Source octets for one octet: `%25%36%37`. */
 const STRETCH = 9;
 const PERCENT = 0x25, BACKSLASH = 0x5c;
+/** The short escapes alone are written out in the needles. */
+const JSON_ESCAPE = Buffer.from("\\u");
 
 export interface Wanted {
   readonly secret: string;
@@ -40,6 +42,9 @@ type Found = { start: number; end: number; needle: Needle };
 export class Finder {
   /** Octets of the past that a match may begin in. */
   readonly reach: number;
+  readonly #longest: number;
+  /** Needles by their first octet. */
+  readonly #byFirst: Buffer[][] = [];
   readonly #marked: readonly Needle[];
   readonly #plain: readonly Needle[];
   /** For the values' needles, and behind them the markers: one of these stands wherever a placeholder does. */
@@ -52,7 +57,9 @@ export class Finder {
     this.#plain = needles.filter((needle) => needle.wanted.what === "value");
     const markers = marker === null || this.#marked.length === 0 ? [] : [Buffer.from(marker, "latin1"), ...[0, 1, 2].map((shift) => base64Of(Buffer.from(marker, "latin1"), shift))];
     this.#scanner = new Scanner([...this.#plain.map(({ octets }) => octets), ...markers]);
-    this.reach = STRETCH * needles.reduce((longest, { octets }) => Math.max(longest, octets.length), 0);
+    this.#longest = needles.reduce((longest, { octets }) => Math.max(longest, octets.length), 0);
+    this.reach = STRETCH * this.#longest;
+    for (const { octets } of needles) (this.#byFirst[octets[0] as number] ??= []).push(octets);
   }
 
   get empty(): boolean { return this.#marked.length === 0 && this.#plain.length === 0; }
@@ -124,31 +131,25 @@ export class Finder {
 
   /** Whether a view of the octets, other than themselves, may hold something: a look that tells no places. */
   #suspicious(octets: Buffer): boolean {
-    if (octets.includes(BACKSLASH)) {
+    if (octets.includes(JSON_ESCAPE)) {
       const json = jsonDecoded(identity(octets, 0)).octets;
       if (this.#scanner.any(json) || (json.includes(PERCENT) && this.#scanner.any(percentPlain(json)))) return true;
     }
     if (!octets.includes(PERCENT)) return false;
     const once = percentPlain(octets), twice = once.includes(PERCENT) ? percentPlain(once) : once;
     return this.#scanner.any(once) || (twice !== once && this.#scanner.any(twice))
-      || [once, twice].some((view) => view.includes(BACKSLASH) && this.#scanner.any(jsonDecoded(identity(view, 0)).octets));
+      || [once, twice].some((view) => view.includes(JSON_ESCAPE) && this.#scanner.any(jsonDecoded(identity(view, 0)).octets));
   }
 
   /** The longest end of the octets that is the beginning of something wanted and not all of it. */
   #overlap(octets: Buffer): number {
-    let longest = 0;
-    for (const needles of [this.#marked, this.#plain]) {
-      for (const { octets: needle } of needles) {
-        const last = octets.length, first = Math.max(0, last - needle.length + 1);
-        for (let i = octets.indexOf(needle[0] as number, first); i >= 0 && last - i > longest; i = octets.indexOf(needle[0] as number, i + 1)) {
-          if (octets.compare(needle, 0, last - i, i, last) === 0) {
-            longest = last - i;
-            break;
-          }
-        }
+    const { length } = octets;
+    for (let i = Math.max(0, length - this.#longest + 1); i < length; i++) {
+      for (const needle of this.#byFirst[octets[i] as number] ?? []) {
+        if (needle.length > length - i && octets.compare(needle, 0, length - i, i, length) === 0) return length - i;
       }
     }
-    return longest;
+    return 0;
   }
 }
 

@@ -380,6 +380,7 @@ describe("tls and secrets", () => {
     ["tls: {intercept: true}\nrules: [{allow: api.example.com, methods: [get]}]", "methods are upper case: get"],
     ["tls: {intercept: true}\nrules: [{allow: api.example.com, paths: [/a/../b]}]", "is not in normal form"],
     ["tls: {intercept: true}\nrules: [{allow: api.example.com, paths: ['/a/**/b']}]", "at the end only"],
+    ["tls: {intercept: true}\nsecrets: {A: {from: {env: A}, allowed_hosts: ['*.github.io']}}", "others can register names there, and would get the secret A"],
     ["secrets: {A: {from: {env: A}, allowed_hosts: ['*.com']}}", "public suffix"],
   ])("%j is refused", (text, words) => {
     expect(() => read(text)).toThrow(words);

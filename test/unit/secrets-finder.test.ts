@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Finder, type Wanted } from "../../src/secrets/finder.js";
 import { PlaceholderBook } from "../../src/secrets/placeholder.js";
+import { Scanner } from "../../src/secrets/scanner.js";
 import { Pass } from "../../src/secrets/stream.js";
 import { secretSpec } from "../lib/secrets.js";
 
@@ -61,6 +62,18 @@ describe("A55, test 34: forms", () => {
   it("a short value is not looked for", () => {
     expect(new Finder([{ secret: "S", what: "value", octets: Buffer.from("1234567") }], null).find(Buffer.from("x1234567x"))).toEqual([]);
     expect(new Finder([{ secret: "S", what: "value", octets: Buffer.from("12345678") }], null).find(Buffer.from("x12345678x"))).toHaveLength(1);
+  });
+});
+
+describe("the search for many texts", () => {
+  it("tells every place that a search for each alone tells", () => {
+    const letters = (least: number, most: number) => fc.array(fc.constantFrom(0x61, 0x62, 0x25), { minLength: least, maxLength: most }).map((octets) => Buffer.from(octets));
+    fc.assert(fc.property(fc.array(letters(2, 9), { minLength: 1, maxLength: 5 }), letters(0, 200), (texts, octets) => {
+      const found: string[] = [], expected: string[] = [];
+      new Scanner(texts).scan(octets, (start, index) => { found.push(`${start} ${index}`); return false; });
+      texts.forEach((text, index) => { for (let i = octets.indexOf(text); i >= 0; i = octets.indexOf(text, i + 1)) expected.push(`${i} ${index}`); });
+      expect(found.sort()).toEqual(expected.sort());
+    }), { numRuns: 500 });
   });
 });
 

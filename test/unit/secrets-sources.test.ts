@@ -7,7 +7,7 @@ import { EnforcerError } from "../../src/errors.js";
 import type { SecretSource, SecretSpec } from "../../src/policy/types.js";
 import { GRACE_MS, LiveSecret } from "../../src/secrets/live-secret.js";
 import { forgetPlaceholders, keptEnvironment, PlaceholderBook, placeholderPath } from "../../src/secrets/placeholder.js";
-import { SandboxSecrets } from "../../src/secrets/sandbox-secrets.js";
+import { refuseLeaks, SandboxSecrets } from "../../src/secrets/sandbox-secrets.js";
 import { readValue, VALUE_OCTETS } from "../../src/secrets/source.js";
 import { assertNowhere, secretSpec } from "../lib/secrets.js";
 
@@ -221,6 +221,12 @@ describe("placeholders", () => {
 });
 
 describe("a sandbox's secrets", () => {
+  it("39: are refused while the process would print or give away what it is sent", () => {
+    for (const [environment, options] of [[{ NODE_DEBUG: "http2" }, []], [{ NODE_DEBUG: "fs,tls" }, []], [{ NODE_DEBUG_NATIVE: "x" }, []], [{ NODE_TLS_REJECT_UNAUTHORIZED: "0" }, []], [{}, ["--inspect=127.0.0.1:0"]], [{}, ["--tls-keylog=/x"]], [{}, ["--report-on-signal"]]] as const) {
+      expect(() => refuseLeaks(environment, options)).toThrow(/cannot be served/);
+    }
+    expect(() => refuseLeaks({ NODE_DEBUG: "timer", SSLKEYLOGFILE: "/x" }, ["--max-old-space-size=100"])).not.toThrow();
+  });
   it("take force all together or not at all; values stay out of the file", async () => {
     const environment: NodeJS.ProcessEnv = { A: "value-of-a-9f8e7d", B: "value-of-b-1a2b3c" };
     const path = placeholderPath(folder, "t");
