@@ -86,6 +86,19 @@ export class PlaceholderBook {
     return [...this.#entries].map(([name, { placeholder }]) => ({ name: name.split("#", 1)[0] as string, placeholder }));
   }
 
+  /** Changes and saves, or leaves all as it was. @throws EnforcerError E_STATE. */
+  change(work: () => void): void {
+    const before = [...this.#entries];
+    try {
+      work();
+      this.save();
+    } catch (error) {
+      this.#entries.clear();
+      for (const [name, entry] of before) this.#entries.set(name, entry);
+      throw error;
+    }
+  }
+
   /** @throws EnforcerError E_STATE. */
   save(): void {
     if (this.#path === null) return;

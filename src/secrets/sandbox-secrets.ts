@@ -134,9 +134,14 @@ export class SandboxSecrets implements SecretSet {
       }
       lives.set(spec.name, live);
     }
+    const placeholders = new Map<string, Buffer>();
+    // On disk before any of it holds: a guest may be told a placeholder as soon as it is there.
+    this.#book.change(() => {
+      for (const spec of specs) placeholders.set(spec.name, Buffer.from(this.#book.take(spec, lives.get(spec.name)?.length ?? 0), "latin1"));
+      for (const { name, spec } of this.#known.values()) if (spec !== null && !lives.has(name)) this.#book.remove(name);
+    });
     for (const spec of specs) {
-      const live = lives.get(spec.name) as LiveSecret;
-      const placeholder = Buffer.from(this.#book.take(spec, live.length ?? 0), "latin1");
+      const live = lives.get(spec.name) as LiveSecret, placeholder = placeholders.get(spec.name) as Buffer;
       const known = this.#known.get(spec.name);
       if (known === undefined) {
         this.#known.set(spec.name, new Known(spec.name, spec, placeholder, live));
@@ -149,12 +154,9 @@ export class SandboxSecrets implements SecretSet {
       live.spec = spec;
     }
     for (const known of this.#known.values()) {
-      if (known.spec === null || specs.some(({ name }) => name === known.name)) continue;
-      known.retire();
-      this.#book.remove(known.name);
+      if (known.spec !== null && !lives.has(known.name)) known.retire();
     }
     this.#epoch++;
-    this.#book.save();
   }
 
   /** What the guest's environment is to hold: placeholders only. */

@@ -1,5 +1,5 @@
 /** Where values come from and what becomes of them over time; placeholders (TLS.md test 38, A59). */
-import { chmodSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -239,6 +239,18 @@ describe("a sandbox's secrets", () => {
     expect(secrets.environment()["A"]).toBe(before["A"]);
     for (const value of Object.values(environment)) assertNowhere(value as string, { files: [folder], texts: { environment: JSON.stringify(secrets.environment()), counters: JSON.stringify(secrets.counters()) } });
     await expect(SandboxSecrets.open([secretSpec("MISSING")], { path: null, environment })).rejects.toMatchObject({ code: "E_SECRET" });
+  });
+  it("a file of placeholders that cannot be written changes nothing", async () => {
+    const environment: NodeJS.ProcessEnv = { A: "value-of-a-9f8e7d", B: "value-of-b-1a2b3c" };
+    const path = placeholderPath(join(folder, "gone"), "t");
+    mkdirSync(join(folder, "gone"));
+    const secrets = await SandboxSecrets.open([secretSpec("A")], { path, environment });
+    const before = secrets.environment();
+    rmSync(join(folder, "gone"), { recursive: true });
+    await expect(secrets.replace([secretSpec("B")])).rejects.toMatchObject({ code: "E_STATE" });
+    expect(secrets.environment()).toEqual(before);
+    expect(String(await secrets.byName("A")?.current())).toBe("value-of-a-9f8e7d");
+    expect(secrets.byName("B")).toBeNull();
   });
   it("after a restart a source that fails makes its secret unavailable, not the sandbox", async () => {
     const path = placeholderPath(folder, "t");
