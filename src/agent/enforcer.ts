@@ -25,7 +25,7 @@ import { EnforcerError } from "../errors.js";
 import { readCounters, type Count } from "../kernel/counters.js";
 import { followEvents, type PacketEvent } from "../kernel/events.js";
 import { Globals } from "../kernel/globals.js";
-import { Instance, instanceDirectory, removePins } from "../kernel/instance.js";
+import { inForce, Instance, instanceDirectory, removePins } from "../kernel/instance.js";
 import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
 import { floorUid, SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
 import { selfTest, selfTestTap } from "../kernel/self-test.js";
@@ -845,9 +845,8 @@ function mergeChanges<T extends { family: string; setting: string }>(former: rea
 /** @throws EnforcerError E_UPGRADE when sandboxes of another map layout are in force: they are not touched. */
 function refuseOtherLayout(directory: string): void {
   if (!existsSync(directory)) return;
-  const links = join(directory, "links");
-  const others = readdirSync(directory).filter((name) => name.startsWith("maps-v") && name !== `maps-v${Instance.layoutVersion}`);
-  if (others.length === 0 || !existsSync(links) || readdirSync(links).length === 0) return;
+  const others = readdirSync(directory).filter((name) => name.startsWith("maps-v") && name !== `maps-v${Instance.layoutVersion}` && inForce(join(directory, name)));
+  if (others.length === 0) return;
   throw new EnforcerError("E_UPGRADE", `${directory} holds sandboxes of another version (${others.join(", ")}) in force`);
 }
 

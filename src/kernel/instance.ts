@@ -54,7 +54,8 @@ export class Instance {
     const pins = directory === null ? null : mapDirectory(directory);
     if (pins !== null) makeDirectory(pins);
     const found = pins === null ? [] : PINNED.filter((name) => existsSync(join(pins, name)));
-    // A former start that died half-way left some of the maps: nothing can be in force on them.
+    // A former start that died half-way left some of the maps: nothing can be in force on them. Another version has others.
+    if (pins !== null && found.length < PINNED.length && inForce(pins)) throw new EnforcerError("E_UPGRADE", `${pins} holds sandboxes of another version in force: it lacks ${PINNED.filter((name) => !found.includes(name)).join(", ")}`);
     const former = pins !== null && found.length === PINNED.length ? formerSizes(pins) : null;
     const adopted = former !== null;
     if (!adopted && pins !== null) for (const name of found) unlinkSync(join(pins, name));
@@ -69,6 +70,8 @@ export class Instance {
         ? { maxEntries: former, pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: NOT_LOADED }
         : { maxEntries, disabledPrograms: NOT_LOADED });
     } catch (cause) {
+      // A map of another layout under the same version: the object was refused before anything was changed.
+      if (adopted && (cause as { syscall?: string }).syscall === "bpf_map__reuse_fd") throw new EnforcerError("E_UPGRADE", `${pins} holds sandboxes of another version in force: ${describe(cause)}`, { cause });
       throw new EnforcerError("E_LOAD", `the kernel refused the programs: ${describe(cause)}`, { cause });
     }
     const instance = new Instance(object, directory, adopted);
@@ -132,6 +135,18 @@ export function removePins(directory: string): void {
     else unlinkSync(path);
   }
   rmdirSync(directory);
+}
+
+/** Whether a record of a sandbox, of whatever version, stands in the maps pinned here. */
+export function inForce(pins: string): boolean {
+  const path = join(pins, "sandboxes");
+  if (!existsSync(path)) return false;
+  const map = BpfMap.fromPin(path);
+  try {
+    return map.entries().values.some((octet) => octet !== 0);
+  } finally {
+    map.close();
+  }
 }
 
 /** Entries of the pinned maps by name: what a former process chose stays. */
