@@ -1,0 +1,150 @@
+/**
+ * Policies that change while guests send, and guests that abuse what they have: no packet is judged by parts of two policies,
+ * a flow that is forbidden from now on ends, pins live on, and a sibling notices nothing.
+ */
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { ADDRESS, type Namespace, type Service, until, World } from "../lib/world.mjs";
+import { TestAgent } from "./daemon.js";
+
+const X = ADDRESS.site4, Y = ADDRESS.site4b;
+let world: World;
+let agent: TestAgent;
+beforeAll(async () => {
+  world = await World.create({ sibling: true, zone: { "site.example": { A: [X] }, "other.example": { A: [Y] } } });
+  await world.internet.must(["nft", "-f", "-"], { input: `table netdev sink {
+    chain arrivals {
+      type filter hook ingress device eth0 priority 0; policy accept;
+      ip daddr ${X} udp dport 1001 counter comment "one"
+      ip daddr ${Y} udp dport 1002 counter comment "other"
+      ip daddr ${X} udp dport 1002 counter comment "mix"
+      ip daddr ${Y} udp dport 1001 counter comment "mix"
+    }
+  }` });
+  agent = await TestAgent.start(world);
+});
+afterEach(async () => { for (const name of await agent.names()) await agent.client.detach(name); });
+afterAll(async () => {
+  await agent?.stop();
+  await world?.close();
+});
+
+async function seen(comment: string): Promise<number> {
+  const { nftables } = JSON.parse(await world.internet.must(["nft", "-j", "list", "ruleset"])) as { nftables: { rule?: { comment?: string; expr: { counter?: { packets: number } }[] } }[] };
+  return nftables.flatMap(({ rule }) => (rule?.comment === comment ? rule.expr : [])).reduce((sum, { counter }) => sum + (counter?.packets ?? 0), 0);
+}
+
+/** Sends datagrams to all of them without end, each from a new port at times: known flows and new ones. */
+async function datagrams(from: Namespace, targets: readonly (readonly [address: string, port: number])[]): Promise<Service> {
+  const service = world.own(from.start([process.execPath, "-e", `
+    const { createSocket } = require("node:dgram");
+    const targets = ${JSON.stringify(targets)};
+    let sockets = [];
+    const send = () => {
+      if (sockets.length < 40 || Math.random() < 0.05) sockets.push(createSocket("udp4").on("error", () => undefined));
+      if (sockets.length > 200) sockets.shift().close();
+      for (const socket of sockets.slice(-20)) for (const [address, port] of targets) socket.send("x", port, address, () => undefined);
+      setTimeout(send, 1);
+    };
+    console.log("ready");
+    send();`]));
+  await service.line((line) => line === "ready");
+  return service;
+}
+
+/** A connection that echoes. */
+async function connection(from: Namespace, address: string, port: number): Promise<{ echo: (text: string) => Promise<unknown>; ended: () => string | undefined; stop: () => Promise<unknown> }> {
+  const client = world.own(from.start([process.execPath, "-e", `
+    const socket = require("node:net").connect(${port}, "${address}", () => console.log("ready"));
+    socket.on("data", (data) => console.log("echo " + data.toString().trim()));
+    socket.on("error", (error) => console.log("ended " + error.code));
+    socket.on("close", () => console.log("ended"));
+    process.stdin.pipe(socket);`]));
+  await client.line((line) => line === "ready");
+  return {
+    echo: (text) => {
+      client.write(text);
+      return client.line((line) => line === `echo ${text}`);
+    },
+    ended: () => {
+      client.write("again");
+      return client.lines.find((line) => line.startsWith("ended"));
+    },
+    stop: () => client.stop("SIGKILL"),
+  };
+}
+
+test("A21 a policy is swapped again and again while the guest sends: no packet sees a mix of two", async () => {
+  const policies = [{ rules: [`allow@${X}/32:udp:1001`] }, { rules: [`allow@${Y}/32:udp:1002`] }];
+  await agent.client.attach({ tap: "tap0", policy: policies[0]! });
+  const writer = await datagrams(world.guest, [[X, 1001], [Y, 1002], [X, 1002], [Y, 1001]]);
+  for (let round = 1; round <= 40; round++) {
+    const [comment, count] = round % 2 === 1 ? ["one", await seen("one")] as const : ["other", await seen("other")] as const;
+    await until(`packets under policy ${round}`, async () => (await seen(comment)) > count);
+    await agent.client.setPolicy("tap0", policies[round % 2]!);
+  }
+  await writer.stop("SIGKILL");
+  expect(await seen("mix")).toBe(0);
+  // The control: without a policy they arrive.
+  await agent.client.detach("tap0");
+  const free = await datagrams(world.guest, [[X, 1002], [Y, 1001]]);
+  await until("the control's packets", async () => (await seen("mix")) > 0);
+  await free.stop("SIGKILL");
+});
+
+test("A21 a connection whose rule is taken away is reset at both ends; one that is still allowed goes on, and pins live on", async () => {
+  const server = world.internet.start([process.execPath, "-e", `
+    require("node:net").createServer((socket) => { socket.on("error", (error) => console.log("far " + error.code)); socket.pipe(socket); }).listen(7777, () => console.log("ready"))`]);
+  await server.line((line) => line === "ready");
+  const both = { rules: ["allow@site.example:tcp:7777", "allow@site.example:tcp:80", "allow@other.example:tcp:7777"] };
+  await agent.client.attach({ tap: "tap0", policy: both });
+  for (const name of ["site.example", "other.example"]) expect((await world.guest.probe(["dns", "udp", "8.8.8.8", name, "A"], 3000)).ok).toBe(true);
+  const [kept, cut] = [await connection(world.guest, X, 7777), await connection(world.guest, Y, 7777)];
+  await kept.echo("one");
+  await cut.echo("two");
+  await agent.client.setPolicy("tap0", { rules: ["allow@site.example:tcp:7777"] });
+  await until("the guest's end is reset", () => cut.ended()?.includes("ECONNRESET") === true);
+  await server.line((line) => line === "far ECONNRESET", { what: "the far end's reset" });
+  await kept.echo("three");
+  // The pin was not asked for again.
+  const again = await connection(world.guest, X, 7777);
+  await again.echo("four");
+  for (const one of [kept, cut, again]) await one.stop();
+  await server.stop("SIGKILL");
+});
+
+test("A23 a guest that opens flows and asks names without end is limited itself; its sibling keeps pins, flows and answers", async () => {
+  const server = world.internet.start([process.execPath, "-e", 'require("node:net").createServer((socket) => socket.pipe(socket)).listen(7777, () => console.log("ready"))']);
+  await server.line((line) => line === "ready");
+  await agent.client.attach({ tap: "tap0", policy: { rules: ["allow@public"] } });
+  await agent.client.attach({ tap: "tap1", policy: { rules: ["allow@site.example:tcp"] } });
+  expect((await world.sibling!.probe(["dns", "udp", "8.8.8.8", "site.example", "A"], 3000)).ok).toBe(true);
+  const line = await connection(world.sibling!, X, 7777);
+  await line.echo("before");
+  const flood = world.own(world.guest.start([process.execPath, "-e", `
+    const { createSocket } = require("node:dgram");
+    const { Resolver } = require("node:dns");
+    const resolver = new Resolver({ timeout: 1000, tries: 1 });
+    resolver.setServers(["8.8.8.8"]);
+    const socket = createSocket("udp4");
+    let n = 0;
+    const send = () => {
+      for (let k = 0; k < 200; k++, n++) socket.send("x", 1024 + n % 60000, "93.184.217." + (1 + (n / 60000 | 0) % 250), () => undefined);
+      for (let k = 0; k < 20; k++) resolver.resolve4("n" + n + "x" + k + ".flood.example", () => undefined);
+      setTimeout(send, 1);
+    };
+    socket.bind(() => { console.log("ready"); send(); });`]));
+  await flood.line((text) => text === "ready");
+  const refused = async (): Promise<number> => {
+    const { counters } = await agent.client.sandbox("tap0") as unknown as { counters: { reason: string; packets: number }[] };
+    return counters.filter(({ reason }) => reason === "flow-table-full").reduce((sum, { packets }) => sum + Number(packets), 0);
+  };
+  await until("the flood meets its own limit", async () => (await refused()) > 1000, 60_000);
+  await line.echo("during");
+  expect((await world.sibling!.probe(["dns", "udp", "8.8.8.8", "site.example", "A"], 5000)).ok).toBe(true);
+  const second = await connection(world.sibling!, X, 7777);
+  await second.echo("another");
+  await flood.stop("SIGKILL");
+  await line.echo("after");
+  for (const one of [line, second]) await one.stop();
+  await server.stop("SIGKILL");
+});
