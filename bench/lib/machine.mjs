@@ -45,7 +45,7 @@ export function machine() {
     node: process.versions.node,
     nftables: version("nft", ["--version"]),
     dnsmasq: version("dnsmasq", ["--version"]),
-    dnsperf: version("sh", ["-c", "dnsperf -h 2>&1 | head -3"]),
+    dnsperf: version("sh", ["-c", "timeout 2 dnsperf -s 127.0.0.1 -p 1 -d /dev/null -n 1 2>&1 | head -2"]),
     iperf3: version("iperf3", ["--version"]),
     mitmproxy: version("mitmdump", ["--version"]),
   };
