@@ -364,6 +364,11 @@ enum redirect_state {
 	REDIRECT_LIVE = 2,
 };
 
+enum closing {
+	CLOSING_GUEST = 1, /* FIN from the guest */
+	CLOSING_AGENT = 2, /* FIN from the agent; a RST counts as both */
+};
+
 /*
  * inner arrays of `redirects` (DNS) and `intercepted` (everything else): entry i is shown to the agent as source port
  * REDIRECT_PORT_BASE + i or INTERCEPTED_PORT_BASE + i
@@ -377,7 +382,7 @@ struct redirect {
 	__be16 guest_port;
 	__be16 remote_port;
 	__u8 proto;
-	__u8 closing;       /* TCP: FIN or RST seen */
+	__u8 closing;       /* TCP: CLOSING_* */
 	__u8 guest_mac[6];
 	__u8 gateway_mac[6];
 	__u8 guest;         /* as in flow_key */
