@@ -501,6 +501,37 @@ describe("large bodies", () => {
     await until(() => back > SIZE);
     expect(got).toBe(SIZE);
   });
+  it("an answer before the end of a large request: the rest goes on, and the connection is good for the next", async () => {
+    const SIZE = 4 << 20;
+    let got = 0;
+    const w = await world({ limits: { headMs: 200 }, onOrigin: (socket) => {
+      socket.once("data", () => socket.write(OK));
+      socket.on("data", (chunk: Buffer) => {
+        got += chunk.length;
+        if (chunk.toString("latin1").includes("GET /next")) socket.write(OK);
+      });
+    } });
+    const guest = await w.guest();
+    guest.write(`POST / HTTP/1.1\r\nHost: ${NAME}\r\nContent-Length: ${SIZE}\r\n\r\n`);
+    await guest.until(/ok$/);
+    const block = Buffer.alloc(1 << 16, "x");
+    for (let sent = 0; sent < SIZE; sent += block.length) {
+      if (!guest.socket.write(block)) await new Promise((resolve) => guest.socket.once("drain", resolve));
+      if (sent === SIZE / 2) await new Promise((resolve) => setTimeout(resolve, 500)); // longer than a head may take
+    }
+    await until(() => got > SIZE);
+    guest.write(GET.replace("/ ", "/next "));
+    await guest.until(/ok[^]*ok$/);
+  });
+  it("an answer before the end of a request whose far side then goes away reaches the guest", async () => {
+    const w = await world({ onOrigin: (socket) => socket.once("data", () => socket.end("HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")) });
+    const guest = await w.guest();
+    guest.write(`POST / HTTP/1.1\r\nHost: ${NAME}\r\nContent-Length: 1000000\r\n\r\n`);
+    guest.write("x".repeat(10_000));
+    await guest.until(/413[^]*no$/);
+    await guest.closed;
+    await until(() => w.watch.size === 0);
+  });
   it("a guest that does not read holds the far side back", async () => {
     let sent = 0, stopped = false;
     const block = Buffer.alloc(1 << 16, "x");

@@ -197,7 +197,7 @@ class Http1Leg implements Watched {
     if (this.#ending) this.#queue.length = 0;
     const turn = this.#queue.shift();
     if (turn === undefined) {
-      if (this.#ending) this.#close();
+      if (this.#ending || (this.#deaf && this.#unreadable === null)) this.#close();
       else if (this.#unreadable !== null) this.#sayUnreadable();
       else {
         this.#readAtIdle = this.guest.bytesRead;
@@ -217,6 +217,11 @@ class Http1Leg implements Watched {
   #over(response: ServerResponse): void {
     const turn = this.#active;
     if (turn?.response !== response) return;
+    if (response.writableFinished && !turn.request.complete && !this.#ending && !this.#closed) {
+      // Answered before all of the request was there: its rest belongs to it.
+      turn.request.once("end", () => this.#over(response));
+      return;
+    }
     this.#active = null;
     const outgoing = this.#outgoing;
     this.#outgoing = null;
@@ -419,7 +424,8 @@ class Http1Leg implements Watched {
         }
         outgoing.end();
       }));
-      if (facts.body.kind === "chunked") setImmediate(() => { if (!outgoing.destroyed && !outgoing.writableEnded) outgoing.flushHeaders(); });
+      // The far side may answer to the head alone.
+      setImmediate(() => { if (!outgoing.destroyed && !outgoing.writableEnded) outgoing.flushHeaders(); });
     };
     if (!expects) begin();
     else {
@@ -484,6 +490,15 @@ class Http1Leg implements Watched {
     };
     incoming.once("error", broke);
     incoming.once("aborted", broke);
+    const upstream = this.#upstream;
+    incoming.once("end", () => {
+      if (turn.request.complete || upstream === null) return;
+      // Node's client stops listening for this once the answer is whole, and the rest of the request would wait for ever.
+      const more = (): void => { outgoing.emit("drain"); };
+      upstream.on("drain", more);
+      outgoing.once("finish", () => upstream.off("drain", more));
+      if (!upstream.writableNeedDrain) more();
+    });
     if (scrub !== null) scrub.transform.on("error", broke);
     source.once("end", () => this.#guard(turn, () => {
       if (!incoming.complete) {
@@ -611,6 +626,13 @@ class Http1Leg implements Watched {
   #failed(turn: Turn, error: unknown): void {
     if (this.#active !== turn) return;
     this.#outgoing?.destroy();
+    if (turn.response?.writableEnded === true) {
+      // It has its answer; what still comes of the request is read and let go, and then the connection ends.
+      this.#deaf = true;
+      turn.request.unpipe();
+      turn.request.resume();
+      return;
+    }
     const known = error instanceof UpstreamError ? error : describe(this.passage.name ?? "the far side", error);
     const { response } = turn;
     if (response !== null && (response.headersSent || response.destroyed)) {
