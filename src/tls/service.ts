@@ -389,7 +389,8 @@ export class TlsService {
     if (judge.judge(this.#groups, question).reason !== "allowed") return refuse(otherwise === "policy" ? 403 : 421, otherwise, `${host} is not allowed here`, true);
     if (judge.policy.tls.intercept && judge.policy.tls.denyDoh && isDnsMessage(fields, target)) return refuse(403, "dns-message");
     const stopped = judge.request(question, method, target);
-    return stopped === null ? null : refuse(stopped.why === "path-ambiguous" ? 400 : 403, stopped.why, `rule ${stopped.rule.index + 1} (${stopped.rule.place.file}${stopped.rule.place.line === null ? "" : `:${stopped.rule.place.line}`}) does not allow this ${stopped.why === "rule-method" ? "method" : "path"}`);
+    // By number: the guest is not told where the host keeps its policy.
+    return stopped === null ? null : refuse(stopped.why === "path-ambiguous" ? 400 : 403, stopped.why, `rule ${stopped.rule.index + 1} does not allow this ${stopped.why === "rule-method" ? "method" : "path"}`);
   }
 
   // ---- common -------------------------------------------------------------------------------------------------------
