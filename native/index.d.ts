@@ -237,3 +237,10 @@ export class Tap {
   onFrames(callback: (frames: Buffer[]) => void): void;
   close(): void;
 }
+
+/**
+ * Executes a program in place of this process, with no more capabilities than `keep` (a bit mask), no way to gain others, and
+ * no core dumps. Returns only by throwing. Needs CAP_SETPCAP.
+ * @param args with the program's own name first.
+ */
+export function execConfined(file: string, args: string[], keep: bigint): never;

@@ -24,5 +24,5 @@ export const {
   BpfObject, BpfMap, BpfProgram, BpfLink, RingBuffer, NetlinkMonitor, UdpBatch, Tap,
   queryTcx, attachClsact, detachClsact, queryClsact, removeClsact,
   netlinkRequest, netlinkBatch, openNetns, setNetns, createNetns, netnsInode, closeFd, lockFile, mountBpffs, fsType, notifySocket,
-  clockMonotonicCoarse, tickNanoseconds, possibleCpus, libbpfVersion, effectiveCapabilities,
+  clockMonotonicCoarse, tickNanoseconds, possibleCpus, libbpfVersion, effectiveCapabilities, execConfined,
 } = binding;

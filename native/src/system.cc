@@ -1,15 +1,22 @@
 // Single facts and acts of the system that Node does not offer: mounting bpffs, file system types, the coarse clock,
 // CPUs, capabilities.
 #include <bpf/libbpf.h>
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/vfs.h>
 #include <time.h>
+#include <unistd.h>
+
+#include <string>
+#include <vector>
 
 #include "addon.h"
 #include "error.h"
@@ -98,6 +105,46 @@ Napi::Value EffectiveCapabilities(const Napi::CallbackInfo& info) {
   return Napi::BigInt::New(info.Env(), static_cast<uint64_t>(data[1].effective) << 32 | data[0].effective);
 }
 
+// Capabilities belong to a thread, and this process has many before any of our code runs. So the bounding set of this thread is
+// reduced and the program is executed anew: an image that starts as root has what the bounding set leaves, on every thread.
+void ExecConfined(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Args args(env);
+  std::string file = args.Path(info[0], "file");
+  Napi::Value list = info[1], keepValue = info[2];
+  if (args.ok() && !list.IsArray()) args.FailType("arguments must be an array");
+  if (args.ok() && !keepValue.IsBigInt()) args.FailType("keep must be a bigint");
+  std::vector<std::string> words;
+  if (args.ok()) {
+    Napi::Array array = list.As<Napi::Array>();
+    for (uint32_t i = 0; i < array.Length(); i++) words.push_back(args.Text(array.Get(i), "argument", 1 << 17));
+  }
+  if (!args.ok()) return;
+  bool lossless = false;
+  uint64_t keep = keepValue.As<Napi::BigInt>().Uint64Value(&lossless);
+  for (int capability = 0; prctl(PR_CAPBSET_READ, capability) >= 0; capability++) {
+    if ((keep >> capability & 1) == 0 && prctl(PR_CAPBSET_DROP, capability) != 0) {
+      ThrowErrno(env, errno, {"prctl(PR_CAPBSET_DROP)"});
+      return;
+    }
+  }
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
+    ThrowErrno(env, errno, {"prctl(PR_SET_NO_NEW_PRIVS)"});
+    return;
+  }
+  struct rlimit none = {0, 0};
+  if (setrlimit(RLIMIT_CORE, &none) != 0) {
+    ThrowErrno(env, errno, {"setrlimit(RLIMIT_CORE)"});
+    return;
+  }
+  for (int fd = 0; fd <= 2; fd++) fcntl(fd, F_SETFD, 0); // Node closes even these at an execution
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  execv(file.c_str(), argv.data());
+  ThrowErrno(env, errno, {"execve", file});
+}
+
 }  // namespace
 
 void InitSystem(Napi::Env env, Napi::Object exports) {
@@ -108,6 +155,7 @@ void InitSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("tickNanoseconds", Napi::Function::New<TickNanoseconds>(env, "tickNanoseconds"));
   exports.Set("possibleCpus", Napi::Function::New<PossibleCpus>(env, "possibleCpus"));
   exports.Set("libbpfVersion", Napi::Function::New<LibbpfVersion>(env, "libbpfVersion"));
+  exports.Set("execConfined", Napi::Function::New<ExecConfined>(env, "execConfined"));
   exports.Set("effectiveCapabilities", Napi::Function::New<EffectiveCapabilities>(env, "effectiveCapabilities"));
 }
 
