@@ -187,7 +187,10 @@ export class Agent {
       onTerminate: (name, violation) => this.#cutOff(name, violation),
       onQueries: (queries) => { if (engine !== null) this.#onQueries(engine, queries); },
       onLink: (event) => { if (engine !== null) this.#onLink(engine, event); },
-      onView: () => { if (engine === this.#own) for (const other of this.#engines.values()) if (other !== engine) other.enforcer.hostChanged(); },
+      onView: () => {
+        if (engine !== null) this.#regroup(engine);
+        if (engine === this.#own) for (const other of this.#engines.values()) if (other !== engine) other.enforcer.hostChanged();
+      },
       onNotice: (notice) => this.#notice(notice),
       onFailure: (error) => this.#options.onFailure(error),
     };
@@ -483,6 +486,12 @@ export class Agent {
     const pattern = spec.origin === "pattern" ? config.attach.find((one) => matches(one, spec.netns ?? null, spec.tap)) : undefined;
     if (spec.origin === "pattern" && pattern === undefined) return source;
     return this.#defaultSource(pattern ?? null, config);
+  }
+
+  /** The host's network changed: what a rule's prefix opens may be another. */
+  #regroup(engine: Engine): void {
+    if (this.#ended) return;
+    this.#exclusive(() => engine.enforcer.regroup()).catch((error: unknown) => { if (!this.#ended) this.#notice(`policies are judged by the address groups of before: ${text(error)}`); });
   }
 
   // ---- taps that come and go -----------------------------------------------------------------------------------------

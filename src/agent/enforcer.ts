@@ -39,6 +39,7 @@ import { createResolverLink, removeResolverLink, type ResolverLink } from "../ne
 import { prepareTap, restoreTap, tapFacts } from "../net/tap.js";
 import { compilePolicy } from "../policy/compile.js";
 import { buildPolicy } from "../policy/build.js";
+import { regroup } from "../policy/regroup.js";
 import type { Policy } from "../policy/types.js";
 import { Inspection } from "./inspection.js";
 import { ResolverClient } from "./resolver-client.js";
@@ -82,7 +83,7 @@ export interface EnforcerOptions {
   /** A sandbox sent a secret's placeholder where it must not be, and the policy wants it cut off: it is to get a policy that denies all. */
   readonly onTerminate: (sandbox: string, violation: Violation) => void;
   readonly onLink: (event: LinkEvent) => void;
-  /** The host's addresses or routes changed and are in force. */
+  /** The host's addresses or routes changed and are in force; regroup() is due. */
   readonly onView: () => void;
   /** Something a person should know, and enforcement goes on. */
   readonly onNotice: (text: string) => void;
@@ -249,7 +250,7 @@ export class Enforcer {
    * @throws EnforcerError; then the tap is as it was.
    */
   async attach(options: AttachOptions): Promise<Sandbox> {
-    const { name, tap, policy, floor = null } = options;
+    const { name, tap } = options;
     const facts = this.inside(() => tapFacts(tap));
     for (const other of this.#sandboxes.values()) {
       if (other.name === name || other.facts.ifindex === facts.ifindex) throw new EnforcerError("E_TAP_TAKEN", `${other.name} is attached already (device ${other.facts.name})`, { remedy: "detach it first, or change its policy with enforcer policy set" });
@@ -258,6 +259,7 @@ export class Enforcer {
     const identity = identityOf(facts, options);
     this.#pendingGateways = options.gateways;
     if (options.gateways.length > 0) this.#hostChanged();
+    const [policy, floor] = this.#regrouped(options.policy, options.floor ?? null);
     const sizes = sizesOf(policy);
     const digest = digestOf(policy, floor);
     const file = this.#run.read(name);
@@ -450,7 +452,8 @@ export class Enforcer {
    * @param floor of the operator; null: none.
    * @returns pins written for the new policy, and pins that it has no place for.
    */
-  async setPolicy(name: string, policy: Policy, source: unknown, floor: Policy | null = null): Promise<{ uid: bigint; written: number; left: number }> {
+  async setPolicy(name: string, asked: Policy, source: unknown, askedFloor: Policy | null = null): Promise<{ uid: bigint; written: number; left: number }> {
+    const [policy, floor] = this.#regrouped(asked, askedFloor);
     const sandbox = this.#sandboxes.get(name);
     if (sandbox === undefined) throw new EnforcerError("E_NO_SANDBOX", `no sandbox ${name} is in force`);
     const { tables, slot, generation, options } = sandbox;
@@ -498,6 +501,16 @@ export class Enforcer {
     await this.#writePins(sandbox).catch(() => undefined);
     return { uid, written, left };
   }
+
+  /** Policies whose prefixes lie in other groups since the host's network changed are put in force anew. One operation, as attach is. */
+  async regroup(): Promise<void> {
+    for (const { name, policy, floor, options } of [...this.#sandboxes.values()]) {
+      const [now, floorNow] = this.#regrouped(policy, floor);
+      if (now !== policy || floorNow !== floor) await this.setPolicy(name, now, options.source, floorNow);
+    }
+  }
+
+  #regrouped(policy: Policy, floor: Policy | null): [Policy, Policy | null] { return [regroup(policy, this.#groups), floor === null ? null : regroup(floor, this.#groups)]; }
 
   // ---- what a former process left -----------------------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
     outer: null,
     extraGroups: {},
     nat64Prefixes: [],
-    onView: () => undefined,
+    onView: () => guest?.onView(),
     onPackets: (events) => { if (guest?.sandbox != null) out.packets(enforcer, guest.sandbox, events); },
     onQueries: (queries) => { if (guest?.sandbox != null) out.queries(guest.sandbox, queries); },
     onDenials: (denials) => { if (guest?.sandbox != null) out.connections(guest.sandbox, denials); },
@@ -137,6 +137,8 @@ class Guest {
     }
     await this.#attach(false);
   }
+
+  onView(): void { void this.#step(() => this.#enforcer.regroup()); }
 
   onLink(event: LinkEvent): void {
     const { type, link } = event;

@@ -148,3 +148,15 @@ test("A23 a guest that opens flows and asks names without end is limited itself;
   for (const one of [line, second]) await one.stop();
   await server.stop("SIGKILL");
 });
+
+test("a rule's prefix that lies on a link of the host from now on is judged as one, without being given again", async () => {
+  await agent.client.attach({ tap: "tap0", policy: { rules: ["allow@45.10.1.0/24:udp"] } });
+  await agent.client.attach({ tap: "tap1", policy: { rules: ["allow@public"] } });
+  const uid = async (tap: string): Promise<string> => (await agent.client.sandbox(tap) as unknown as { policy: { uid: string } }).policy.uid;
+  const [before, other] = [await uid("tap0"), await uid("tap1")];
+  await world.host.ip("addr add 45.10.1.1/16 dev docker0");
+  await until("the policy is put in force anew", async () => (await uid("tap0")) !== before);
+  expect(await agent.client.explain("tap0", { destination: "45.10.1.9", protocol: "udp", port: 53000 })).toMatchObject({ verdict: "allow", flows: [{ group: "private" }] });
+  expect(await uid("tap1")).toBe(other);
+  await world.host.ip("addr del 45.10.1.1/16 dev docker0");
+});
