@@ -19,6 +19,9 @@ namespace enforcer {
 namespace {
 
 constexpr size_t kStack = 64 * 1024;
+// Threads that wait at one time, in the process; who comes then waits itself.
+constexpr int kWaiting = 64;
+std::atomic<int> waiting{0};
 
 struct Change {
   Fd outer, inner;  // inner: invalid for a removal
@@ -35,6 +38,7 @@ int Apply(Change& change) {
 void* Run(void* argument) {
   std::unique_ptr<std::shared_ptr<Change>> change(static_cast<std::shared_ptr<Change>*>(argument));
   (*change)->result = Apply(**change);
+  waiting--;
   return nullptr;
 }
 
@@ -54,6 +58,10 @@ int ChangeInner(int outer, const void* key, size_t key_size, int inner, __u32 in
   change->key.assign(static_cast<const uint8_t*>(key), static_cast<const uint8_t*>(key) + key_size);
   if (inner < 0 && Seen(*change) == 0) return -ENOENT;
 
+  if (waiting++ >= kWaiting) {
+    waiting--;
+    return Apply(*change);
+  }
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, kStack);
@@ -64,6 +72,7 @@ int ChangeInner(int outer, const void* key, size_t key_size, int inner, __u32 in
   pthread_attr_destroy(&attributes);
   if (error != 0) {  // no thread to be had: wait here
     delete handed;
+    waiting--;
     return Apply(*change);
   }
   for (;;) {
