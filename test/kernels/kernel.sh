@@ -16,7 +16,11 @@ if [ "$(cat "$directory/package" 2>/dev/null)" != "$package" ]; then
 	rm -rf "$directory"
 	mkdir -p "$directory/fetch" "$directory/root"
 	chmod 777 "$directory/fetch" # apt fetches as its own user where it can
-	(cd "$directory/fetch" && apt-get -qq download "$package" 2> apt.err) || { cat "$directory/fetch/apt.err" >&2; exit 1; }
+	(cd "$directory/fetch" && apt-get -qq download "$package" 2> apt.err) || {
+		cat "$directory/fetch/apt.err" >&2
+		echo "$wanted comes from Debian 12's main, bookworm-security or bookworm-backports: are they in apt's sources, and was apt-get update run?" >&2
+		exit 1
+	}
 	dpkg-deb -x "$directory"/fetch/*.deb "$directory/root"
 	mv "$directory"/root/boot/vmlinuz-* "$directory/vmlinuz"
 	release=$(basename "$directory"/root/lib/modules/*)
