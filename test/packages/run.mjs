@@ -26,6 +26,12 @@ function must(command) {
   if (status !== 0) throw new Error(`${command.join(" ")}: ${error?.message ?? `status ${status}`}`);
 }
 
+/** A control group goes when those below it are gone; systemd leaves its own. @param {string} folder */
+function clearGroup(folder) {
+  for (const entry of readdirSync(folder, { withFileTypes: true })) if (entry.isDirectory()) clearGroup(path.join(folder, entry.name));
+  rmdirSync(folder);
+}
+
 mkdirSync(path.dirname(BARE), { recursive: true });
 if (!existsSync(BARE)) {
   console.log("fetching a bare Debian 12");
@@ -61,5 +67,5 @@ try {
   process.exitCode = ended && failed.length === 0 ? 0 : 1;
 } finally {
   rmSync(machine, { recursive: true, force: true });
-  if (existsSync(group)) rmdirSync(group);
+  if (existsSync(group)) clearGroup(group);
 }
