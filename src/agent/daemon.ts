@@ -155,6 +155,7 @@ export class Agent {
         else if (state !== null) await this.#adopt(name);
       } catch (error) {
         this.#options.onNotice(`${name} could not be taken over and stays as it is: ${text(error)}`);
+        this.#waitIfGone(name);
       }
     }
     for (const path of formerNamespaces(this.#config.bpffs)) await this.#engineOf(path).catch((error: unknown) => this.#options.onNotice(`${path}: ${text(error)}`));
@@ -601,6 +602,18 @@ export class Agent {
     const current = this.#currentSource(spec.data, source.data, this.#config);
     const built = this.#build(current, engine);
     await engine.enforcer.attach({ ...this.#engineRequest(spec.data, built.policy), tap, name, policy: built.policy, floor: this.#floor?.policy ?? null, source: current, spec: spec.data, incomplete: true });
+  }
+
+  /** Its tap was deleted, or made again, while it was being taken over: nothing would attach it when it comes. */
+  #waitIfGone(name: string): void {
+    const state = this.#run.read(name);
+    const spec = storedSpec.safeParse(state?.spec), source = storedSource.safeParse(state?.next?.source ?? state?.policy.source);
+    if (!spec.success || !source.success || spec.data.wait !== true || this.find(name) !== null) return;
+    const engine = [...this.#engines.values()].find((one) => sameNamespace(spec.data.netns ?? null, one));
+    if (engine === undefined || engine.enforcer.inside(() => findLinkByIndex(state!.ifindex)) !== null) return;
+    this.#wait(name, spec.data, source.data);
+    const again = engine.enforcer.inside(() => findLink(spec.data.tap));
+    if (again !== null) this.#onLink(engine, { type: "added", link: again });
   }
 
   /** A detach that was begun: completed. */

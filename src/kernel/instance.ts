@@ -38,6 +38,7 @@ export class Instance {
   readonly adopted: boolean;
   readonly #object: BpfObject;
   readonly #maps = new Map<string, BpfMap>();
+  readonly #programs = new Map<string, BpfProgram>();
   #sandboxes: number | null = null;
   /** Version of the maps that this build makes and takes over. */
   static readonly layoutVersion: number = AbiLimit.ABI_VERSION;
@@ -92,7 +93,11 @@ export class Instance {
     return map;
   }
 
-  program(name: ProgramName): BpfProgram { return this.#object.program(name); }
+  program(name: ProgramName): BpfProgram {
+    let program = this.#programs.get(name);
+    if (program === undefined) this.#programs.set(name, (program = this.#object.program(name)));
+    return program;
+  }
 
   innerTemplate(outer: MapName): ReturnType<BpfObject["innerTemplate"]> { return this.#object.innerTemplate(outer); }
 
@@ -109,6 +114,8 @@ export class Instance {
   close(): void {
     for (const map of this.#maps.values()) map.close();
     this.#maps.clear();
+    for (const program of this.#programs.values()) program.close();
+    this.#programs.clear();
     this.#object.close();
   }
 
