@@ -46,17 +46,18 @@ export async function inTurns(subjects, { samples, warmup = 1 }) {
 }
 
 /**
- * The half of the turns in which the baseline was best: on a machine that has other work, those that were least disturbed.
- * Chosen by the baseline alone, so that it can only make ours look worse beside it.
+ * The half of the turns that were best as a whole: on a machine that has other work, those that were least disturbed. Every subject
+ * counts alike in the choice, each by its own median, so that it favours none.
  * @template {Record<string, number[]>} T
  * @param {T} taken by inTurns()
- * @param {keyof T} baseline
  * @param {"low" | "high"} [best] which figures are good: "low" for costs, "high" for rates
  * @returns {T}
  */
-export function quietHalf(taken, baseline, best = "low") {
-  const limit = median(taken[baseline]);
-  const quiet = taken[baseline].map((value) => (best === "low" ? value <= limit : value >= limit));
+export function quietHalf(taken, best = "low") {
+  const scaled = Object.values(taken).map((values) => { const middle = median(values); return values.map((value) => (middle === 0 ? 0 : value / middle)); });
+  const totals = (scaled[0] ?? []).map((_, turn) => scaled.reduce((sum, values) => sum + values[turn], 0));
+  const limit = median(totals);
+  const quiet = totals.map((total) => (best === "low" ? total <= limit : total >= limit));
   return /** @type {T} */ (Object.fromEntries(Object.entries(taken).map(([name, values]) => [name, values.filter((_, i) => quiet[i])])));
 }
 

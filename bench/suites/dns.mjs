@@ -62,6 +62,17 @@ async function dnsperf(guest, server, data, args) {
   return { qps, latencies };
 }
 
+/** dnsperf itself ends now and then with "Bad file descriptor" where a server closes connections: then once more. @param {() => Promise<number>} sample */
+async function patiently(sample) {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await sample();
+    } catch (error) {
+      if (attempt === 5 || !String(error).includes("Bad file descriptor")) throw error;
+    }
+  }
+}
+
 /** @param {{row: (row: import("../lib/measure.mjs").Row) => void, say: (text: string) => void}} out */
 export async function run(out) {
   quiet();
@@ -107,7 +118,7 @@ export async function run(out) {
   // Where the server does not end the connections, num-queries-per-conn has dnsperf sleep for 100 ms each time that all of them
   // have had their queries: that would be what is measured.
   const overTcp = ["-m", "tcp", "-l", "1", "-q", "100", "-c", "10"];
-  const tcp = await inTurns({ ours: sides(overTcp, known).ours, peer: sides([...overTcp, "-O", "num-queries-per-conn=100"], known).peer }, { samples: times(5) });
+  const tcp = await inTurns({ ours: sides(overTcp, known).ours, peer: () => patiently(sides([...overTcp, "-O", "num-queries-per-conn=100"], known).peer) }, { samples: times(5) });
   out.row(row("dns.tcp.qps", "queries/s", { ours: tcp.ours, peer: tcp.peer, ratio: "rate" }));
 
   const anew = (/** @type {string} */ guest, /** @type {string} */ server) => async () => {

@@ -88,7 +88,7 @@ async function measure(id, { drops, scatter, vnet }, family, count, walks) {
     counters?.close();
     const of = (/** @type {string} */ verdict) => counts.filter((count) => count.verdict === verdict).reduce((sum, { packets }) => sum + Number(packets), 0);
     verify(id, "the enforcer", { passed: of("allow"), dropped: of("deny") }, drops, written);
-    const quietest = quietHalf(taken, "baseline");
+    const quietest = quietHalf(taken);
     return row(id, "ns", { ours: quietest.ours, baseline: quietest.baseline, peer: quietest.peer, ratio: "added" });
   } finally {
     for (const one of [bare, ours, peer]) one.close();

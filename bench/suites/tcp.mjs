@@ -74,7 +74,7 @@ export async function run(out) {
       await pause(WINDOW);
       return (octets(guest.device, kind.field) - before) * 8 / Number(process.hrtime.bigint() - from);
     };
-    const taken = quietHalf(await inTurns({ ours: sample(true), baseline: sample(false) }, { samples: SAMPLES }), "baseline", "high");
+    const taken = quietHalf(await inTurns({ ours: sample(true), baseline: sample(false) }, { samples: SAMPLES }), "high");
     if (load.exitCode !== null) throw new Error(`${kind.id}: iperf3 ended early`);
     await stop(load);
     out.row(row(kind.id, "Gbit/s", { ours: taken.ours, baseline: taken.baseline, ratio: "bare" }));
@@ -93,7 +93,7 @@ export async function run(out) {
       asker.stdin?.write(`${verb} ${exchanges}\n`);
       return Number((await lines.next()).value) / 1_000;
     };
-    const taken = quietHalf(await inTurns({ ours: sample(true), baseline: sample(false) }, { samples: SAMPLES }), "baseline");
+    const taken = quietHalf(await inTurns({ ours: sample(true), baseline: sample(false) }, { samples: SAMPLES }));
     out.row(row(id, "µs", { ours: taken.ours, baseline: taken.baseline, ratio: "bare-cost" }));
   }
   await stop(asker);
