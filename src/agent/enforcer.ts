@@ -36,7 +36,7 @@ import { HostWatch, type LinkEvent } from "../net/host-watch.js";
 import { findLinkByIndex } from "../net/links.js";
 import { inNetns } from "../net/request.js";
 import { createResolverLink, removeResolverLink, type ResolverLink } from "../net/resolver-link.js";
-import { prepareTap, restoreTap, tapFacts } from "../net/tap.js";
+import { plannedChanges, prepareTap, restoreTap, tapFacts } from "../net/tap.js";
 import { compilePolicy } from "../policy/compile.js";
 import { buildPolicy } from "../policy/build.js";
 import { regroup } from "../policy/regroup.js";
@@ -277,7 +277,7 @@ export class Enforcer {
       const target: PolicyState = { uid: "0", digest, source: options.source };
       const state = { version: 1, name, device: tap, ifindex: facts.ifindex, slot, generation, next: null, spec: options.spec } as const;
       if (left === null) {
-        this.#run.write({ ...state, phase: "attaching", policy: target, changes: former?.changes ?? [] });
+        this.#run.write({ ...state, phase: "attaching", policy: target, changes: mergeChanges(former?.changes ?? [], this.inside(() => plannedChanges(tap))) });
         undo.push(() => { this.#run.remove(name); });
       }
       // From here on only what our programs have marked comes in by this name, also when the device is another one.

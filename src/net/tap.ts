@@ -136,6 +136,16 @@ export interface TapPreparation {
   readonly notes: readonly string[];
 }
 
+/** What prepareTap would change now: to be written down before it does, so that a kill in between loses no former value. */
+export function plannedChanges(name: string): TapChange[] {
+  const ipv6 = kernelHasIpv6();
+  return HYGIENE.flatMap(({ family, setting, value, why }) => {
+    if (family === "ipv6" && !ipv6) return [];
+    const before = readSysctl(family, name, setting);
+    return before === null || before === value ? [] : [{ family, setting, before, after: value, why }];
+  });
+}
+
 /**
  * Sets the tap's protocol settings, without touching forwarding or proxy_arp. All or nothing: on an error what was set is
  * taken back first.

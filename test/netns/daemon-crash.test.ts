@@ -172,6 +172,7 @@ describe("A05 an agent that ends", () => {
     edit("tap0", (one) => { one.phase = "attaching"; });
     await agent.restart();
     expect(await agent.states()).toEqual({ tap0: "enforced", tap1: "enforced" });
+    expect((await world.host.must(["cat", "/proc/sys/net/ipv4/conf/many0/rp_filter"])).trim()).toBe("0");
     expect(existsSync(state("many0"))).toBe(false);
     await held();
   });
