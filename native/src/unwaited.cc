@@ -20,7 +20,7 @@ namespace {
 
 constexpr size_t kStack = 64 * 1024;
 // Threads that wait at one time, in the process; who comes then waits itself.
-constexpr int kWaiting = 64;
+constexpr int kWaiting = 256;
 std::atomic<int> waiting{0};
 
 struct Change {

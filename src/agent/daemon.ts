@@ -20,6 +20,7 @@ import type { DeniedQuery } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
 import { flowsOf } from "../kernel/flows.js";
+import { allowExpedite } from "../kernel/grace-period.js";
 import { tcMechanism } from "../kernel/tap-link.js";
 import type { LinkEvent } from "../net/host-watch.js";
 import { checkInterfaceName, findLink, findLinkByIndex, listLinks } from "../net/links.js";
@@ -147,6 +148,7 @@ export class Agent {
   async #start(): Promise<void> {
     this.#own = await this.#startEngine(null);
     this.#floor = this.#config.floor === null ? null : buildFloor(this.#config.floor, this.#own.enforcer.groups);
+    allowExpedite(this.#config.expediteRcu);
     const ending: string[] = [];
     for (const name of this.#run.names()) {
       try {
@@ -459,11 +461,12 @@ export class Agent {
         this.#closeMetrics();
         this.#metrics = metrics;
       }
+      if (differs("expedite_rcu", former.expediteRcu, config.expediteRcu)) allowExpedite(config.expediteRcu);
       for (const [what, key] of [["floor", "floor"], ["policy", "policy"], ["limits", "limits"], ["upstreams", "upstreams"], ["attach", "attach"]] as const) differs(what, printed(former[key]), printed(config[key]));
       this.#config = { ...config, runDirectory: former.runDirectory, bpffs: former.bpffs, sandboxes: former.sandboxes };
       this.#floor = floor;
       const failed: { sandbox: string; message: string }[] = [];
-      const all = groups || changed.some((what) => what !== "metrics" && what !== "attach");
+      const all = groups || changed.some((what) => !["metrics", "attach", "expedite_rcu"].includes(what));
       for (const [name, { source, built }] of next) {
         const { engine, sandbox, spec, source: before } = this.enforced(name);
         if (!all && JSON.stringify(before) === JSON.stringify(source)) continue;

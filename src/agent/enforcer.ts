@@ -25,6 +25,7 @@ import { EnforcerError } from "../errors.js";
 import { readCounters, type Count } from "../kernel/counters.js";
 import { followEvents, type PacketEvent } from "../kernel/events.js";
 import { Globals } from "../kernel/globals.js";
+import { forgottenExpedite } from "../kernel/grace-period.js";
 import { inForce, Instance, instanceDirectory, removePins } from "../kernel/instance.js";
 import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
 import { floorUid, SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
@@ -163,6 +164,7 @@ export class Enforcer {
     const directory = instanceDirectory(bpffs, instance);
     const fresh = !existsSync(directory);
     refuseOtherLayout(directory);
+    forgottenExpedite();
     this.#instance = Instance.open({ directory, sandboxes: this.#options.sandboxes });
     this.#cleanup.push(() => (fresh && !this.#started ? this.#instance.destroy() : this.#instance.close()));
     this.#globals = new Globals(this.#instance);

@@ -33,6 +33,7 @@ export const agentConfigSchema = z.strictObject({
   run_dir: path.optional().describe("Directory for the socket, locks and state. Default /run/enforcer. Takes effect at a start."),
   bpffs: path.optional().describe("Where the BPF file system is mounted, or a directory in it. Default /sys/fs/bpf. Takes effect at a start."),
   metrics: z.string().refine((text) => text === "off" || parseListen(text) !== null, "ADDR:PORT or off is wanted").optional().describe("Where Prometheus metrics are served, ADDR:PORT, or off. Default 127.0.0.1:9469."),
+  expedite_rcu: z.boolean().optional().describe("Whether attaching and detaching may have the kernel end RCU grace periods early, by interrupts to all CPUs for about a millisecond (/sys/kernel/rcu_expedited), as it does itself when a network device is deleted. An attach takes several times as long without. Default true."),
   sandboxes: z.int().min(1).max(4096).optional().describe("Sandboxes at one time. Default 1024. Takes effect when nothing of a former agent is in force."),
   groups: z.partialRecord(z.enum(["host", "metadata", "loopback", "private", "link-local", "multicast", "reserved"]), prefixes).optional().describe("Prefixes that are added to an address group."),
   nat64_prefixes: z.array(z.string()).optional().describe("Prefixes of this network's NAT64 translators (RFC 6052)."),
@@ -60,6 +61,7 @@ export interface AgentConfig {
   readonly runDirectory: string;
   readonly bpffs: string;
   readonly metrics: Listen | null;
+  readonly expediteRcu: boolean;
   readonly sandboxes: number;
   readonly groups: NonNullable<Written["groups"]>;
   readonly nat64Prefixes: readonly string[];
@@ -165,7 +167,7 @@ function settle(written: Written, file: string | null): AgentConfig {
   }
   return {
     file, runDirectory: written.run_dir ?? DEFAULT_RUN_DIRECTORY, bpffs: written.bpffs ?? DEFAULT_BPFFS,
-    metrics: written.metrics === "off" ? null : parseListen(written.metrics ?? DEFAULT_METRICS), sandboxes: written.sandboxes ?? DEFAULT_SANDBOXES,
+    metrics: written.metrics === "off" ? null : parseListen(written.metrics ?? DEFAULT_METRICS), expediteRcu: written.expedite_rcu ?? true, sandboxes: written.sandboxes ?? DEFAULT_SANDBOXES,
     groups, nat64Prefixes, policy: policy(written.policy), floor: policy(written.floor), limits, upstreams,
     attach: (written.attach ?? []).map(({ match, policy: own, netns }) => ({ match, pattern: globPattern(match), policy: policy(own), netns: netns ?? null })),
   };

@@ -11,6 +11,7 @@ import { join } from "node:path";
 import { attachClsact, BpfLink, BpfProgram, detachClsact, queryClsact, queryTcx, removeClsact, type TcHook } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
 import { listLinks } from "../net/links.js";
+import { expedited } from "./grace-period.js";
 import type { Instance, ProgramName } from "./instance.js";
 
 export type Mechanism = "tcx" | "clsact";
@@ -55,17 +56,15 @@ function pinPath(directory: string, ifindex: number, hook: TcHook): string { ret
  * @throws EnforcerError E_TAP_TAKEN when another instance's program is there, E_ATTACH; nothing is left behind.
  */
 export function attachHooks(instance: Instance, ifindex: number, name: string, hooks: readonly Hook[]): Attachment {
-  const done: Hook[] = [];
   const fresh: Hook[] = [];
   const kind = tcMechanism();
   try {
-    for (const hook of hooks) {
-      if (attachOne(instance, ifindex, name, hook, kind)) fresh.push(hook);
-      done.push(hook);
-    }
+    expedited(() => {
+      for (const hook of hooks) if (attachOne(instance, ifindex, name, hook, kind)) fresh.push(hook);
+    });
     return { mechanism: kind, before: hooks.flatMap(({ hook }) => standingBefore(ifindex, hook, instance)) };
   } catch (error) {
-    for (const { hook } of fresh) detachOne(instance, ifindex, hook, kind);
+    expedited(() => { for (const { hook } of fresh) detachOne(instance, ifindex, hook, kind); });
     if (error instanceof EnforcerError) throw error;
     throw new EnforcerError("E_ATTACH", `${name}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
   }
@@ -118,7 +117,7 @@ const unpinned = new Map<string, BpfLink>();
 
 /** Detaches; a hook on which nothing of ours is left is no error. */
 export function detachHooks(instance: Instance, ifindex: number, hooks: readonly Hook[]): void {
-  for (const { hook } of hooks) detachOne(instance, ifindex, hook, tcMechanism());
+  expedited(() => { for (const { hook } of hooks) detachOne(instance, ifindex, hook, tcMechanism()); });
 }
 
 function detachOne(instance: Instance, ifindex: number, hook: TcHook, kind: Mechanism): void {

@@ -12,6 +12,7 @@
 import { spawnSync } from "node:child_process";
 import { netlinkBatch } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
+import { expedited } from "../kernel/grace-period.js";
 import { checkInterfaceName } from "./links.js";
 import { errnoOf } from "./request.js";
 import { encodeAttributes, type Attribute } from "./rtnetlink.js";
@@ -84,7 +85,7 @@ export class BaseDrop {
   #change(type: number, tap: string, flags: number, tolerated?: string): void {
     checkInterfaceName(tap);
     try {
-      netlinkBatch(transaction(this.#families, this.#table, type, tap, flags));
+      expedited(() => netlinkBatch(transaction(this.#families, this.#table, type, tap, flags)));
     } catch (cause) {
       if (tolerated !== undefined && errnoOf(cause) === tolerated) return;
       throw new EnforcerError("E_ATTACH", `nftables refused the drop beneath ${tap}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
