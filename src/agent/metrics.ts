@@ -128,6 +128,12 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   gauge("enforcer_tls_hellos_limit", "Such connections that the sandbox may have at one time.", ["sandbox"], (set) => eachTls((sandbox, { helloLimit }) => set({ sandbox }, helloLimit)));
   gauge("enforcer_tls_hello_bytes", "Octets that are kept of those ClientHellos.", ["sandbox"], (set) => eachTls((sandbox, { helloOctets }) => set({ sandbox }, helloOctets)));
   gauge("enforcer_tls_hello_bytes_limit", "Octets that may be kept of them.", ["sandbox"], (set) => eachTls((sandbox, { helloOctetsLimit }) => set({ sandbox }, helloOctetsLimit)));
+  gauge("enforcer_tls_handshakes", "Intercepted connections whose handshakes are not over.", ["sandbox"], (set) => eachTls((sandbox, { handshakes }) => set({ sandbox }, handshakes)));
+  gauge("enforcer_tls_handshakes_limit", "Such connections that the sandbox may have at one time; others wait.", ["sandbox"], (set) => eachTls((sandbox, { handshakeLimit }) => set({ sandbox }, handshakeLimit)));
+  gauge("enforcer_tls_handshakes_waiting", "Connections that wait for their turn to begin their handshakes.", ["sandbox"], (set) => eachTls((sandbox, { handshakesWaiting }) => set({ sandbox }, handshakesWaiting)));
+  gauge("enforcer_tls_connections_left", "Connections that may begin at once before the sandbox's rate refuses one.", ["sandbox"], (set) => eachTls((sandbox, { connectionTokens }) => set({ sandbox }, connectionTokens)));
+  gauge("enforcer_tls_buffered_bytes", "Octets that one side of such connections has sent and the other has not taken.", ["sandbox"], (set) => eachTls((sandbox, { buffered }) => set({ sandbox }, buffered)));
+  gauge("enforcer_tls_buffered_bytes_limit", "Such octets that the sandbox may have.", ["sandbox"], (set) => eachTls((sandbox, { bufferedLimit }) => set({ sandbox }, bufferedLimit)));
   counter("enforcer_tls_bytes_total", "Octets of connections that were looked into, on the guest's side.", ["sandbox", "direction"], (add) => eachTls((sandbox, { bytesUp, bytesDown }) => {
     add({ sandbox, direction: "egress" }, bytesUp);
     add({ sandbox, direction: "ingress" }, bytesDown);

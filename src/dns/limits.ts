@@ -40,12 +40,18 @@ export class TokenBucket {
     this.last = nowMs;
   }
 
-  /** true and one token fewer, or false when there is none. */
-  take(nowMs: number): boolean {
+  /** Whole tokens that are there. */
+  left(nowMs: number): number {
     if (nowMs > this.last) {
       this.tokens = Math.min(this.burst, this.tokens + ((nowMs - this.last) * this.rate) / 1000);
       this.last = nowMs;
     }
+    return Math.floor(this.tokens);
+  }
+
+  /** true and one token fewer, or false when there is none. */
+  take(nowMs: number): boolean {
+    this.left(nowMs);
     if (this.tokens < 1) return false;
     this.tokens -= 1;
     return true;

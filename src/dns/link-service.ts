@@ -6,7 +6,8 @@
  * TCP. Does not: trust what the guest wrote; the asking thread itself is ours.
  */
 import type { MessagePort } from "node:worker_threads";
-import type { LinkReply, LinkRequest } from "./protocol.js";
+import { NameFinder } from "../secrets/names.js";
+import type { LinkReply, LinkRequest, PlaceholderAsked } from "./protocol.js";
 import type { Client } from "./resolver.js";
 import type { DnsService } from "./server.js";
 import { nameOf } from "./wire.js";
@@ -55,6 +56,12 @@ export function serveLink(port: MessagePort, service: DnsService, nowSeconds: ()
     if (request.kind === "pinned") {
       const name = nameOf(request.labels);
       reply({ id, pinned: sandbox !== null && name !== null && request.address.length === 16 && sandbox.pins.pinned(name, request.address, nowSeconds()) });
+      return;
+    }
+    if (request.kind === "placeholders") {
+      const finder = request.placeholders.length === 0 ? null : new NameFinder(request.placeholders);
+      sandbox?.setPlaceholders(finder, (labels, { of, form }) => port.postMessage({ kind: "placeholderAsked", slot: request.slot, generation: request.generation, labels, secret: of.secret, form } satisfies PlaceholderAsked));
+      reply({ id, known: sandbox !== null });
       return;
     }
     const client = new LinkClient((message) => reply({ id, message }));

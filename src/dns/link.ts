@@ -6,16 +6,21 @@
  * is no answer. Does not: keep anything; an answer is good for the moment it was given in.
  */
 import type { MessagePort } from "node:worker_threads";
-import type { LinkReply, LinkRequest } from "./protocol.js";
+import type { NamedPlaceholder } from "../secrets/names.js";
+import type { LinkReply, LinkRequest, PlaceholderAsked } from "./protocol.js";
 
 export class ResolverLink {
   private readonly waiting = new Map<number, (reply: LinkReply | null) => void>();
   private next = 1;
   private closed = false;
 
-  /** @param port its other end went to the DNS worker with `connect`. */
-  constructor(private readonly port: MessagePort) {
-    port.on("message", (reply: LinkReply) => {
+  /** @param port its other end went to the DNS worker with `connect`. @param onPlaceholder told of questions that held one. */
+  constructor(private readonly port: MessagePort, onPlaceholder: (asked: PlaceholderAsked) => void = () => undefined) {
+    port.on("message", (reply: LinkReply | PlaceholderAsked) => {
+      if ("kind" in reply) {
+        onPlaceholder(reply);
+        return;
+      }
       const done = this.waiting.get(reply.id);
       this.waiting.delete(reply.id);
       done?.(reply);
@@ -39,6 +44,12 @@ export class ResolverLink {
   async answer(slot: number, generation: number, message: Uint8Array): Promise<Uint8Array | null> {
     const reply = await this.ask((id) => ({ id, kind: "answer", slot, generation, message }));
     return reply !== null && "message" in reply ? reply.message : null;
+  }
+
+  /** Questions for names that hold one of these are violations from when this is fulfilled with true; false: the sandbox is not there. */
+  async placeholders(slot: number, generation: number, placeholders: readonly NamedPlaceholder[]): Promise<boolean> {
+    const reply = await this.ask((id) => ({ id, kind: "placeholders", slot, generation, placeholders }));
+    return reply !== null && "known" in reply && reply.known;
   }
 
   /** What is still open ends as if the worker had gone. */

@@ -25,6 +25,7 @@ export const outcomes = [
   "refused-kind", // class or type that is not served
   "any", // RFC 8482
   "ignored", // not a query
+  "secret", // a secret's placeholder in the name
 ] as const;
 export type Outcome = (typeof outcomes)[number];
 

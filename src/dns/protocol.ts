@@ -13,12 +13,14 @@
  * the kernel → `confirmSwap` (only they count) or `abortSwap` (the old ones stay; the new maps are let go). The floor is
  * changed by a swap of each sandbox.
  *
- * Another thread that must know what a sandbox was told (TLS) gets a port of its own by `connect`, with two questions
- * (LinkRequest) and no power: nothing on it changes what is pinned or allowed.
+ * Another thread that must know what a sandbox was told (TLS) gets a port of its own by `connect`, with questions (LinkRequest)
+ * and little power: nothing on it changes what is pinned or grants anything; it names texts whose questions are refused.
  */
 import type { MessagePort } from "node:worker_threads";
 import type { GroupTable } from "../addresses/groups.js";
 import type { Policy } from "../policy/types.js";
+import type { NamedPlaceholder } from "../secrets/names.js";
+import type { Form } from "../secrets/types.js";
 import type { Outcome } from "./metrics.js";
 import type { PinCounters } from "./pins.js";
 
@@ -134,12 +136,26 @@ export type LinkRequest =
   /** Was this sandbox told that exactly this name is at this address (16 octets), and does that still hold (lease or grace)? */
   | { readonly id: number; readonly kind: "pinned"; readonly slot: number; readonly generation: number; readonly address: Uint8Array; readonly labels: readonly string[] }
   /** A question of this sandbox by way of a stream (DNS over TLS), judged, counted and answered like one over TCP on port 53. */
-  | { readonly id: number; readonly kind: "answer"; readonly slot: number; readonly generation: number; readonly message: Uint8Array };
+  | { readonly id: number; readonly kind: "answer"; readonly slot: number; readonly generation: number; readonly message: Uint8Array }
+  /** Placeholders of this sandbox's secrets: a question for a name that holds one is a violation. In the place of what was said before; kept until the sandbox goes. */
+  | { readonly id: number; readonly kind: "placeholders"; readonly slot: number; readonly generation: number; readonly placeholders: readonly NamedPlaceholder[] };
 
 export type LinkReply =
   | { readonly id: number; readonly pinned: boolean }
+  /** false: there is no such sandbox. */
+  | { readonly id: number; readonly known: boolean }
   /** null: there is nothing to say (the message is no question, or the sandbox has gone). */
   | { readonly id: number; readonly message: Uint8Array | null };
+
+/** Unasked, on the same port: a question held a placeholder, and what `on_violation` says of it has been done. */
+export interface PlaceholderAsked {
+  readonly kind: "placeholderAsked";
+  readonly slot: number;
+  readonly generation: number;
+  readonly labels: readonly string[];
+  readonly secret: string;
+  readonly form: Form;
+}
 
 export interface SandboxStats {
   readonly slot: number;

@@ -18,6 +18,7 @@ import { SandboxCounters, outcomeIndex, type Outcome } from "./metrics.js";
 import type { PinBook, ViewBits } from "./pins.js";
 import { grants, leaseOf } from "./pins.js";
 import { parseQuery, type Edns, type Question } from "./question.js";
+import { actionOf, type NameFinder, type NameHit } from "../secrets/names.js";
 import { refusedAddress } from "./rebind.js";
 import { MAX_ASKS, TOTAL_MS, type UpstreamClient, type UpstreamFault, type UpstreamServer } from "./upstream.js";
 import { HEADER, Rcode, Type, labelsOf, type Name } from "./wire.js";
@@ -85,6 +86,9 @@ export class Sandbox {
   inFlight = 0;
   connections = 0;
   closed = false;
+  /** null: it has no secrets. */
+  private placeholders: NameFinder | null = null;
+  private onPlaceholder: (labels: readonly string[], hit: NameHit) => void = () => undefined;
 
   /**
    * @param owner a number that no other sandbox of this process has had.
@@ -115,6 +119,25 @@ export class Sandbox {
     if (confirmed) this.inForce = this.judges.slice(this.inForce.length);
     this.judges = this.inForce;
     this.epoch++;
+  }
+
+  /** Questions for names that hold one of these are violations from now on, each told. */
+  setPlaceholders(finder: NameFinder | null, told: (labels: readonly string[], hit: NameHit) => void): void {
+    this.placeholders = finder;
+    this.onPlaceholder = told;
+    this.epoch++;
+  }
+
+  holdsPlaceholder(name: Name): boolean { return this.placeholders?.find(labelsOf(name)) != null; }
+
+  /** A question for a name with a placeholder in it is told. @returns whether it ends here. */
+  violates(name: Name): boolean {
+    if (this.placeholders === null) return false;
+    const labels = labelsOf(name), hit = this.placeholders.find(labels);
+    if (hit === null) return false;
+    this.onPlaceholder(labels, hit);
+    const action = actionOf(hit.of.onViolation, "placeholder", labels);
+    return action === "block" || action === "terminate";
   }
 
   /** New bounds; what is over them stays until it ends. */
@@ -149,6 +172,7 @@ const ede: { readonly [K in Outcome]?: EdeInfo } = {
   "rate-limit": { code: Ede.prohibited, text: "too many queries a second" },
   "in-flight-limit": { code: Ede.prohibited, text: "too many queries in flight" },
   "refused-kind": { code: Ede.notSupported, text: "class or type is not served" },
+  secret: { code: Ede.blocked, text: "name holds a secret's placeholder" },
 };
 
 const malformedAnswer: EdeInfo = { code: Ede.invalidData, text: "resolver's answer makes no sense" };
@@ -281,6 +305,11 @@ export class Resolver {
       return;
     }
     const { question, edns } = query;
+    // Before the rules: what they refuse anyway is a violation all the same. Never from the table of known answers, so that each is told.
+    if (sandbox.violates(question.name)) {
+      this.plain(sandbox, b, offset, question.end, sandbox.policy.deniedRcode, "secret", edns, client);
+      return;
+    }
     const judgement = judgeQuestion(sandbox.judges, question.name, this.classify);
     const { refusal } = judgement;
     if (refusal !== null) {
@@ -483,6 +512,8 @@ export class Resolver {
   }
 
   private denied(sandbox: Sandbox, name: Name, type: number, outcome: Outcome, address: Uint8Array | null): void {
+    // Told already, without the name.
+    if (sandbox.holdsPlaceholder(name)) return;
     this.io.onDenied({ slot: sandbox.slot, generation: sandbox.generation, name, type, outcome, address });
   }
 }

@@ -131,6 +131,10 @@ export interface Limits {
   readonly queriesPerSecond: number;
   /** Denial events reported by the kernel. */
   readonly eventsPerSecond: number;
+  /** Connections that are looked into, begun a second. */
+  readonly connectionsPerSecond: number;
+  /** KiB under way in such connections that one side has sent and the other has not taken. */
+  readonly bufferedKib: number;
 }
 
 export interface Policy {
@@ -164,4 +168,6 @@ export const limitKinds: Readonly<Record<keyof Limits, LimitKind>> = {
   queriesInFlight: { key: "queries_in_flight", min: 1, max: 4096, standard: 128 },
   queriesPerSecond: { key: "queries_per_second", min: 1, max: 100_000, standard: 500 },
   eventsPerSecond: { key: "events_per_second", min: 0, max: 10_000, standard: 100 },
+  connectionsPerSecond: { key: "connections_per_second", min: 1, max: 10_000, standard: 100 },
+  bufferedKib: { key: "buffered_kib", min: 1_024, max: 4_194_304, standard: 65_536 },
 };

@@ -16,6 +16,7 @@ import { refuse, type Refusal } from "../tls/http/refusal.js";
 import { codingOf, DecodedStream, InspectedStream } from "./coding.js";
 import { FOUND_FROM, Finder, type Hit } from "./finder.js";
 import { type BodyKind, bodyKind, inBody, percentEncoded } from "./rendering.js";
+import { actionOf } from "./names.js";
 import type { KnownSecret, SecretSet } from "./sandbox-secrets.js";
 import { Pass, PassStream } from "./stream.js";
 import type { Form, Gate, Place, Violation } from "./types.js";
@@ -80,6 +81,11 @@ class Request {
     const draft = this.#suspicious() ? this.#read() : null;
     if (this.#refusal !== null) return this.#refusal;
     const bodySecrets = this.#request.body.kind === "none" ? [] : [...this.#open].filter(({ spec }) => spec?.inject.body === true);
+    if (bodySecrets.length > 0 && this.#request.method !== "CONNECT" && opaque(fields)) {
+      // A placeholder that is meant to be replaced may be in it, and nobody can tell.
+      for (const { counters } of bodySecrets) counters.blocked++;
+      return refuse(415, "secret", "the body may hold a placeholder and cannot be looked through: send it without compression, or in gzip, deflate or br as Content-Encoding says", false);
+    }
     const needed = new Set([...this.#used, ...bodySecrets]);
     if (draft === null && needed.size === 0) return this.#filter(target, fields, new Map());
     const values = new Map<KnownSecret, Buffer | null>();
@@ -185,29 +191,35 @@ class Request {
   }
 }
 
+/** Whether a request's body is coded in a way that cannot be undone: an unknown coding, or compressed messages within gRPC's own framing. */
+function opaque(fields: Fields): boolean {
+  return codingOf(tokensOf(valuesOf(fields, "content-encoding"))) === "unknown" || tokensOf(valuesOf(fields, "grpc-encoding")).some((token) => token !== "identity");
+}
+
+/** gRPC's messages say their lengths within the body. */
+function isGrpc(fields: Fields): boolean { return valuesOf(fields, "content-type").some((type) => /^application\/grpc\b/i.test(type.trim())); }
+
 /** What a violation leads to, told and counted; null: the request goes on. */
 export function violate(set: SecretSet, gate: Gate, request: Pick<RequestFacts, "host" | "method">, hit: Pick<Hit, "wanted">, place: Place, field: string | null, form: Form): Refusal | null {
   const { secret: name, what } = hit.wanted;
   const secret = set.byName(name);
-  const rule = secret?.spec?.onViolation ?? { action: "block" as const, hosts: [] };
-  // The real value never goes on, whatever is said of placeholders.
-  const action = rule.action === "terminate" ? "terminate"
-    : what === "value" ? "block"
-      : rule.action === "pass" ? (rule.hosts.some((pattern) => gate.labels.length > 0 && matchesPattern(pattern, gate.labels)) ? "pass" : "block")
-        : rule.action;
+  const action = actionOf(secret?.spec?.onViolation ?? BLOCK, what, gate.labels);
   const violation: Violation = { secret: name, what, place, field: field === null || !/^[a-z0-9-]{1,40}$/.test(field) ? null : field, form, action, host: request.host, port: gate.port, method: /^[A-Z]{1,16}$/.test(request.method) ? request.method : "" };
   set.violated(violation);
   if (action === "log" || action === "pass") return null;
   return { ...refuse(403, "secret", describeViolation(violation)), violation };
 }
 
+/** For a secret that the policy has no more. */
+export const BLOCK = { action: "block", hosts: [] } as const;
+
 const places: Readonly<Record<Place, string>> = {
-  method: "the method", path: "the path", query: "the query", "field-name": "the name of a field", field: "a field", body: "the body", trailer: "a trailer", websocket: "a WebSocket message", "server-name": "the server's name",
+  method: "the method", path: "the path", query: "the query", "field-name": "the name of a field", field: "a field", body: "the body", trailer: "a trailer", websocket: "a WebSocket message", "server-name": "the server's name", "dns-name": "a name asked of the resolver",
 };
 
 /** `the placeholder of GITHUB_TOKEN in the field x-debug, to example.com`. */
 export function describeViolation({ secret, what, place, field, form, host }: Violation): string {
-  return `the ${what} of secret ${secret}${form === "raw" ? "" : `, in ${form === "basic" ? "Basic credentials" : form === "json" ? "JSON escapes" : form === "percent" ? "percent escapes" : form}`}, in ${field === null ? places[place] : `the field ${field}`} of a request to ${host}`;
+  return `the ${what} of secret ${secret}${form === "raw" ? "" : `, in ${form === "basic" ? "Basic credentials" : form === "json" ? "JSON escapes" : form === "percent" ? "percent escapes" : form === "hex" ? "hexadecimal" : form}`}, in ${field === null ? places[place] : `the field ${field}`}${place === "dns-name" ? "" : ` of a request to ${host}`}`;
 }
 
 export function isFor({ spec }: KnownSecret, { labels, port }: Gate): boolean {
@@ -231,6 +243,8 @@ class Exchange implements ExchangeFilter {
   readonly #scrub: ScrubSet | null;
   readonly #kind: BodyKind;
   #coding: ReturnType<typeof codingOf> = null;
+  /** The answer's length must stay. */
+  #keeps = false;
 
   constructor(set: SecretSet, gate: Gate, request: RequestFacts, target: string, fields: string[], used: Set<KnownSecret>, values: ReadonlyMap<KnownSecret, Buffer | null>, open: ReadonlySet<KnownSecret>, scrubbed: readonly KnownSecret[]) {
     this.#set = set;
@@ -313,6 +327,7 @@ class Exchange implements ExchangeFilter {
     }
     const rendered = inBody(value, kind);
     if (rendered === null) return stop(403, `the secret ${secret.name} has characters that cannot be put into a body of this Content-Type`);
+    if (rendered.length !== length && isGrpc(this.#request.fields)) return stop(403, "a gRPC message cannot be made longer or shorter: give the placeholder the length of the value");
     if (sized && rendered.length !== length) return stop(413, `a body of more than ${REWRITTEN / 1024} KiB whose length was told cannot be made longer or shorter: send it chunked, or give the placeholder the length of the value`);
     if (!this.#used.has(secret)) {
       this.#used.add(secret);
@@ -383,6 +398,7 @@ class Exchange implements ExchangeFilter {
     const bodiless = status < 200 || status === 204 || status === 304 || this.#request.method === "HEAD";
     if (status >= 200) this.#coding = codingOf(tokensOf(valuesOf(fields, "content-encoding")));
     const grpc = tokensOf(valuesOf(fields, "grpc-encoding"));
+    this.#keeps = isGrpc(fields);
     if (status === 206 || (!bodiless && (this.#coding === "unknown" || grpc.some((token) => token !== "identity")))) return this.#unseen(scrub);
     const out: string[] = [];
     for (let i = 0; i < fields.length; i += 2) {
@@ -402,10 +418,10 @@ class Exchange implements ExchangeFilter {
       return { transform: new FrameStream(make(), make), changesLength: false };
     }
     const coding = this.#coding === "unknown" ? null : this.#coding;
-    const changesLength = coding !== null || scrub.changesLength;
+    const changesLength = coding !== null || (scrub.changesLength && !this.#keeps);
     const pass = new Pass(scrub.finder, true, (hit, octets) => {
       this.#count(hit);
-      return scrub.replacement(hit, octets.length, !changesLength);
+      return scrub.replacement(hit, octets.length, this.#keeps || !changesLength);
     });
     return { transform: coding === null ? new PassStream(pass) : new DecodedStream(coding, pass), changesLength };
   }

@@ -11,12 +11,13 @@ import { EnforcerError } from "../errors.js";
 import type { SecretSpec } from "../policy/types.js";
 import type { ExchangeFilter, RequestFacts } from "../tls/http/passage.js";
 import type { Refusal } from "../tls/http/refusal.js";
-import { openExchange, ScrubSet, violate } from "./exchange.js";
+import { BLOCK, openExchange, ScrubSet, violate } from "./exchange.js";
 import { Finder, type Wanted } from "./finder.js";
 import { type Clock, LiveSecret, monotonic } from "./live-secret.js";
+import { type NamedPlaceholder, NameFinder } from "./names.js";
 import { PlaceholderBook } from "./placeholder.js";
 import type { SourceOptions } from "./source.js";
-import { type Gate, noCounts, type SecretCounters, type Violation } from "./types.js";
+import { type Form, type Gate, noCounts, type Place, type SecretCounters, type Violation } from "./types.js";
 
 /** A secret as a request meets it. */
 export interface KnownSecret {
@@ -92,7 +93,7 @@ export class SandboxSecrets implements SecretSet {
   readonly #book: PlaceholderBook;
   readonly #known = new Map<string, Known>();
   #epoch = 0;
-  #built: { readonly version: number; readonly finder: Finder; readonly scrubs: Map<string, ScrubSet> } | null = null;
+  #built: { readonly version: number; readonly finder: Finder; readonly names: NameFinder; readonly scrubs: Map<string, ScrubSet> } | null = null;
 
   private constructor(options: SecretsOptions) {
     this.#options = options;
@@ -189,15 +190,25 @@ export class SandboxSecrets implements SecretSet {
     return this.idle ? null : openExchange(this, gate, request);
   }
 
-  /** A server's name that holds a placeholder: names have no case. @returns what refuses the connection. */
-  serverName(gate: Gate, name: string): Refusal | null {
-    const lower = name.toLowerCase();
-    for (const { name: secret, placeholder } of this.#book.all()) {
-      if (lower.replaceAll(".", "").includes(placeholder.toLowerCase().replaceAll(".", ""))) {
-        return violate(this, gate, { host: "a name that is not told", method: "" }, { wanted: { secret, what: "placeholder", octets: Buffer.from(placeholder) } }, "server-name", null, "raw");
-      }
-    }
-    return null;
+  /** A server's name that holds a placeholder. @returns what refuses the connection. */
+  serverName(gate: Gate, labels: readonly string[]): Refusal | null {
+    const { names } = this.#sets();
+    const hit = names.find(labels);
+    return hit === null ? null : this.#named(gate, hit.of.secret, "server-name", hit.form);
+  }
+
+  /** The resolver was asked for a name that holds a placeholder, and has done by `on_violation` already: it is told and counted here. */
+  askedName(labels: readonly string[], secret: string, form: Form): Refusal | null {
+    return this.#known.has(secret) ? this.#named({ labels, port: 53, intercepted: false, verified: false, pinned: false }, secret, "dns-name", form) : null;
+  }
+
+  /** What the resolver looks for in names. */
+  placeholders(): NamedPlaceholder[] {
+    return this.#book.all().map(({ name, placeholder }) => ({ secret: name, placeholder, onViolation: this.#known.get(name)?.spec?.onViolation ?? BLOCK }));
+  }
+
+  #named(gate: Gate, secret: string, place: Place, form: Form): Refusal | null {
+    return violate(this, gate, { host: "a name that is not told", method: "" }, { wanted: { secret, what: "placeholder", octets: Buffer.alloc(0) } }, place, null, form);
   }
 
   violated(violation: Violation): void {
@@ -221,13 +232,13 @@ export class SandboxSecrets implements SecretSet {
     this.#epoch++;
   }
 
-  #sets(): { readonly version: number; readonly finder: Finder; readonly scrubs: Map<string, ScrubSet> } {
+  #sets(): { readonly version: number; readonly finder: Finder; readonly names: NameFinder; readonly scrubs: Map<string, ScrubSet> } {
     const wanted: Wanted[] = [];
     // Asking for values forgets those whose time is over.
     for (const known of this.#known.values()) for (const octets of known.values()) wanted.push({ secret: known.name, what: "value", octets });
     const version = [...this.#known.values()].reduce((sum, known) => sum + known.version, this.#epoch * 1e6);
     if (this.#built?.version === version) return this.#built;
     for (const { name, placeholder } of this.#book.all()) wanted.push({ secret: name, what: "placeholder", octets: Buffer.from(placeholder, "latin1") });
-    return (this.#built = { version, finder: new Finder(wanted, this.#book.marker), scrubs: new Map() });
+    return (this.#built = { version, finder: new Finder(wanted, this.#book.marker), names: new NameFinder(this.placeholders()), scrubs: new Map() });
   }
 }

@@ -18,9 +18,9 @@ export interface Gate {
   readonly pinned: boolean;
 }
 
-export type Place = "method" | "path" | "query" | "field-name" | "field" | "body" | "trailer" | "websocket" | "server-name";
-/** How it was written: as it is, in percent escapes, in JSON escapes, in base64, or as Basic credentials. */
-export type Form = "raw" | "percent" | "json" | "base64" | "basic";
+export type Place = "method" | "path" | "query" | "field-name" | "field" | "body" | "trailer" | "websocket" | "server-name" | "dns-name";
+/** How it was written: as it is, in percent escapes, in JSON escapes, in base64, as Basic credentials; in names also in hexadecimal or base32. */
+export type Form = "raw" | "percent" | "json" | "base64" | "basic" | "hex" | "base32";
 
 export interface Violation {
   readonly secret: string;

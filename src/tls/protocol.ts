@@ -56,6 +56,15 @@ export interface TlsStats {
     readonly helloLimit: number;
     readonly helloOctets: number;
     readonly helloOctetsLimit: number;
+    /** Intercepted connections whose handshakes are not over, and those that wait for their turn to begin. */
+    readonly handshakes: number;
+    readonly handshakeLimit: number;
+    readonly handshakesWaiting: number;
+    /** Connections that may begin before the rate counts, now. */
+    readonly connectionTokens: number;
+    /** Octets that one side has sent and the other has not taken, when they were last counted. */
+    readonly buffered: number;
+    readonly bufferedLimit: number;
     /** Refusals that were not told, over the sandbox's rate. */
     readonly eventsLost: number;
     readonly outcomes: { readonly [K in ConnectionOutcome]?: number };

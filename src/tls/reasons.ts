@@ -17,6 +17,9 @@ export const connectionOutcomes = {
   "name-changed": "refused: a second ClientHello named another server",
   "limit": "refused: more connections than the sandbox may have",
   "hello-limit": "refused: too many or too large ClientHellos of the sandbox that were not whole yet",
+  "rate": "refused: more connections a second than the sandbox may begin",
+  "handshake-limit": "refused: too many handshakes of the sandbox under way, for ten seconds",
+  "buffer-limit": "ended: what it kept under way was the most of a sandbox that kept more than it may",
   "no-upstream": "the far side did not accept the connection",
   "stranger": "refused: not a redirected connection of a sandbox",
   "secret-in-name": "refused: a secret's placeholder in the server name",
@@ -27,5 +30,5 @@ export type ConnectionOutcome = keyof typeof connectionOutcomes;
 
 /** Outcomes that are refusals, which events tell. */
 export const refusedOutcomes: ReadonlySet<ConnectionOutcome> = new Set([
-  "no-name", "name-unreadable", "name-denied", "not-pinned", "not-tls", "malformed", "too-large", "timeout", "name-changed", "limit", "hello-limit", "policy-changed",
+  "no-name", "name-unreadable", "name-denied", "not-pinned", "not-tls", "malformed", "too-large", "timeout", "name-changed", "limit", "hello-limit", "rate", "handshake-limit", "buffer-limit", "policy-changed",
 ] as const);

@@ -4,8 +4,9 @@
  * Holds always: a connection belongs to the sandbox whose address it comes from, which no guest can choose, and was meant for
  * what the kernel's table says; without an entry there it is reset. Nothing is dialled but the address that the guest chose, and
  * not before the name was judged. A refusal is told and ends the connection; waiting never turns into passing. One sandbox has
- * a bounded number of connections, of hellos that are not whole, and of octets kept of them. When the policy changes, every
- * connection is judged again.
+ * a bounded number of connections, of new ones a second, of hellos that are not whole, of octets kept of them, of handshakes
+ * under way, and of octets under way; sandboxes take turns with their handshakes. When the policy changes, every connection is
+ * judged again.
  * Does not: listen (worker.ts), read HTTP (http/), know what becomes of secrets (src/secrets).
  */
 import { existsSync } from "node:fs";
@@ -13,7 +14,9 @@ import { connect, type Socket, type TcpNetConnectOpts } from "node:net";
 import type { BpfMap } from "../../native/index.js";
 import { formatAddress, isV4, parseAddress } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
+import { TokenBucket } from "../dns/limits.js";
 import type { ResolverLink } from "../dns/link.js";
+import type { PlaceholderAsked } from "../dns/protocol.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import { interceptedAt, type Intercepted } from "../kernel/intercepted.js";
 import type { Policy } from "../policy/types.js";
@@ -40,6 +43,7 @@ import type { TlsDenial, TlsStats } from "./protocol.js";
 import { type ConnectionOutcome, connectionOutcomes, refusedOutcomes } from "./reasons.js";
 import { SecondHello } from "./second-hello.js";
 import { splice } from "./splice.js";
+import { Turns, UNDER_WAY } from "./turns.js";
 
 /** Connections of one sandbox at one time: what the kernel's table has places for, less what its hash wastes. */
 export const CONNECTIONS = 1_536;
@@ -47,6 +51,10 @@ export const CONNECTIONS = 1_536;
 export const HELLOS = 512;
 /** Octets kept of those hellos. */
 export const HELLO_OCTETS = 8 << 20;
+/** So many times the connections of a second may begin at once. */
+const BURST = 10;
+/** How often what is under way is counted, ms. */
+const COUNT_MS = 250;
 /** A peer that has gone without a word is found out after some times this, ms. */
 const KEEP_ALIVE_MS = 120_000;
 /** The whole hello must be there after this, ms, however it comes. */
@@ -58,7 +66,7 @@ const HTTP_PORT = 80, DOT_PORT = 853;
 const ALERT = { accessDenied: 49, unrecognizedName: 112, decodeError: 50, protocolVersion: 70 } as const;
 
 export interface ServiceOptions {
-  readonly resolver: Pick<ResolverLink, "pinned" | "answer">;
+  readonly resolver: Pick<ResolverLink, "pinned" | "answer" | "placeholders">;
   readonly groups: GroupTable;
   /** 16 octets; null: no IPv6. */
   readonly sandboxNet6: Uint8Array | null;
@@ -87,6 +95,9 @@ interface Sandbox {
   /** Connections whose hello is not whole yet, oldest first. */
   readonly hellos: Set<Connection>;
   helloOctets: number;
+  bucket: TokenBucket;
+  /** Octets under way when they were last counted. */
+  buffered: number;
   readonly told: { second: number; count: number };
   eventsLost: number;
   /** Of connections that are over. */
@@ -99,6 +110,8 @@ interface Connection {
   readonly meant: Intercepted;
   /** What it was judged for; plain HTTP: what its last request was. null: nothing yet. */
   question: NameQuestion | null;
+  /** Octets of it that one side has sent and the other has not taken. */
+  held(): number;
   end(): void;
 }
 
@@ -106,6 +119,8 @@ export class TlsService {
   readonly #options: ServiceOptions;
   readonly #sandboxes = new Map<number, Sandbox>();
   readonly #watch = new Watch();
+  readonly #turns = new Turns<Sandbox>();
+  #counting: NodeJS.Timeout | null = null;
   #groups: GroupTable;
   #strangers = 0;
 
@@ -117,11 +132,12 @@ export class TlsService {
   /** @param intercepted belongs to the service from now on. @throws EnforcerError E_SECRET: a secret cannot be had. */
   async add(slot: number, generation: number, name: string, policy: Policy, floor: Policy | null, intercepted: BpfMap): Promise<void> {
     const secrets = await this.#openSecrets(slot, generation, name, policy);
+    if (secrets !== null) await this.#tellPlaceholders(slot, generation, secrets);
     this.remove(slot, null);
     this.#sandboxes.set(slot, {
       slot, generation, name, judge: new ConnectionJudge(policy, floor), intercepted, secrets, cutOff: false,
       certificates: policy.tls.intercept ? this.#certificates(name) : null,
-      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bytesUp: 0, bytesDown: 0, told: { second: 0, count: 0 }, eventsLost: 0,
+      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bucket: bucketOf(policy), buffered: 0, bytesUp: 0, bytesDown: 0, told: { second: 0, count: 0 }, eventsLost: 0,
     });
   }
 
@@ -131,7 +147,9 @@ export class TlsService {
     if (sandbox === undefined || sandbox.generation !== generation) throw new Error(`slot ${slot} holds no sandbox of generation ${generation}`);
     if (sandbox.secrets !== null) await sandbox.secrets.replace(policy.secrets);
     else if (policy.secrets.length > 0) sandbox.secrets = await this.#openSecrets(slot, generation, sandbox.name, policy);
+    if (sandbox.secrets !== null) await this.#tellPlaceholders(slot, generation, sandbox.secrets);
     const before = sandbox.judge.policy.tls;
+    if (sandbox.judge.policy.limits.connectionsPerSecond !== policy.limits.connectionsPerSecond) sandbox.bucket = bucketOf(policy);
     sandbox.judge = new ConnectionJudge(policy, floor);
     sandbox.intercepted.close();
     sandbox.intercepted = intercepted;
@@ -167,14 +185,18 @@ export class TlsService {
 
   setGroups(groups: GroupTable): void { this.#groups = groups; }
 
-  close(): void { for (const slot of [...this.#sandboxes.keys()]) this.remove(slot, null); }
+  close(): void {
+    if (this.#counting !== null) clearInterval(this.#counting);
+    for (const slot of [...this.#sandboxes.keys()]) this.remove(slot, null);
+  }
 
   stats(): TlsStats {
     return {
       strangers: this.#strangers,
-      sandboxes: [...this.#sandboxes.values()].map(({ slot, generation, connections, hellos, helloOctets, eventsLost, outcomes, http, bytesUp, bytesDown, certificates, secrets }) => ({
+      sandboxes: [...this.#sandboxes.values()].map((sandbox) => ({ sandbox, turns: this.#turns.of(sandbox) })).map(({ sandbox: { slot, generation, connections, hellos, helloOctets, eventsLost, outcomes, http, bytesUp, bytesDown, certificates, secrets, bucket, buffered, judge }, turns }) => ({
         slot, generation, connections: connections.size, limit: CONNECTIONS, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused },
         hellos: hellos.size, helloLimit: HELLOS, helloOctets, helloOctetsLimit: HELLO_OCTETS, eventsLost,
+        handshakes: turns.underWay, handshakeLimit: UNDER_WAY, handshakesWaiting: turns.waiting, connectionTokens: bucket.left(performance.now()), buffered, bufferedLimit: judge.policy.limits.bufferedKib * 1024,
         bytesUp: [...connections].reduce((sum, { socket }) => sum + socket.bytesRead, bytesUp), bytesDown: [...connections].reduce((sum, { socket }) => sum + socket.bytesWritten, bytesDown),
         secrets: secrets?.counters() ?? {},
         leaves: certificates === null ? { issued: 0, hits: 0, evicted: 0 } : { ...certificates.counters },
@@ -196,8 +218,15 @@ export class TlsService {
       socket.resetAndDestroy();
       return;
     }
-    const connection: Connection = { socket, meant, question: null, end: () => { socket.resetAndDestroy(); } };
+    // Before anything is read of it: what is over the rate costs next to nothing.
+    if (!sandbox.bucket.take(performance.now())) {
+      this.#count(sandbox, "rate", meant, null);
+      socket.resetAndDestroy();
+      return;
+    }
+    const connection: Connection = { socket, meant, question: null, held: () => socket.readableLength + socket.writableLength, end: () => { socket.resetAndDestroy(); } };
     sandbox.connections.add(connection);
+    this.#counting ??= setInterval(() => this.#countBuffered(), COUNT_MS).unref();
     socket.on("close", () => {
       sandbox.connections.delete(connection);
       sandbox.bytesUp += socket.bytesRead;
@@ -208,6 +237,29 @@ export class TlsService {
     socket.setKeepAlive(true, KEEP_ALIVE_MS);
     if (meant.remotePort === HTTP_PORT) this.#plainHttp(sandbox, connection);
     else this.#readHello(sandbox, connection);
+  }
+
+  /** A sandbox that keeps more under way than it may loses those connections that keep the most of it. */
+  #countBuffered(): void {
+    let connections = 0;
+    for (const sandbox of this.#sandboxes.values()) {
+      connections += sandbox.connections.size;
+      const limit = sandbox.judge.policy.limits.bufferedKib * 1024;
+      sandbox.buffered = 0;
+      for (const connection of sandbox.connections) sandbox.buffered += connection.held();
+      if (sandbox.buffered <= limit) continue;
+      const held = [...sandbox.connections].map((connection) => ({ connection, octets: connection.held() })).sort((a, b) => b.octets - a.octets);
+      for (const { connection, octets } of held) {
+        if (sandbox.buffered <= limit) break;
+        sandbox.buffered -= octets;
+        this.#count(sandbox, "buffer-limit", connection.meant, connection.question?.labels ?? null);
+        connection.end();
+      }
+    }
+    if (connections === 0 && this.#counting !== null) {
+      clearInterval(this.#counting);
+      this.#counting = null;
+    }
   }
 
   #sandboxOf(socket: Socket): Sandbox | null {
@@ -256,6 +308,7 @@ export class TlsService {
         this.#refuse(sandbox, connection, state, null, state === "not-tls" ? null : ALERT.decodeError);
         return;
       }
+      connection.held = () => reader.octets.length + socket.writableLength;
       const serve = meant.remotePort === DOT_PORT ? this.#dot(sandbox, connection, reader) : this.#tls(sandbox, connection, reader);
       serve.catch(() => socket.resetAndDestroy());
     };
@@ -276,7 +329,7 @@ export class TlsService {
       return;
     }
     const { labels } = hello.serverName;
-    const holds = sandbox.secrets?.serverName({ labels, port: meant.remotePort, intercepted: false, verified: false, pinned: false }, labels.join(".")) ?? null;
+    const holds = sandbox.secrets?.serverName({ labels, port: meant.remotePort, intercepted: false, verified: false, pinned: false }, labels) ?? null;
     if (holds !== null) {
       this.#told(sandbox, meant, holds.reason, null, null, holds.message, holds.violation);
       this.#refuse(sandbox, connection, "secret-in-name", null, ALERT.unrecognizedName);
@@ -296,6 +349,37 @@ export class TlsService {
       this.#splice(sandbox, connection, labels, reader);
       return;
     }
+    await this.#turn(sandbox, connection, () => this.#intercept(sandbox, connection, question, labels, hello, reader));
+  }
+
+  /** Waits for the sandbox's turn; what waits for too long, or is over meanwhile, does not begin. */
+  #turn(sandbox: Sandbox, connection: Connection, begin: () => Promise<void>): Promise<void> {
+    const { socket } = connection;
+    return new Promise((resolve, reject) => {
+      const leave = (): void => {
+        clearTimeout(timer);
+        leaveLine();
+        socket.off("close", leave);
+        resolve();
+      };
+      const timer = setTimeout(() => {
+        this.#refuse(sandbox, connection, "handshake-limit", connection.question?.labels ?? null, null);
+        leave();
+      }, HELLO_MS);
+      socket.once("close", leave);
+      const leaveLine = this.#turns.enter(sandbox, async () => {
+        clearTimeout(timer);
+        socket.off("close", leave);
+        const done = begin();
+        done.then(resolve, reject);
+        await done;
+      });
+    });
+  }
+
+  async #intercept(sandbox: Sandbox, connection: Connection, question: NameQuestion, labels: readonly string[], hello: ClientHello, reader: HelloReader): Promise<void> {
+    const { socket, meant } = connection;
+    const { tls } = sandbox.judge.policy;
     sandbox.certificates ??= this.#certificates(sandbox.name);
     this.#bump(sandbox, "intercepted");
     socket.unshift(reader.octets);
@@ -318,6 +402,7 @@ export class TlsService {
         socket.resetAndDestroy();
         upstream.resetAndDestroy();
       };
+      connection.held = () => socket.readableLength + socket.writableLength + upstream.readableLength + upstream.writableLength;
       splice(socket, upstream, reader.read, reader.after, new SecondHello(labels.join(".")), () => this.#count(sandbox, "name-changed", meant, labels));
     }, () => {
       this.#bump(sandbox, "no-upstream");
@@ -363,7 +448,7 @@ export class TlsService {
     const { meant } = connection;
     return {
       scheme: question === null ? "http" : "https", name: question === null ? null : question.labels.join("."), port: meant.remotePort, address: question === null ? formatAddress(meant.remote) : null,
-      limits: httpLimits, counters: sandbox.http, watch: this.#watch,
+      limits: httpLimits, counters: sandbox.http, watch: this.#watch, holds: (held) => { connection.held = held; },
       judge: async (request) => {
         const asked = question ?? await this.#questionOf(sandbox, meant, request);
         if (asked === null) return refuse(400, "host-malformed");
@@ -442,6 +527,19 @@ export class TlsService {
     });
   }
 
+  /** Names carry data out too: the resolver refuses those that hold a placeholder. Before any guest is told the placeholder. */
+  async #tellPlaceholders(slot: number, generation: number, secrets: SandboxSecrets): Promise<void> {
+    await this.#options.resolver.placeholders(slot, generation, secrets.placeholders());
+  }
+
+  /** The resolver was asked for a name with a placeholder in it. */
+  placeholderAsked({ slot, generation, labels, secret, form }: PlaceholderAsked): void {
+    const sandbox = this.#sandboxes.get(slot);
+    if (sandbox === undefined || sandbox.generation !== generation) return;
+    const refusal = sandbox.secrets?.askedName(labels, secret, form) ?? null;
+    if (refusal !== null) this.#told(sandbox, { remote: new Uint8Array(16), remotePort: 53 }, refusal.reason, null, null, refusal.message, refusal.violation);
+  }
+
   #cutOff(slot: number, generation: number, violation: Violation): void {
     const sandbox = this.#sandboxes.get(slot);
     if (sandbox === undefined || sandbox.generation !== generation || sandbox.cutOff) return;
@@ -474,7 +572,7 @@ export class TlsService {
   }
 
   /** At most as many a second as the sandbox's policy says: one that is refused without end hides no other's. */
-  #told(sandbox: Sandbox, { remote, remotePort }: Intercepted, reason: ConnectionOutcome | HttpReason, name: string | null, method: string | null, text: string, violation?: Violation): void {
+  #told(sandbox: Sandbox, { remote, remotePort }: Pick<Intercepted, "remote" | "remotePort">, reason: ConnectionOutcome | HttpReason, name: string | null, method: string | null, text: string, violation?: Violation): void {
     const { slot, generation, told } = sandbox;
     const second = Math.floor(performance.now() / 1_000);
     if (told.second !== second) [told.second, told.count] = [second, 0];
@@ -485,3 +583,5 @@ export class TlsService {
     this.#options.onDenied({ slot, generation, time: Date.now(), reason, name, address: remote, port: remotePort, method, text, ...(violation === undefined ? {} : { violation }) });
   }
 }
+
+function bucketOf({ limits: { connectionsPerSecond } }: Policy): TokenBucket { return new TokenBucket(connectionsPerSecond, BURST * connectionsPerSecond, performance.now()); }

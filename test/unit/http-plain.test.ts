@@ -49,7 +49,7 @@ async function plain(allowed: readonly string[], options: { address?: string; re
         socket.once("error", reject);
       }),
       passage: {
-        scheme: "http", name: null, port: 80, address: options.address ?? "192.0.2.1", limits: httpLimits, counters, watch,
+        scheme: "http", name: null, port: 80, address: options.address ?? "192.0.2.1", limits: httpLimits, counters, watch, holds: () => undefined,
         judge: async (request) => {
           judged.push(request);
           await Promise.resolve();

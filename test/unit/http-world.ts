@@ -50,6 +50,8 @@ export class World {
   dialled = 0;
   readonly certificates = new SandboxCertificates(sandboxAuthority);
   readonly passage: Passage & { readonly name: string; port: number };
+  /** Of the last connection, what is under way. */
+  held: () => number = () => 0;
   port = 0;
   originPort = 0;
   readonly #servers: Server[] = [];
@@ -58,7 +60,7 @@ export class World {
   constructor(readonly options: WorldOptions = {}) {
     this.watch = new Watch(options.watchMs ?? 20);
     this.passage = {
-      scheme: "https", name: options.name ?? NAME, port: 443, address: null, limits: { ...httpLimits, ...options.limits }, counters: this.counters, watch: this.watch,
+      scheme: "https", name: options.name ?? NAME, port: 443, address: null, limits: { ...httpLimits, ...options.limits }, counters: this.counters, watch: this.watch, holds: (held) => { this.held = held; },
       judge: (request) => options.judge?.(request) ?? null,
       filter: (request) => options.filter?.(request) ?? null,
       refused: (refusal) => { this.refusals.push(refusal.reason); },

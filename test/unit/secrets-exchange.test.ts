@@ -208,10 +208,13 @@ describe("A55, A57, test 33: anywhere else", () => {
     await secrets.replace([secretSpec("OTHER"), secretSpec("TOKEN")]);
     expect((await passing(ORIGIN, withFields("authorization", P))).fields).toContain(VALUE);
   });
-  it("a server's name that holds a placeholder, whatever its case", () => {
-    expect(secrets.serverName(EVIL, `${P.toLowerCase()}.evil.test`)).toMatchObject({ violation: { place: "server-name", secret: "TOKEN" } });
-    expect(secrets.serverName(EVIL, `${P.slice(0, 20).toUpperCase()}.${P.slice(20)}.evil.test`)).not.toBeNull();
-    expect(secrets.serverName(EVIL, "evil.test")).toBeNull();
+  it("a server's name that holds a placeholder, whatever its case, cut by dots, and in other digits", () => {
+    const name = (text: string): string[] => text.split(".");
+    expect(secrets.serverName(EVIL, name(`${P.toLowerCase()}.evil.test`))).toMatchObject({ violation: { place: "server-name", secret: "TOKEN", form: "raw" } });
+    expect(secrets.serverName(EVIL, name(`${P.slice(0, 20).toUpperCase()}.${P.slice(20)}.evil.test`))).not.toBeNull();
+    const hex = Buffer.from(P).toString("hex");
+    expect(secrets.serverName(EVIL, name(`${hex.slice(0, 60)}.${hex.slice(60)}.evil.test`))).toMatchObject({ violation: { form: "hex" } });
+    expect(secrets.serverName(EVIL, name("evil.test"))).toBeNull();
   });
 });
 
@@ -287,8 +290,39 @@ describe("A56, test 35: bodies", () => {
         }
       }
     }
-    const [facts, octets] = withBody(P, "Content-Encoding", "zstd");
-    expect(await body(await passing(ORIGIN, facts), octets)).toMatchObject({ status: 403 });
+  });
+  it("A58, 35: a body that nobody can look through, at a host where something may be put in: refused before anything leaves; elsewhere only what is seen in it", async () => {
+    for (const fields of [["Content-Encoding", "zstd"], ["Content-Encoding", "gzip, br"], ["Content-Type", "application/grpc", "grpc-encoding", "gzip"]]) {
+      const [facts] = withBody(Buffer.from([0x28, 0xb5, 0x2f, 0xfd]), ...fields);
+      for (const framing of [facts, { ...facts, body: { kind: "chunked" } as const }]) expect(await stopped(ORIGIN, framing)).toMatchObject({ status: 415, reason: "secret" });
+      // Nothing is put in there.
+      const [elsewhere, octets] = withBody("opaque", ...fields);
+      expect(String(await body(await passing(EVIL, elsewhere), octets))).toBe("opaque");
+      const [plain, seen] = withBody(P, ...fields);
+      expect(await body(await passing(EVIL, plain), seen)).toMatchObject({ status: 403 });
+    }
+    expect(secrets.counters()["TOKEN"]?.blocked).toBeGreaterThanOrEqual(6);
+    const [identity, octets] = withBody("open", "Content-Type", "application/grpc", "grpc-encoding", "identity");
+    expect(String(await body(await passing(ORIGIN, identity), octets))).toBe("open");
+  });
+  it("gRPC: a message keeps its length, or the call is refused", async () => {
+    const message = (text: string): Buffer => {
+      const head = Buffer.alloc(5);
+      head.writeUInt32BE(text.length, 1);
+      return Buffer.concat([head, Buffer.from(text)]);
+    };
+    const [facts] = withBody("", "Content-Type", "application/grpc+proto");
+    const call = { ...facts, body: { kind: "chunked" } as const };
+    expect(await body(await passing(ORIGIN, call), message(`k=${P}`))).toMatchObject({ status: 403, message: expect.stringContaining(VALUE.length === P.length ? "" : "characters") as string });
+    environment["LONG"] = "v".repeat(60);
+    await open(secretSpec("TOKEN", { ...inject({ body: true }), from: { kind: "env", variable: "LONG" } }));
+    expect(await body(await passing(ORIGIN, call), message(`k=${P}`))).toMatchObject({ status: 403, message: expect.stringContaining("gRPC") as string });
+    const filter = await passing(ORIGIN, request());
+    filter.responseHead(200, "OK", ["Content-Type", "application/grpc"]);
+    expect(filter.responseBody()?.changesLength).toBe(false);
+    expect(await answered(filter, [message("v".repeat(60))])).toBe(message("X".repeat(60)).toString("latin1"));
+    await open(secretSpec("TOKEN", { ...inject({ body: true }), from: { kind: "env", variable: "LONG" }, placeholder: { prefix: "", sameLength: true, jwt: false } }));
+    expect((await body(await passing(ORIGIN, call), message(`k=${P}`), 7) as Buffer).equals(message(`k=${"v".repeat(60)}`))).toBe(true);
   });
   it("a bomb ends", async () => {
     const bomb = gzipSync(Buffer.alloc(200 << 20));

@@ -96,6 +96,9 @@ class Http1Leg implements Watched {
   #served = 0;
   #active: Turn | null = null;
   #outgoing: ClientRequest | null = null;
+  #incoming: IncomingMessage | null = null;
+  /** Octets of a body that is gathered before it goes on: what it will have. */
+  #whole = 0;
   /** No further request is taken. */
   #deaf = false;
   /** The answer under way is the last one. */
@@ -118,6 +121,7 @@ class Http1Leg implements Watched {
     guest.once("close", () => this.#end());
     this.#readAtIdle = guest.bytesRead;
     passage.watch.add(this);
+    passage.holds(() => this.#held());
     this.#dial = typeof upstream === "function" ? upstream : null;
     if (upstream instanceof UpstreamError) this.#failure = upstream;
     else if (typeof upstream !== "function") this.#take(upstream);
@@ -177,6 +181,18 @@ class Http1Leg implements Watched {
     }
   }
 
+  /** Octets that one side has sent and the other has not taken, as far as they are seen from here. */
+  #held(): number {
+    const { guest } = this, upstream = this.#upstream, turn = this.#active;
+    let sum = guest.readableLength + guest.writableLength + this.#whole;
+    // A head that is not whole is in the parser.
+    if (turn === null) sum += Math.min(HEAD_MAX, guest.bytesRead - this.#readAtIdle);
+    for (const { request } of this.#queue) sum += request.rawHeaders.reduce((octets, field) => octets + field.length, request.readableLength);
+    if (upstream !== null) sum += upstream.readableLength + upstream.writableLength;
+    if (turn !== null) sum += turn.request.readableLength + (turn.response?.writableLength ?? 0) + (this.#incoming?.readableLength ?? 0);
+    return sum;
+  }
+
   #late(): void {
     this.#unreadable = refuse(408, "timeout");
     this.#sayUnreadable();
@@ -224,7 +240,8 @@ class Http1Leg implements Watched {
     }
     this.#active = null;
     const outgoing = this.#outgoing;
-    this.#outgoing = null;
+    this.#outgoing = this.#incoming = null;
+    this.#whole = 0;
     if (!response.writableFinished) {
       outgoing?.destroy();
       this.guest.destroy();
@@ -303,6 +320,7 @@ class Http1Leg implements Watched {
       // The far side cannot be asked whether it wants the body before its length is known.
       if (turn.expectation === "continue") turn.response.writeContinue();
       let got;
+      this.#whole = facts.body.kind === "length" ? facts.body.octets : 0;
       try {
         got = await filter.whole(request);
       } catch {
@@ -452,6 +470,7 @@ class Http1Leg implements Watched {
   }
 
   #answer(turn: Turn, answer: ServerResponse, head: RequestHead, outgoing: ClientRequest, incoming: IncomingMessage, filter: ExchangeFilter | null, bodyUnsent: boolean): void {
+    this.#incoming = incoming;
     const status = incoming.statusCode ?? 0;
     const body = responseBodyOf(incoming.httpVersion, incoming.rawHeaders);
     if (body === null || status < 200 || status > 999 || (incoming.httpVersion !== "1.1" && incoming.httpVersion !== "1.0")) {

@@ -79,6 +79,8 @@ class Http2Leg implements Watched {
   readonly #streams = new Map<ServerHttp2Stream, ClientHttp2Stream | null>();
   /** of streams that were well formed, for events. */
   readonly #methods = new WeakMap<ServerHttp2Stream, string>();
+  /** octets of heads, and of bodies that are gathered before they go on. */
+  readonly #kept = new WeakMap<ServerHttp2Stream, number>();
   #refused = 0;
   /** No further stream is taken. */
   #ending = false;
@@ -116,6 +118,17 @@ class Http2Leg implements Watched {
       if (upstream.closed || upstream.destroyed) this.#drain();
     }
     passage.watch.add(this);
+    passage.holds(() => this.#held());
+  }
+
+  /** Octets that one side has sent and the other has not taken, as far as they are seen from here. */
+  #held(): number {
+    let sum = this.raw.writableLength;
+    for (const [stream, up] of this.#streams) {
+      sum += stream.readableLength + stream.writableLength + (this.#kept.get(stream) ?? 0);
+      if (up !== null) sum += up.readableLength + up.writableLength;
+    }
+    return sum;
   }
 
   look(now: number): void {
@@ -151,6 +164,7 @@ class Http2Leg implements Watched {
       return;
     }
     this.#streams.set(stream, null);
+    this.#kept.set(stream, raw.reduce((sum, field) => sum + field.length, 0));
     stream.once("close", () => this.#over(stream));
     this.passage.counters.requests++;
     this.#handle(stream, headers, flags, raw).catch((error: unknown) => this.#failed(stream, error));
@@ -199,6 +213,7 @@ class Http2Leg implements Watched {
       // The far side cannot be asked whether it wants the body before its length is known.
       if (tokensOf(valuesOf(facts.fields, "expect")).length > 0 && open(stream)) stream.additionalHeaders({ ":status": 100 });
       let got;
+      if (facts.body.kind === "length") this.#kept.set(stream, (this.#kept.get(stream) ?? 0) + facts.body.octets);
       try {
         got = await filter.whole(stream);
       } catch {

@@ -62,6 +62,8 @@ export interface Passage {
   readonly limits: HttpLimits;
   readonly counters: HttpCounters;
   readonly watch: Watch;
+  /** Told once how to ask for the octets that one side has sent and the other has not taken. */
+  holds(held: () => number): void;
   /** Whether policy lets a request pass now. */
   judge(request: RequestFacts): Refusal | null | Promise<Refusal | null>;
   /** What becomes of it; null: nothing. */
