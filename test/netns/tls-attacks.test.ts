@@ -143,9 +143,9 @@ print(s.makefile().read())`;
 });
 
 describe("under interception", () => {
-  let world: World, enforcer: Enforcer;
+  let world: World, origin: Service, enforcer: Enforcer;
   beforeAll(async () => {
-    ({ world } = await openWorld());
+    ({ world, origin } = await openWorld());
     enforcer = await world.enforce({ policy: "rules:\n  - allow: shop.example\n  - allow: tenant.example\ntls: {intercept: true, upstream_ca: [root.pem], ports: [8443]}\n" });
   });
   afterAll(async () => {
@@ -191,6 +191,20 @@ print([got[i] for i in range(len(hosts))])`;
     expect(again).toMatch(/^Reused, TLS/m);
     expect(again).not.toMatch(/Early data was accepted/);
     expect(await connect("tenant.example", "-sess_in", session)).toMatch(/^New, TLS/m);
+  });
+
+  test("A43, TLS test 8: another name after a HelloRetryRequest ends the connection when the handshake is over, before any request", async () => {
+    for (const name of ["shop.example", "tenant.example"]) await tell(world, name);
+    const client = async (second: string): Promise<{ retried: boolean; finished: boolean; answer: string }> => {
+      const { stdout, stderr } = await world.guest.run([process.execPath, path.join(import.meta.dirname, "../lib/retry-client.mjs"), ADDRESS.site4, "443", "shop.example", second], { timeoutMs: 30_000 });
+      expect(stderr).toBe("");
+      return JSON.parse(stdout) as never;
+    };
+    expect(await client("shop.example")).toMatchObject({ retried: true, finished: true, answer: expect.stringContaining("origin shop.example /again") as string });
+    const before = origin.lines.length;
+    expect(await client("tenant.example")).toMatchObject({ retried: true, finished: true, answer: "" });
+    await enforcer.denied({ event: "tls-denied", reason: "name-changed", name: "shop.example" });
+    expect(origin.lines.length).toBe(before);
   });
 
   test("ports of the policy are looked into, others pass untouched", async () => {

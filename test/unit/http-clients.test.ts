@@ -1,4 +1,4 @@
-/** Real clients through the interceptor (TLS.md tests 12, 26, 28): curl, python3, Node, openssl, and h2load where it is installed. */
+/** Real clients through the interceptor (TLS.md tests 12, 26, 28): curl, python3, Node, openssl, Go, GnuTLS, wget, Java and h2load. */
 import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -7,7 +7,7 @@ import { createServer as createHttp2Server, type Http2ServerRequest, type Http2S
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { NAME, sandboxCa, World } from "./http-world.js";
+import { NAME, originAuthority, sandboxCa, until, World } from "./http-world.js";
 
 let directory: string, ca: string;
 beforeAll(() => {
@@ -19,7 +19,6 @@ afterAll(() => rmSync(directory, { recursive: true, force: true }));
 const worlds: World[] = [];
 afterEach(async () => { for (const world of worlds.splice(0)) await world.stop(); });
 
-const has = (command: string): boolean => spawnSync("which", [command]).status === 0;
 function run(command: string, args: readonly string[], input?: string): Promise<{ status: number | null; out: string; err: string }> {
   return new Promise((resolve) => {
     const child = spawn(command, args, { stdio: ["pipe", "pipe", "pipe"] });
@@ -132,8 +131,98 @@ for i in range(3):
   });
 });
 
+const sha = (octets: Buffer): string => createHash("sha256").update(octets).digest("hex");
+const NOTHING = sha(Buffer.alloc(0));
+
+describe("Go", () => {
+  let client = "";
+  beforeAll(() => {
+    client = join(directory, "go-client");
+    // The standard library alone: nothing is fetched.
+    const built = spawnSync("go", ["build", "-o", client, join(import.meta.dirname, "../clients/client.go")], { encoding: "utf8", env: { ...process.env, GOFLAGS: "-mod=mod", GOPROXY: "off", CGO_ENABLED: "0", GOCACHE: join(directory, "go-cache"), HOME: directory } });
+    if (built.status !== 0) throw new Error(built.stderr);
+  });
+  /** Says in a trailer what the request's trailer said. */
+  const trailing: Handler = (request, response) => {
+    const hash = createHash("sha256");
+    request.on("data", (chunk: Buffer) => hash.update(chunk));
+    request.on("end", () => {
+      if (request.method === "POST") response.setHeader("Trailer", "X-Got");
+      response.write(`${request.method} ${request.url} ${hash.digest("hex")}\n`);
+      if (request.method === "POST") response.addTrailers({ "X-Got": String(request.trailers["x-sum"]) });
+      response.end();
+    });
+  };
+  it.each([["h1", "HTTP/1.1", ["http/1.1"]], ["h2", "HTTP/2.0", ["h2", "http/1.1"]]])("net/http over %s: kept connection, a streamed upload, trailers in both directions", async (what, version, alpn) => {
+    const world = await serving(alpn, trailing);
+    const { status, out, err } = await run(client, [NAME, String(world.port), ca, what]);
+    expect(err).toBe("");
+    const digest = sha(Buffer.from("abcdefghij".repeat(300_000)));
+    expect(out.trim().split("\n")).toEqual([...[0, 1, 2].map((i) => `${version} 200 GET /${i} ${NOTHING}`), `up 200 POST /up ${digest} trailer ${digest}`]);
+    expect(status).toBe(0);
+    expect(world.dialled).toBe(1);
+  });
+  it("26: a gRPC call in both directions at once, each message answered before the next; its status is in the trailers", async () => {
+    const world = await serving(["h2"], (request, response) => {
+      response.writeHead(200, { "content-type": request.headers["content-type"] as string });
+      response.flushHeaders();
+      response.addTrailers({ "grpc-status": "5", "grpc-message": "not found" });
+      request.pipe(response);
+    });
+    const { out, err } = await run(client, [NAME, String(world.port), ca, "grpc"]);
+    expect(err).toBe("");
+    expect(out.trim().split("\n")).toEqual(["HTTP/2.0 200", "message 0", "message 1", "message 2", "EOF 5 not found"]);
+  });
+  it("does not trust another sandbox's CA", async () => {
+    const world = await serving(["http/1.1"], echo);
+    const other = join(directory, "other.pem");
+    writeFileSync(other, originAuthority.certificate);
+    const { status, err } = await run(client, [NAME, String(world.port), other, "h1"]);
+    expect(status).toBe(1);
+    expect(err).toContain("certificate signed by unknown authority");
+    await until(() => world.handshakes.includes("untrusted"));
+  });
+});
+
+/** A program for which the name is at 127.0.0.1, in a mount namespace of its own. */
+const withHosts = (command: readonly string[]): [string, string[]] => {
+  const hosts = join(directory, "hosts");
+  writeFileSync(hosts, `127.0.0.1 ${NAME}\n`);
+  return ["unshare", ["--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts, ...command]];
+};
+
+describe("GnuTLS and wget", () => {
+  it.each(["1.2", "1.3"])("gnutls-cli, TLS %s: the chain and the name verified", async (version) => {
+    const world = await serving(["http/1.1"], echo);
+    const out = await run("gnutls-cli", ["--x509cafile", ca, "--no-ocsp", "--priority", `NORMAL:-VERS-ALL:+VERS-TLS${version}`, "--alpn", "http/1.1", "--sni-hostname", NAME, "--verify-hostname", NAME, "--port", String(world.port), "127.0.0.1"], `GET /gnu HTTP/1.1\r\nHost: ${NAME}:${world.port}\r\nConnection: close\r\n\r\n`);
+    expect(out.out).toContain("Status: The certificate is trusted.");
+    expect(out.out).toContain("GET /gnu 0 ");
+  });
+  it("wget: a page, a form, several of one connection", async () => {
+    const world = await serving(["http/1.1"], echo);
+    const base = `https://${NAME}:${world.port}`;
+    const get = await run(...withHosts(["wget", "-q", "-O", "-", "--tries=1", `--ca-certificate=${ca}`, `${base}/1`, `${base}/2`]));
+    expect(get).toMatchObject({ status: 0, out: `GET /1 0 ${NOTHING}\nGET /2 0 ${NOTHING}\n` });
+    expect(world.dialled).toBe(1);
+    const post = await run(...withHosts(["wget", "-q", "-O", "-", "--tries=1", `--ca-certificate=${ca}`, "--post-data=a=b", `${base}/3`]));
+    expect(post.out).toBe(`POST /3 3 ${sha(Buffer.from("a=b"))}\n`);
+  });
+});
+
+describe("Java", () => {
+  it.each(["HTTP_1_1", "HTTP_2"])("java.net.http, %s", async (version) => {
+    const world = await serving(version === "HTTP_2" ? ["h2", "http/1.1"] : ["http/1.1"], echo);
+    const hosts = join(directory, "java-hosts");
+    writeFileSync(hosts, `127.0.0.1 ${NAME}\n`);
+    const { out, err } = await run("java", [`-Djdk.net.hosts.file=${hosts}`, join(import.meta.dirname, "../clients/Client.java"), NAME, String(world.port), ca, version]);
+    expect(err).toBe("");
+    expect(out.trim().split("\n")).toEqual([0, 1, 2].map((i) => `${version} 200 POST /${i} ${100_000 * i} ${sha(Buffer.alloc(100_000 * i, "x"))}`));
+    expect(world.dialled).toBe(1);
+  });
+});
+
 describe("nghttp2's tools", () => {
-  it.skipIf(!has("h2load"))("h2load: 2000 requests over 4 sessions of 50 streams", async () => {
+  it("h2load: 2000 requests over 4 sessions of 50 streams", async () => {
     const world = await serving(["h2"], (_request, response) => { response.end("ok"); });
     const out = await run("h2load", ["-n", "2000", "-c", "4", "-m", "50", "--connect-to", `127.0.0.1:${world.port}`, `https://${NAME}:${world.port}/`]);
     expect(out.out).toMatch(/2000 succeeded, 0 failed, 0 errored/);
