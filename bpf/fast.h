@@ -141,7 +141,7 @@ inline_stage __u32 fast(struct pkt *p)
 		opens = control == TCP_SYN;
 		p->tcp_flags = l4[13];
 	} else if (p->proto == IPPROTO_UDP) {
-		if (bpf_ntohs(*(__be16 *)(l4 + 4)) != p->l4_length)
+		if (bpf_ntohs(*(__be16 *)(l4 + 4)) != p->l4_length || (out && skb->gso_size))
 			return UNDECIDED;
 	} else {
 		return UNDECIDED;

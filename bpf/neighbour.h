@@ -3,7 +3,9 @@
  * ARP (RFC 826) and neighbour discovery (RFC 4861) at the tap.
  *
  * Holds always: a guest can teach the host only its own addresses with its own MAC, and asks only for its gateway, itself
- * (address conflict detection) and addresses that a rule lets it reach. It sends no router message.
+ * (address conflict detection) and addresses that a rule lets it reach. It sends no router message. Nothing of it leaves the
+ * link: a router forwards neighbour discovery like any other packet, only its receiver looks at the hop limit. And no more
+ * passes in it than it needs: a message is no place for other octets.
  */
 #ifndef ENFORCER_NEIGHBOUR_H
 #define ENFORCER_NEIGHBOUR_H
@@ -11,6 +13,7 @@
 #define ND_OPTIONS_MAX 4
 #define ND_SOURCE_LINK_ADDRESS 1
 #define ND_TARGET_LINK_ADDRESS 2
+#define ND_NONCE 14 /* RFC 7527: Linux sends it with duplicate address detection */
 
 struct arp_ipv4 {
 	__be16 hardware, protocol;
@@ -27,6 +30,8 @@ inline_stage __u32 arp_egress(struct pkt *p)
 	struct arp_ipv4 *arp = pkt_at(p, ETH_HEADER, sizeof(*arp));
 	if (!arp)
 		return deny(p, REASON_TRUNCATED);
+	if (p->length > ETH_MIN_FRAME)
+		return deny(p, REASON_LENGTH);
 	if (arp->hardware != bpf_htons(1) || arp->protocol != bpf_htons(ETH_P_IP) || arp->hardware_length != 6 ||
 	    arp->protocol_length != 4 || (arp->operation != bpf_htons(1) && arp->operation != bpf_htons(2)))
 		return deny(p, REASON_ARP_SPOOF);
@@ -54,10 +59,10 @@ inline_stage __u32 arp_egress(struct pkt *p)
 		if (l && !l->addr4)
 			return allow(p, REASON_NEIGHBOUR);
 	}
-	return may_ask_for(ask(p, DIR_EGRESS, p->destination, 0, 0)) ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ARP_TARGET);
+	return may_ask_for(ask(p, DIR_EGRESS, p->destination, 0, 1)) ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ARP_TARGET);
 }
 
-/* Options of an ND message: well formed to the end, and any link-layer address in them is the guest's. */
+/* Options of an ND message: well formed to the end, of those that hosts send, and any link-layer address in them the guest's. */
 inline_stage int nd_options_fit(struct pkt *p, __u32 offset, int link_address_allowed)
 {
 	__u32 end = p->l4 + p->l4_length;
@@ -68,17 +73,46 @@ inline_stage int nd_options_fit(struct pkt *p, __u32 offset, int link_address_al
 		if (offset == end)
 			return 1;
 		__u8 *option = pkt_at(p, offset, 8);
-		if (!option || !option[1])
+		if (!option || option[1] != 1)
 			return 0;
 		if (option[0] == ND_SOURCE_LINK_ADDRESS || option[0] == ND_TARGET_LINK_ADDRESS) {
-			if (option[1] != 1 || !link_address_allowed || mac_word(option + 2) != mac)
+			if (!link_address_allowed || mac_word(option + 2) != mac)
 				return 0;
+		} else if (option[0] != ND_NONCE) {
+			return 0;
 		}
-		offset += option[1] * 8;
-		if (offset > end || offset > HEADERS_MAX)
+		offset += 8;
+		if (offset > end)
 			return 0;
 	}
 	return offset == end;
+}
+
+/* Who can be spoken to without a router: link-local addresses, the gateways, and the prefixes of the tap or its bridge. */
+inline_stage int is_on_link6(const struct sandbox *sb, const __u64 *addr)
+{
+	if (is_link_local6(addr) || is_gateway6(sb, addr))
+		return 1;
+#pragma unroll
+	for (int i = 0; i < LEARN_PREFIXES; i++)
+		if (in_net6(&sb->learn6[i], addr))
+			return 1;
+	return 0;
+}
+
+/*
+ * The destination that RFC 4861 gives a message: of a solicitation the target's solicited-node group, or the target itself
+ * where a known neighbour is tried again; of an advertisement all nodes, or who asked.
+ */
+inline_stage int nd_destination_fits(struct pkt *p, __u8 type, const __u64 *target)
+{
+	const __u64 *to = p->destination;
+
+	if ((__u8)to[0] != 0xff)
+		return (type == ICMP6_NEIGHBOUR_ADVERT || same16(to, target)) && is_on_link6(p->sandbox, to);
+	if (to[0] != bpf_cpu_to_be64(0xff02000000000000ULL))
+		return 0;
+	return to[1] == (type == ICMP6_NEIGHBOUR_ADVERT ? bpf_cpu_to_be64(1) : bpf_cpu_to_be64(0x1ff000000ULL) | (target[1] & bpf_cpu_to_be64(0xffffff)));
 }
 
 inline_stage int is_nd(__u8 type)
@@ -105,7 +139,7 @@ inline_stage __u32 nd_egress(struct pkt *p)
 		return deny(p, REASON_TRUNCATED);
 	__u64 target[2];
 	__builtin_memcpy(target, message + 8, 16);
-	if (is_mapped(target) || !nd_options_fit(p, p->l4 + 24, !unspecified))
+	if (is_mapped(target) || !nd_destination_fits(p, type, target) || !nd_options_fit(p, p->l4 + 24, !unspecified))
 		return deny(p, REASON_ND_SPOOF);
 	int own = guest_index6(p, target) != GUEST_NONE;
 	if (type == ICMP6_NEIGHBOUR_ADVERT)
@@ -114,7 +148,7 @@ inline_stage __u32 nd_egress(struct pkt *p)
 		return allow(p, REASON_NEIGHBOUR);
 	if (unspecified)
 		return deny(p, REASON_ND_SPOOF);
-	if (is_gateway6(p->sandbox, target) || may_ask_for(ask(p, DIR_EGRESS, target, 0, 0)))
+	if (is_gateway6(p->sandbox, target) || may_ask_for(ask(p, DIR_EGRESS, target, 0, 1)))
 		return allow(p, REASON_NEIGHBOUR);
 	return deny(p, REASON_ARP_TARGET);
 }

@@ -31,13 +31,20 @@
 
 #define CHECKSUM_PARTIAL 3
 
+#define GSO_UDP_FRAGMENTS 2 /* SKB_GSO_UDP: cut by the kernel into fragments of one datagram, not into datagrams */
+
 /* What of the kernel's own sk_buff is needed and is not in struct __sk_buff. */
 struct sk_buff {
 	unsigned char *head;
 	unsigned char *data;
+	__u32 end; /* sk_buff_data_t: an offset from head on 64-bit machines */
 	__u16 csum_start;
 	__u16 csum_offset;
 	__u8 ip_summed : 2;
+} __attribute__((preserve_access_index));
+
+struct skb_shared_info {
+	__u32 gso_type;
 } __attribute__((preserve_access_index));
 
 extern void *bpf_cast_to_kern_ctx(void *) __ksym __weak;
@@ -85,6 +92,27 @@ inline_stage int partial_checksum_fits(struct pkt *p)
 	else
 		return 0;
 	return p->l4 && p->fragment == FRAGMENT_NONE && start == p->l4 && offset == expected;
+}
+
+/*
+ * The guest says how its frame is cut after this verdict. Segments and datagrams get the judged headers each. Fragments do
+ * not: a size that is no multiple of eight makes offsets overlap, one below eight leaves the ports to the second fragment.
+ */
+inline_stage int segmentation_fits(struct pkt *p)
+{
+	__u32 size = p->skb->gso_size;
+
+	if (!size)
+		return 1;
+	if (p->fragment || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP))
+		return 0;
+	if (p->proto == IPPROTO_TCP || !(size & 7))
+		return 1;
+	/* rare: read with a probe on every kernel */
+	struct sk_buff *skb = (struct sk_buff *)p->skb;
+	struct skb_shared_info *shared = (struct skb_shared_info *)(BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, end));
+
+	return !(BPF_CORE_READ(shared, gso_type) & GSO_UDP_FRAGMENTS);
 }
 
 inline_stage int is_echo(struct pkt *p)
@@ -269,7 +297,7 @@ inline_stage __u32 parse(struct pkt *p)
 	if (p->direction == DIR_EGRESS) {
 		if (!partial_checksum_fits(p))
 			return deny(p, REASON_CHECKSUM_OFFLOAD);
-		if (p->skb->gso_size && (p->fragment || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)))
+		if (!segmentation_fits(p))
 			return deny(p, REASON_GSO);
 	}
 	return VERDICT_ALLOW;

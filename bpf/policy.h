@@ -204,7 +204,10 @@ __attribute__((noinline)) int judge(struct question *q)
 	return answer(q, VERDICT_DENY, REASON_DEFAULT_HOST + known->group);
 }
 
-/* Could any packet to this address be allowed outward? For ARP and neighbour solicitation: whoever may be spoken to may be asked for. */
+/*
+ * Could any packet to this address be allowed outward by a rule? For ARP and neighbour solicitation: whoever may be spoken to may be
+ * asked for. Asked with keep: flows outlive their pin, and need their neighbour.
+ */
 __attribute__((noinline)) int reachable(struct question *q)
 {
 	if (!q)
@@ -215,9 +218,16 @@ __attribute__((noinline)) int reachable(struct question *q)
 	if (!known)
 		return 0;
 	q->floor = !!(header->flags & POLICY_HAS_FLOOR);
+	__u64 *pin_bits = 0;
+	if (header->flags & POLICY_HAS_PINS && known->group > GROUP_LOOPBACK) {
+		__u32 zero = 0;
+		struct scratch *room = bpf_map_lookup_elem(&scratch, &zero);
+		if (room && pin_rules(q, known->addr, room->pin_bits) == PIN_LIVE)
+			pin_bits = room->pin_bits;
+	}
 #pragma unroll
 	for (int w = 0; w < RULE_WORDS; w++)
-		if (known->bits[w] & header->allow[w] & ~header->ingress[w])
+		if ((pin_bits ? known->bits[w] | pin_bits[w] : known->bits[w]) & header->allow[w] & ~header->ingress[w])
 			return 1;
 	return 0;
 }

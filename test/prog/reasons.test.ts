@@ -7,7 +7,7 @@ import { reasonNames } from "../../src/kernel/counters.js";
 import type { ProgramName } from "../../src/kernel/instance.js";
 import { slotKey } from "../../src/kernel/sandbox-tables.js";
 import {
-  addTags, arpFrame, type Bytes, concat, destinationOptions, echoFrame, ethernet, filler, fragment, fragmentHeader, fragments, hopByHop, icmp, icmpv6, ipFrame, 
+  addTags, arpFrame, type Bytes, concat, destinationOptions, echoFrame, ethernet, filler, fragment, fragmentHeader, fragments, hopByHop, icmp, icmpv6, ip, ipFrame,
   neighbourAdvertisement, neighbourSolicitation, PROTOCOL, redirect6, routerAdvertisement, routerSolicitation, routingHeader, solicitedNode, TCP, tcp, tcpFrame, udp, udpFrame,
 } from "../lib/frames.js";
 import { GUEST, HOST, Lab, type LabPin, type LabSandbox, prefix, RESOLVER, type RunOptions, SITE, type SandboxOptions } from "./lab.js";
@@ -65,6 +65,10 @@ const nd = (sandbox: LabSandbox, upper: (source: string, destination: string) =>
   const ends = sandbox.to(destination, { source: more.source ?? GUEST.v6 });
   return ipFrame(ends, PROTOCOL.icmpv6, upper(ends.source as string, destination), { ipv6: { hopLimit: more.hopLimit ?? 255 } });
 };
+
+/** A solicitation (135) or advertisement (136) with any options. */
+const ndWith = (sandbox: LabSandbox, type: number, target: string, options: Bytes, destination: string, source: string = GUEST.v6): Bytes =>
+  nd(sandbox, (from, to) => icmpv6(from, to, { type, payload: concat([ip(target), options]) }), destination, { source });
 
 /* ---- allowed ---- */
 twins("rule-allow", "first matching rule allows", (s, v6) => out(tcpFrame(s.to(site(v6)), https)));
@@ -187,6 +191,30 @@ row("nd-spoof", "advertisement with another MAC", (s) => out(nd(s, (source, dest
 row("nd-spoof", "solicitation from another source", (s) => out(nd(s, (source, destination) => neighbourSolicitation(source, destination, HOST.gateway6, GUEST.mac), "ff02::1", { source: "fd00::9" })));
 row("nd-spoof", "solicitation with a hop limit below 255", (s) => out(nd(s, (source, destination) => neighbourSolicitation(source, destination, HOST.gateway6, GUEST.mac), "ff02::1", { hopLimit: 64 })));
 row("nd-spoof", "solicitation to the guest from further away", (s) => into(ipFrame(s.from(SITE.v6), PROTOCOL.icmpv6, neighbourSolicitation(SITE.v6, GUEST.v6, GUEST.v6))));
+row("neighbour", "a known neighbour is tried again by its own address", (s) => out(nd(s, (source, destination) => neighbourSolicitation(source, destination, HOST.gateway6, GUEST.mac), HOST.gateway6)));
+row("neighbour", "advertisement to a link-local address that asked", (s) => out(nd(s, (source, destination) => neighbourAdvertisement(source, destination, GUEST.v6, GUEST.mac), "fe80::1")));
+row("neighbour", "advertisement to a neighbour in the tap's prefix", (s) => out(nd(s, (source, destination) => neighbourAdvertisement(source, destination, GUEST.v6, GUEST.mac), "fd00::77")), { sandbox: { identity: { learnPrefixes: [prefix("fd00::/64")] } } });
+row("neighbour", "duplicate address detection with a nonce", (s) => out(ndWith(s, 135, GUEST.v6, Uint8Array.of(14, 1, 1, 2, 3, 4, 5, 6), solicited(GUEST.v6), "::")));
+// A router forwards neighbour discovery like anything else: only its receiver looks at the hop limit.
+for (const [where, destination] of [["a public address", SITE.v6], ["a metadata endpoint", "fd00:ec2::254"], ["a private address", "fd99::1"], ["the host's other address", HOST.uplink6], ["a group beyond the link", "ff05::1"], ["all nodes", "ff02::1"]] as const) {
+  row("nd-spoof", `solicitation for the gateway to ${where}`, (s) => out(nd(s, (source, to) => neighbourSolicitation(source, to, HOST.gateway6, GUEST.mac), destination)));
+  row("nd-spoof", `solicitation to ${where}, of nobody's`, (s) => out(nd(s, (source, to) => neighbourSolicitation(source, to, GUEST.v6), destination, { source: "::" })));
+  if (destination !== "ff02::1") row("nd-spoof", `advertisement of the guest to ${where}`, (s) => out(nd(s, (source, to) => neighbourAdvertisement(source, to, GUEST.v6, GUEST.mac), destination)));
+}
+row("nd-spoof", "solicitation for a reachable address beyond the link, to itself", (s) => out(nd(s, (source, to) => neighbourSolicitation(source, to, SITE.v6, GUEST.mac), SITE.v6)));
+row("nd-spoof", "an option that no host sends, with octets of the guest's choice", (s) => out(ndWith(s, 136, GUEST.v6, concat([Uint8Array.of(200, 2), filler(14)]), HOST.gateway6)));
+row("nd-spoof", "a nonce that is longer than one", (s) => out(ndWith(s, 135, HOST.gateway6, concat([Uint8Array.of(14, 2), filler(14)]), solicited(HOST.gateway6))));
+row("length", "ARP with more behind it than padding", () => out(concat([arpFrom({ targetIp: HOST.gateway4 }), filler(19)])));
+row("neighbour", "ARP with padding", () => out(concat([arpFrom({ targetIp: HOST.gateway4 }), new Uint8Array(18)])));
+const told = (address: string, rule: string, seconds = 60): Partial<Row> => ({ ...policy(rule), pins: [{ address, names: ["db.corp.example"], seconds }] });
+const database = "{allow: db.corp.example, proto: tcp, ports: [5432]}";
+const askFor4 = (): Step => out(arpFrom({ targetIp: "10.0.0.78" }));
+const askFor6 = (s: LabSandbox): Step => out(nd(s, (source, to) => neighbourSolicitation(source, to, "fd00::78", GUEST.mac), solicited("fd00::78")));
+row("neighbour", "ARP for an address that was told for an allowed name", askFor4, told("10.0.0.78", database));
+row("neighbour", "neighbour solicitation for an address that was told for an allowed name", askFor6, told("fd00::78", database));
+row("neighbour", "ARP for an address whose pin has expired: its flows live on", askFor4, told("10.0.0.78", database, -60));
+row("arp-target", "ARP for an address that was told for a name of an ingress rule", askFor4, told("10.0.0.78", "{allow: db.corp.example, direction: ingress, proto: tcp, ports: [5432]}"));
+row("arp-target", "neighbour solicitation for an address that was told for a name that is denied", askFor6, told("fd00::78", "{deny: db.corp.example, proto: tcp, ports: [5432]}"));
 row("router-message", "router advertisement", (s) => out(nd(s, (source, destination) => routerAdvertisement(source, destination, { sourceMac: GUEST.mac, prefix: { address: "fd00::", length: 64 } }), "ff02::1", { source: GUEST.linkLocal })));
 row("router-message", "redirect", (s) => out(nd(s, (source, destination) => redirect6(source, destination, GUEST.linkLocal, SITE.v6), "ff02::1", { source: GUEST.linkLocal })));
 row("router-message", "router solicitation", (s) => out(nd(s, (source) => routerSolicitation(source, GUEST.mac), "ff02::2", { source: GUEST.linkLocal })));
