@@ -366,7 +366,8 @@ enum redirect_state {
 
 enum closing {
 	CLOSING_GUEST = 1, /* FIN from the guest */
-	CLOSING_AGENT = 2, /* FIN from the agent; a RST counts as both */
+	CLOSING_AGENT = 2, /* FIN from the agent */
+	CLOSING_RESET = 4, /* RST from either: its place is free at once */
 };
 
 /*

@@ -14,6 +14,7 @@
 #define TCP_OPENING 60
 #define TCP_HALF_CLOSED 240
 #define TCP_CLOSING 10
+#define TCP_CLOSING_FULL 1 /* the same where the table is full and somebody needs the place */
 #define UDP_IDLE 180
 #define UDP_OPENING 60
 #define OTHER_IDLE 60
@@ -61,13 +62,17 @@ struct reclaim {
 	__u64 now;
 	__u32 hz;
 	__u32 freed;
+	__u32 full;
 };
 
 static long reclaim_one(void *map, const void *key, void *value, struct reclaim *ctx)
 {
 	struct flow_key copy = *(const struct flow_key *)key;
 
-	if (flow_expired(copy.proto, value, ctx->now, ctx->hz)) {
+	const struct flow *flow = value;
+
+	if (flow_expired(copy.proto, flow, ctx->now, ctx->hz) ||
+	    (ctx->full && flow->flags & FLOW_CLOSING && ctx->now - flow->last_seen_ticks > TCP_CLOSING_FULL * ctx->hz)) {
 		bpf_map_delete_elem(map, &copy);
 		ctx->freed++;
 	}
@@ -75,18 +80,19 @@ static long reclaim_one(void *map, const void *key, void *value, struct reclaim 
 }
 
 /*
- * Frees what has expired in a sandbox's table; how many there were. pause: not if it was done within the last second. Global:
- * the verifier checks it once.
+ * Frees what has expired in a sandbox's table; how many there were. full: closing flows go before their time, so that a guest
+ * with many short connections is not held up by those that are over; but not if it was done within the last second. Global: the
+ * verifier checks it once.
  */
-__attribute__((noinline)) int flow_reclaim(__u32 slot, int pause)
+__attribute__((noinline)) int flow_reclaim(__u32 slot, int full)
 {
 	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &slot);
 	void *table = bpf_map_lookup_elem(&flows, &slot);
 	__u32 zero = 0;
 	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
-	struct reclaim ctx = { .now = bpf_jiffies64(), .hz = global ? global->hz : 0 };
+	struct reclaim ctx = { .now = bpf_jiffies64(), .hz = global ? global->hz : 0, .full = full };
 
-	if (!limit || !table || !ctx.hz || (pause && ctx.now - limit->swept_ticks < ctx.hz))
+	if (!limit || !table || !ctx.hz || (full && ctx.now - limit->swept_ticks < ctx.hz))
 		return 0;
 	limit->swept_ticks = ctx.now;
 	bpf_for_each_map_elem(table, reclaim_one, &ctx, 0);

@@ -30,7 +30,7 @@ inline_stage int redirect_expired(const struct redirect *e, __u64 now, __u32 hz)
 	__u64 idle = now - e->last_seen_ticks;
 
 	if (e->proto == IPPROTO_TCP)
-		return idle > (e->closing == (CLOSING_GUEST | CLOSING_AGENT) ? REDIRECT_TCP_CLOSING :
+		return e->closing & CLOSING_RESET || idle > (e->closing == (CLOSING_GUEST | CLOSING_AGENT) ? REDIRECT_TCP_CLOSING :
 			e->closing ? TCP_HALF_CLOSED : e->remote_port == DNS_PORT ? REDIRECT_TCP_IDLE : TCP_IDLE) * hz;
 	return !e->outstanding || idle > REDIRECT_UDP_IDLE * hz;
 }
@@ -181,7 +181,7 @@ inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
 	if (p->proto == IPPROTO_UDP)
 		__sync_fetch_and_add(&e->outstanding, 1);
 	else if (p->tcp_flags & TCP_RST)
-		e->closing = CLOSING_GUEST | CLOSING_AGENT;
+		e->closing = CLOSING_RESET;
 	else if (p->tcp_flags & TCP_FIN)
 		e->closing |= CLOSING_GUEST;
 	else if (p->tcp_flags & TCP_SYN)
@@ -275,7 +275,7 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 		dns_answered(p, now);
 	} else {
 		if (p->tcp_flags & TCP_RST)
-			e->closing = CLOSING_GUEST | CLOSING_AGENT;
+			e->closing = CLOSING_RESET;
 		else if (p->tcp_flags & TCP_FIN)
 			e->closing |= CLOSING_AGENT;
 		e->last_seen_ticks = now;

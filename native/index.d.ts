@@ -161,6 +161,8 @@ export function netlinkBatch(messages: Uint8Array, protocol?: number): void;
 export class NetlinkMonitor {
   /** @param groups RTNLGRP_* numbers. onMessages gets whole messages; null when the socket overran and state must be read anew. */
   constructor(groups: number[], onMessages: (messages: Buffer[] | null) => void);
+  /** Messages that have come and were not handed to the callback yet; it will not get them. For who is about to read the state anew. */
+  drain(): Buffer[];
   close(): void;
 }
 

@@ -282,21 +282,33 @@ class NetlinkMonitor : public Napi::ObjectWrap<NetlinkMonitor> {
   }
 
   static void Init(Napi::Env env, Napi::Object exports) {
-    exports.Set("NetlinkMonitor", DefineClass(env, "NetlinkMonitor", {InstanceMethod<&NetlinkMonitor::Close>("close")}));
+    exports.Set("NetlinkMonitor", DefineClass(env, "NetlinkMonitor", {InstanceMethod<&NetlinkMonitor::Drain>("drain"), InstanceMethod<&NetlinkMonitor::Close>("close")}));
   }
 
  private:
   void Readable() {
     Napi::Env env = Env();
     Napi::HandleScope scope(env);
-    Napi::Array batch = Napi::Array::New(env);
     bool overrun = false;
+    Napi::Array batch = Waiting(env, &overrun);
+    if (batch.Length() > 0) CallFromLoop(env, onMessages_, {batch});
+    if (overrun && poll_ != nullptr) CallFromLoop(env, onMessages_, {env.Null()});
+  }
+
+  Napi::Value Drain(const Napi::CallbackInfo& info) {
+    bool overrun = false;
+    return poll_ == nullptr ? Napi::Array::New(info.Env()) : Waiting(info.Env(), &overrun);
+  }
+
+  // The messages that have come; none are waited for.
+  Napi::Array Waiting(Napi::Env env, bool* overrun) {
+    Napi::Array batch = Napi::Array::New(env);
     while (batch.Length() < kMonitorBatch) {
       ssize_t length = Receive(fd_.get(), buffer_);
       if (length < 0) {
         if (errno == EINTR) continue;
         // Whatever else went wrong, the state is not known any more either.
-        if (errno != EAGAIN) overrun = true;
+        if (errno != EAGAIN) *overrun = true;
         break;
       }
       const uint8_t* at = buffer_.data();
@@ -312,8 +324,7 @@ class NetlinkMonitor : public Napi::ObjectWrap<NetlinkMonitor> {
         left -= step;
       }
     }
-    if (batch.Length() > 0) CallFromLoop(env, onMessages_, {batch});
-    if (overrun && poll_ != nullptr) CallFromLoop(env, onMessages_, {env.Null()});
+    return batch;
   }
 
   void Close(const Napi::CallbackInfo&) {

@@ -94,6 +94,8 @@ export class HostWatch {
     const started = performance.now();
     let pause = PAUSE_MOST;
     try {
+      // What was notified says more than the reading will: that a link which is gone was moved, or made again meanwhile.
+      for (const message of this.#monitor.drain()) this.#onLinkMessage(message);
       this.#readLinks();
       this.#readView();
       pause = Math.min(PAUSE_MOST, Math.max(READ_PAUSE, (performance.now() - started) * PAUSE_RATIO));

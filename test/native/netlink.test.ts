@@ -93,6 +93,20 @@ describe("a monitor", () => {
     expect(seen.length).toBe(before);
   });
 
+  it("drain() gives what has come, and the callback does not get it again", async () => {
+    const seen: (Buffer | null)[] = [];
+    const monitor = new native.NetlinkMonitor([RTNLGRP_LINK], (messages) => { seen.push(...(messages ?? [null])); });
+    ip("link", "add", "new1", "type", "veth", "peer", "name", "new1p");
+    const drained = monitor.drain();
+    expect(drained.map((message) => typeOf(message))).toContain(RTM_NEWLINK);
+    expect(monitor.drain()).toEqual([]);
+    ip("link", "del", "new1");
+    await until(() => seen.some((message) => message !== null && typeOf(message) === RTM_DELLINK));
+    for (const message of drained) expect(seen).not.toContainEqual(message);
+    monitor.close();
+    expect(monitor.drain()).toEqual([]);
+  });
+
   it("says null when it has lost some", async () => {
     const seen: (Buffer[] | null)[] = [];
     const monitor = new native.NetlinkMonitor([RTNLGRP_LINK], (messages) => { seen.push(messages); });

@@ -268,7 +268,17 @@ twins("fragment", "segmentation of a query", (s, v6) => out(dnsQuery(s, v6), { g
 
 /* ---- denied: resources and faults ---- */
 twins("flow-table-full", "one flow more than there is room for", (s, v6) => out(udpFrame(s.to(site(v6)), { sourcePort: 9999, destinationPort: 443 })), (v6) => ({ sandbox: { flows: 16 }, prepare: (s) => { for (let i = 0; i < 16; i++) s.out(udpFrame(s.to(site(v6)), { sourcePort: 1000 + i, destinationPort: 443 })); } }));
+for (const [name, seconds, reason] of [["make room after a second", 2, "rule-allow"], ["keep their places for a second", 0, "flow-table-full"]] as const) {
+  twins(reason, `in a full table closing flows ${name}`, (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, sourcePort: 9999 })), (v6) => ({ sandbox: { flows: 16 }, fresh: true, prepare: (s) => {
+    for (let i = 0; i < 16; i++) for (const flags of [TCP.syn, TCP.rst]) s.out(tcpFrame(s.to(site(v6)), { ...https, sourcePort: 1000 + i, flags }));
+    s.ageFlows(seconds);
+  } }));
+}
 twins("redirect-table-full", "more queries at a time than there are places", (s, v6) => out(dnsQuery(s, v6)), (v6) => ({ prepare: (s) => fillRedirects(s, v6) }));
+twins("dns-redirect", "a connection that was reset leaves its place at once", (s, v6) => out(dnsQuery(s, v6)), (v6) => ({ fresh: true, prepare: (s) => {
+  fillRedirects(s, v6);
+  for (const { guestPort } of s.redirects()) s.out(tcpFrame(s.to(v6 ? "2620:fe::fe" : "9.9.9.9"), { sourcePort: guestPort, destinationPort: 53, flags: TCP.rst }));
+} }));
 twins("redirect-table-full", "more queries under way than the resolver's queue has room for", (s, v6) => out(dnsQuery(s, v6)), (v6) => ({ fresh: true, prepare: (s) => { for (let i = 0; i < 512; i++) s.out(dnsQuery(s, v6)); } }));
 twins("dns-redirect", "an answer makes room for the next query", (s, v6) => out(dnsQuery(s, v6)), (v6) => ({ fresh: true, prepare: (s, lab) => {
   for (let i = 0; i < 512; i++) s.out(dnsQuery(s, v6));
