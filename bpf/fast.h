@@ -36,7 +36,7 @@ inline_stage int fast_guest(struct pkt *p, const __u64 *addr)
 	if (p->v6) {
 		p->guest = GUEST_6;
 		if (in_net6(&sb->guest6[0], addr))
-			return 1;
+			return sb->guest6[0].mask[1] == ~0ULL || !is_gateway6(sb, addr);
 		if (!(sb->flags & SANDBOX_LEARN_6))
 			return 0;
 		struct learned *l = learned_of(p);
@@ -44,7 +44,8 @@ inline_stage int fast_guest(struct pkt *p, const __u64 *addr)
 	}
 	p->guest = 0;
 	if (sb->guest4[0].mask)
-		return (v4_of(addr) & sb->guest4[0].mask) == sb->guest4[0].addr;
+		return (v4_of(addr) & sb->guest4[0].mask) == sb->guest4[0].addr &&
+		       (sb->guest4[0].mask == ~0U || !is_gateway4(sb, v4_of(addr)));
 	struct learned *l = learned_of(p);
 	return l && l->addr4 && l->addr4 == v4_of(addr);
 }

@@ -4,7 +4,8 @@
  *
  * Holds always: what was given is compared; what was not given is taken once, from the first frame in which it is plausible
  * (a unicast MAC; an address inside the tap's own prefixes that is not the gateway), and locked by compare-and-swap until
- * the next attach. A frame seen while another CPU writes a learned address is dropped.
+ * the next attach. A frame seen while another CPU writes a learned address is dropped. A gateway's address is never the
+ * guest's, also where it lies in a prefix that was given.
  */
 #ifndef ENFORCER_IDENTITY_H
 #define ENFORCER_IDENTITY_H
@@ -63,6 +64,8 @@ inline_stage __u8 guest_index4(struct pkt *p, __be32 addr)
 {
 	const struct sandbox *sb = p->sandbox;
 
+	if (is_gateway4(sb, addr))
+		return GUEST_NONE;
 #pragma unroll
 	for (int i = 0; i < GUEST_ADDRS; i++)
 		if (sb->guest4[i].mask && (addr & sb->guest4[i].mask) == sb->guest4[i].addr)
@@ -79,6 +82,8 @@ inline_stage __u8 guest_index6(struct pkt *p, const __u64 *addr)
 {
 	const struct sandbox *sb = p->sandbox;
 
+	if (is_gateway6(sb, addr))
+		return GUEST_NONE;
 #pragma unroll
 	for (int i = 0; i < GUEST_ADDRS; i++)
 		if (in_net6(&sb->guest6[i], addr))

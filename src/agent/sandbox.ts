@@ -4,7 +4,7 @@
  * Holds always: slot and generation never change while it lives; policy and identity may. Plain data but for `tables`.
  */
 import { createHash } from "node:crypto";
-import { formatAddress, formatPrefix, type Address, type Prefix } from "../addresses/address.js";
+import { formatAddress, formatPrefix, hasHostBits, isV4, maskPrefix, type Address, type Prefix } from "../addresses/address.js";
 import { EnforcerError } from "../errors.js";
 import type { Identity, SandboxTables } from "../kernel/sandbox-tables.js";
 import type { Mechanism } from "../kernel/tap-link.js";
@@ -76,6 +76,15 @@ export interface KeptSandbox {
 /** @throws EnforcerError E_GATEWAY_UNKNOWN, E_USAGE. */
 export function identityOf(facts: TapFacts, { gateways: given, guest, mac, incomplete }: Pick<AttachOptions, "gateways" | "guest" | "mac" | "incomplete">): Identity {
   const tap = facts.name;
+  for (const gateway of given) {
+    const fault = addressFault(gateway, 128);
+    if (fault !== null) throw new EnforcerError("E_USAGE", `--gateway ${formatAddress(gateway)} ${fault}`, { remedy: "name the host's own address on the tap or its bridge" });
+  }
+  for (const prefix of guest) {
+    const fault = guestFault(prefix);
+    if (fault !== null) throw new EnforcerError("E_USAGE", `--guest-ip ${formatPrefix(prefix)} ${fault.message}`, { remedy: fault.remedy });
+  }
+  if (mac !== null && (mac[0]! & 1 || mac.every((octet) => octet === 0))) throw new EnforcerError("E_USAGE", "the guest's MAC is that of a group or of nobody", { remedy: "name the MAC of the guest's own device" });
   const gateways = given.length > 0 ? given : [...facts.gateways, ...facts.routers];
   if (gateways.length === 0 && !incomplete) throw new EnforcerError("E_GATEWAY_UNKNOWN", `${tap} ${facts.bridge === null ? "has no address" : `and its bridge ${facts.bridge.name} have no address`}`);
   for (const prefix of guest) {
@@ -83,6 +92,27 @@ export function identityOf(facts: TapFacts, { gateways: given, guest, mac, incom
   }
   if (guest.length === 0 && facts.learnPrefixes.length === 0 && !incomplete) throw new EnforcerError("E_USAGE", `the guest of ${tap} has no address that could be learned: no subnet or route leads to the tap`, { remedy: "name it with --guest-ip ADDR" });
   return { ifindex: facts.ifindex, tapMac: facts.bridge?.mac ?? facts.mac, mac, guest, learnPrefixes: facts.learnPrefixes, gateways, dhcp: true };
+}
+
+/** Why no single host has an address in this prefix, or null. @param length of the 16 octets. */
+function addressFault(bytes: Uint8Array, length: number): string | null {
+  const first = isV4(bytes) ? bytes[12]! : bytes[0]!;
+  const rest = bytes.subarray(isV4(bytes) ? 12 : 0);
+  if (length === 128 && rest.every((octet) => octet === 0)) return "is nobody's address";
+  if (isV4(bytes)) return first === 0 ? "is nobody's address" : first === 127 ? "is a loopback address" : first >= 224 ? "is no host's address" : null;
+  if (first === 0xff) return "is the address of a group";
+  return length === 128 && rest.subarray(0, 15).every((octet) => octet === 0) && rest[15] === 1 ? "is a loopback address" : null;
+}
+
+/** Why a prefix cannot be what a guest sends from, or null. */
+function guestFault(prefix: Prefix): { message: string; remedy: string } | null {
+  const { bytes, length, family } = prefix;
+  if (family === 6 && length >= 96 && isV4(bytes)) return { message: "is an IPv4-mapped address, which no packet carries", remedy: `write ${formatPrefix({ ...prefix, family: 4 })}` };
+  // `ip addr` shows an address with the length of its subnet: taken for a prefix, that would be everybody's in it.
+  if (hasHostBits(prefix)) return { message: "has bits set behind its length", remedy: `write ${formatAddress(bytes)} for that address alone, or ${formatPrefix(maskPrefix(prefix))} if all of it is the guest's` };
+  if (length === (family === 4 ? 96 : 0)) return { message: "is every address", remedy: "name the guest's own addresses" };
+  const fault = addressFault(bytes, length);
+  return fault === null ? null : { message: fault, remedy: "name the guest's own address" };
 }
 
 /** Equal for equal identities. */

@@ -180,6 +180,12 @@ twins("source-address", "the gateway's is not learned", (s, v6) => out(tcpFrame(
 twins("source-address", "the unspecified address", (s, v6) => out(udpFrame(s.to(site(v6), { source: v6 ? "::" : "0.0.0.0" }), https)));
 row("source-address", "DHCPv6 from a link-local address that is not the guest's", (s) => out(udpFrame(s.to("ff02::1:2", { source: "fe80::bad" }), { sourcePort: 546, destinationPort: 547, payload: filler(40) })));
 twins("address-unknown", "nothing given and nothing to learn from", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => ({ sandbox: { identity: { guest: [], learnPrefixes: [] } } }));
+const wide = { sandbox: { identity: { guest: [prefix("10.0.0.0/24"), prefix("fd00::/64")] } } };
+twins("rule-allow", "any address of a prefix that was given", (s, v6) => out(tcpFrame(s.to(site(v6), { source: v6 ? "fd00::77" : "10.0.0.77" }), https)), () => wide);
+twins("source-address", "the gateway's address, in a prefix that was given", (s, v6) => out(tcpFrame(s.to(site(v6), { source: gateway(v6) }), https)), () => wide);
+twins("source-address", "the same, in a flow of another address of it", (s, v6) => out(tcpFrame(s.to(site(v6), { source: gateway(v6) }), { ...https, flags: TCP.ack })), (v6) => ({ ...wide, prepare: (s) => { s.out(tcpFrame(s.to(site(v6), { source: v6 ? "fd00::77" : "10.0.0.77" }), https)); } }));
+row("arp-spoof", "ARP in the name of the gateway, in a prefix that was given", () => out(arpFrom({ targetIp: "10.0.0.77", senderIp: HOST.gateway4, operation: 2 })), wide);
+row("nd-spoof", "advertisement of the gateway's address, in a prefix that was given", (s) => out(nd(s, (source, to) => neighbourAdvertisement(source, to, HOST.gateway6, GUEST.mac))), wide);
 row("arp-spoof", "ARP with another sender address", () => out(arpFrom({ targetIp: HOST.gateway4, senderIp: "10.0.0.9" })));
 row("arp-spoof", "ARP with another sender MAC", () => out(arpFrom({ targetIp: HOST.gateway4, senderMac: "02:00:00:00:00:09" })));
 row("arp-spoof", "ARP reply for the gateway", () => out(arpFrom({ targetIp: GUEST.v4, senderIp: HOST.gateway4, operation: 2 })));
