@@ -134,11 +134,10 @@ inline_stage __u32 nd_egress(struct pkt *p)
 	if (!unspecified && check_source(p) != VERDICT_ALLOW)
 		return deny(p, REASON_ND_SPOOF);
 
-	__u8 *message = pkt_at(p, p->l4, 24);
-	if (!message)
-		return deny(p, REASON_TRUNCATED);
+	/* copied by the kernel: Linux 6.1 loses sight of a pointer that is kept across the questions below */
 	__u64 target[2];
-	__builtin_memcpy(target, message + 8, 16);
+	if (p->l4_length < 24 || bpf_skb_load_bytes(p->skb, p->l4 + 8, target, sizeof(target)))
+		return deny(p, REASON_TRUNCATED);
 	if (is_mapped(target) || !nd_destination_fits(p, type, target) || !nd_options_fit(p, p->l4 + 24, !unspecified))
 		return deny(p, REASON_ND_SPOOF);
 	int own = guest_index6(p, target) != GUEST_NONE;
