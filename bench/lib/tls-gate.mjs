@@ -9,6 +9,7 @@
  */
 import { readFileSync } from "node:fs";
 import { connect, createServer } from "node:net";
+import { setDefaultHighWaterMark } from "node:stream";
 import { parseAddress } from "../../dist/addresses/address.js";
 import { groupTable } from "../../dist/addresses/groups.js";
 import { SandboxCertificates } from "../../dist/tls/certificates/leaves.js";
@@ -24,6 +25,7 @@ import { SecondHello } from "../../dist/tls/second-hello.js";
 import { splice } from "../../dist/tls/splice.js";
 import { policyOf } from "./kernel.mjs";
 
+setDefaultHighWaterMark(false, 65_536); // as the worker does
 const [mode, port, originPort, originCa, directory] = /** @type {[string, string, string, string, string]} */ (/** @type {unknown} */ (process.argv.slice(2)));
 const ADDRESS = /** @type {Uint8Array} */ (parseAddress("93.184.216.34"));
 const judge = new ConnectionJudge(policyOf(`tls: {intercept: ${mode === "intercept"}}\nrules:\n  - {allow: "*.test", proto: tcp, ports: [443]}\n`), null);

@@ -176,7 +176,7 @@ describe("handshakes with the guest", () => {
   afterEach(() => { for (const one of open.splice(0)) one.close(); });
 
   /** A listener whose connections shake hands as `subject` with what `certificates` has. */
-  async function gate(certificates: SandboxCertificates, judged: () => string | null, alpn: string[] = [], limit = 5_000): Promise<{ port: number; outcomes: string[] }> {
+  async function gate(certificates: SandboxCertificates, judged: () => string | null, alpn: string[] = [], limit = 60_000): Promise<{ port: number; outcomes: string[] }> {
     const outcomes: string[] = [];
     const server: NetServer = createNetServer((raw) => {
       const said = judged();
@@ -212,7 +212,7 @@ describe("handshakes with the guest", () => {
     let judged = "x.test", certificates = one;
     const outcomes: string[] = [];
     const server = createNetServer((raw) => {
-      serverHandshake(raw, certificates.server(name(judged), []), judged, 5_000).then((socket) => {
+      serverHandshake(raw, certificates.server(name(judged), []), judged, 60_000).then((socket) => {
         outcomes.push(socket.isSessionReused() ? "resumed" : "full");
         socket.end("hello");
         socket.resume();

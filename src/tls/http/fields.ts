@@ -17,7 +17,10 @@ const framing = new Set(["content-length", "transfer-encoding", "http-host", "ho
 
 export function valuesOf(fields: Fields, name: string): string[] {
   const found: string[] = [];
-  for (let i = 0; i < fields.length; i += 2) if ((fields[i] as string).toLowerCase() === name) found.push(fields[i + 1] as string);
+  for (let i = 0; i < fields.length; i += 2) {
+    const field = fields[i] as string;
+    if (field.length === name.length && field.toLowerCase() === name) found.push(fields[i + 1] as string);
+  }
   return found;
 }
 
@@ -31,6 +34,7 @@ export function hasLookalike(fields: Fields): boolean {
 
 /** Tokens of a comma-separated list, lower case. */
 export function tokensOf(values: readonly string[]): string[] {
+  if (values.length === 0) return [];
   return values.flatMap((value) => value.split(",")).map((token) => token.trim().toLowerCase()).filter((token) => token !== "");
 }
 

@@ -11,7 +11,7 @@
 import { createHash } from "node:crypto";
 import { Agent, createServer, request as httpRequest, type ClientRequest, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
-import type { Duplex } from "node:stream";
+import type { Duplex, Readable } from "node:stream";
 import { stopOf } from "../../secrets/exchange.js";
 import { requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { HEAD_MAX, readRequestHead, responseBodyOf, type Body, type RequestHead } from "./framing.js";
@@ -85,6 +85,10 @@ class OneConnection extends Agent {
     if (socket === null || socket.destroyed) throw Object.assign(new Error("the upstream connection has ended"), { code: "ECONNRESET" });
     return socket;
   }
+
+  // There is one far side, and its connection is looked after elsewhere: nothing is to be told apart, timed or set while it rests.
+  override getName(): string { return "upstream"; }
+  override keepSocketAlive(): boolean { return true; }
 }
 
 class Http1Leg implements Watched {
@@ -361,7 +365,7 @@ class Http1Leg implements Watched {
     } else {
       const wrong = checkHosts(hosts, name, passage.port);
       if (wrong !== null) return wrong;
-      const port = parseHost(written)?.port ?? null;
+      const port = written === name ? null : (parseHost(written)?.port ?? null);
       out = port === null ? name : `${name}:${port}`;
     }
     const fields = requestFields(request.rawHeaders, out);
@@ -428,6 +432,7 @@ class Http1Leg implements Watched {
       }
       const body = filter?.body ?? null;
       const source = body === null ? request : request.pipe(body);
+      if (this.#upstream !== null) gathered(source, this.#upstream);
       body?.on("error", (error) => this.#refuseLate(turn, stopOf(error)));
       source.pipe(outgoing, { end: false });
       source.once("end", () => this.#guard(turn, () => {
@@ -502,6 +507,7 @@ class Http1Leg implements Watched {
     }
     answer.writeHead(status, phrase, fields);
     const source = scrub === null ? incoming : incoming.pipe(scrub.transform as NodeJS.ReadWriteStream);
+    gathered(source as Readable, this.guest);
     source.pipe(answer, { end: false });
     const broke = (): void => {
       // The guest must not take a part for the whole.
@@ -702,6 +708,20 @@ class Http1Leg implements Watched {
 }
 
 const NOTHING = Buffer.alloc(0);
+
+/** Pieces that are read in one turn of the event loop go out in one write: TLS gives them record by record. */
+function gathered(source: Readable, to: Socket): void {
+  let corked = false;
+  source.on("data", () => {
+    if (corked) return;
+    corked = true;
+    to.cork();
+    setImmediate(() => {
+      corked = false;
+      to.uncork();
+    });
+  });
+}
 
 /** What tells upstream the length of a request's body. */
 function framingOf(facts: RequestFacts, filter: ExchangeFilter | null): string[] {

@@ -54,6 +54,7 @@ export function plainHost(value: string, address: string, port: number): string 
 export function checkHosts(values: readonly string[], name: string, port: number): Refusal | null {
   if (values.length === 0) return refuse(400, "host-missing");
   for (const value of values) {
+    if (value === name) continue;
     const host = parseHost(value);
     if (host === null) return refuse(400, "host-malformed");
     if (host.name !== name) return refuse(421, "host-mismatch", `this connection is to ${name}: a request on it cannot be for another host`);

@@ -7,8 +7,9 @@
  */
 import { createHash, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { createSecureContext, DEFAULT_CIPHERS, rootCertificates, type SecureContext } from "node:tls";
+import { createSecureContext, rootCertificates, type SecureContext } from "node:tls";
 import { EnforcerError } from "../../errors.js";
+import { CIPHERS } from "../certificates/leaves.js";
 
 /** What a sandbox trusts for one upstream. */
 export interface Trust {
@@ -39,7 +40,7 @@ export function trustContext(trust: Trust): SecureContext {
   const context = createSecureContext({
     ca: [...rootCertificates, ...added, ...(trust.hostCas ? hostCertificates() : [])], minVersion: "TLSv1.2",
     // Level 2: no RSA below 2048 bits, no SHA-1 (SSL_CTX_set_security_level(3)).
-    ciphers: `${DEFAULT_CIPHERS}:@SECLEVEL=2`,
+    ciphers: `${CIPHERS}:@SECLEVEL=2`,
   });
   contexts.set(id, context);
   if (contexts.size > CONTEXTS) contexts.delete(contexts.keys().next().value as string);
