@@ -291,7 +291,7 @@ class NetlinkMonitor : public Napi::ObjectWrap<NetlinkMonitor> {
     Napi::HandleScope scope(env);
     bool overrun = false;
     Napi::Array batch = Waiting(env, &overrun);
-    if (batch.Length() > 0) CallFromLoop(env, onMessages_, {batch});
+    if (batch.Length() > 0) CallFromLoop(env, onMessages_, {batch});  // which may close this
     if (overrun && poll_ != nullptr) CallFromLoop(env, onMessages_, {env.Null()});
   }
 
@@ -331,6 +331,7 @@ class NetlinkMonitor : public Napi::ObjectWrap<NetlinkMonitor> {
     if (poll_ == nullptr) return;
     poll_->Close();
     fd_.reset();
+    onMessages_.Reset();  // it usually holds whoever holds this object
     Unref();
   }
 

@@ -93,6 +93,7 @@ class RingBuffer : public Napi::ObjectWrap<RingBuffer> {
     }
     ring_buffer__free(ring_);
     ring_ = nullptr;
+    onRecords_.Reset();  // it usually holds whoever holds this object
   }
 
   struct ring_buffer* ring_ = nullptr;

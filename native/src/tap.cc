@@ -196,6 +196,7 @@ void Tap::Close(const Napi::CallbackInfo&) {
     Unref();
   }
   fd_.reset();
+  onFrames_.Reset();  // it usually holds whoever holds this object
 }
 
 }  // namespace

@@ -241,7 +241,7 @@ void UdpBatch::Readable() {
   Napi::Env env = Env();
   Napi::HandleScope scope(env);
   CallFromLoop(env, onBatch_, {Napi::Number::New(env, count), data_.Value(), lengths_.Value(), peers_.Value()});
-  Transmit();
+  if (fd_.valid()) Transmit();
 }
 
 void UdpBatch::Transmit() {
@@ -340,6 +340,23 @@ void UdpBatch::Close(const Napi::CallbackInfo&) {
     Unref();
   }
   fd_.reset();
+  // The callback usually holds whoever holds this object: kept, it would keep all of them for ever. The view of the
+  // datagrams lives on while a callback that closed us looks at them.
+  onBatch_.Reset();
+  data_.Reset();
+  lengths_.Reset();
+  peers_.Reset();
+  dataBlock_.reset();
+  lengthsBlock_.reset();
+  peersBlock_.reset();
+  in_ = {};
+  inVectors_ = {};
+  inAddresses_ = {};
+  out_ = {};
+  outVectors_ = {};
+  outAddresses_ = {};
+  outOctets_ = {};
+  queued_ = queuedOctets_ = 0;
 }
 
 }  // namespace

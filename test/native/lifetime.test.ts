@@ -110,6 +110,30 @@ describe("a process", () => {
     expect(await run(script, "--expose-gc")).toMatchObject({ ...quietly, stdout: "1\n" });
   });
 
+  it("forgets what was closed, although its callback holds it", async () => {
+    const script = `
+      const watched = [];
+      (() => {
+        const home = native.openNetns(), made = native.createNetns(); native.setNetns(made);
+        const object = native.BpfObject.load(${JSON.stringify(probe)});
+        for (const make of [
+          (callback) => new native.RingBuffer(object.map("events"), callback),
+          (callback) => new native.NetlinkMonitor([1], callback),
+          (callback) => new native.UdpBatch({ address: "0.0.0.0", port: 0 }, callback),
+          (callback) => { const tap = new native.Tap("t1"); tap.onFrames(callback); return tap; },
+        ]) {
+          const holder = { self: null };
+          holder.self = make(() => holder.self);
+          watched.push(new WeakRef(holder.self));
+          holder.self.close();
+        }
+        native.setNetns(home); native.closeFd(home); native.closeFd(made);
+      })();
+      for (let i = 0; i < 100 && watched.some((one) => one.deref() !== undefined); i++) { await turns(2); globalThis.gc(); }
+      console.log(watched.map((one) => one.deref() === undefined).join());`;
+    expect(await run(script, "--expose-gc")).toMatchObject({ ...quietly, stdout: "true,true,true,true\n" });
+  });
+
   it("loses nothing when it forgets a batch's memory first", async () => {
     const script = `
       let view;
