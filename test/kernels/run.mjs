@@ -27,7 +27,7 @@ const SILENCE_MS = 20 * 60_000;
 const kernels = new Map([["6.1", "linux-image-cloud-amd64"], ["6.12", "linux-image-6.12-cloud-amd64"]]);
 
 /** What is tried everywhere. */
-export const PARTS = ["load", "self-test", "test/prog/reasons.test.ts", "test/netns/clsact.test.ts", "test/netns/works.test.ts", "test/netns/sandboxes.test.ts", "test/netns/packets.test.ts"];
+export const PARTS = ["load", "self-test", "test/prog/reasons.test.ts", "test/netns/clsact.test.ts", "test/netns/works.test.ts", "test/netns/sandboxes.test.ts", "test/netns/packets.test.ts", "test/netns/taps.test.ts"];
 const RESULTS = path.join(HERE, "results.json");
 
 /**

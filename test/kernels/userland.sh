@@ -51,6 +51,7 @@ for file in $files $(libraries $files native/build/Release/enforcer_native.node 
 	cp -L "$file" "$to"
 done
 tar -c --exclude=test/kernels/build --exclude=test/vm/build $present | tar -x -C "$root/enforcer"
+node "$here/bundle.mjs" "$root/enforcer"
 
 size=$(($(du -sm "$root" | cut -f 1) * 12 / 10 + 300))
 rm -f "$image.tmp"
