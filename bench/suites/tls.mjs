@@ -64,7 +64,7 @@ export async function run(out) {
     return rate;
   };
   // Both have warmed up when it counts.
-  for (const [port, n] of [[INTERCEPT, times(20_000)], [PEER, 200]]) for (const args of [["--h1", "-n", String(n), "-c", "8"], ["-n", String(n / 2), "-c", "8", "-m", "10"], ["--h1", "-n", "100", "-c", "100"]]) await load(port, args)();
+  for (const [port, n] of [[INTERCEPT, times(8_000)], [PEER, 200]]) for (const args of [["--h1", "-n", String(n), "-c", "8"], ["-n", String(n / 2), "-c", "8", "-m", "10"], ["--h1", "-n", "100", "-c", "100"]]) await load(port, args)();
   out.say("tls.handshakes");
   const fresh = ["--h1", "-n", "100", "-c", "100"];
   const shaken = await inTurns({ ours: load(INTERCEPT, fresh), peer: load(PEER, fresh) }, { samples: 5 });
@@ -73,7 +73,7 @@ export async function run(out) {
   const kept = { h1: (/** @type {number} */ n) => ["--h1", "-n", String(n), "-c", "8"], h2: (/** @type {number} */ n) => ["-n", String(n), "-c", "8", "-m", "10"] };
   for (const version of /** @type {const} */ (["h1", "h2"])) {
     out.say(`tls.requests.${version}`);
-    const taken = await inTurns({ ours: load(INTERCEPT, kept[version](6_000)), peer: load(PEER, kept[version](400)) }, { samples: 5 });
+    const taken = await inTurns({ ours: load(INTERCEPT, kept[version](4_000)), peer: load(PEER, kept[version](300)) }, { samples: 5 });
     out.row(row(`tls.requests.${version}`, "requests/s", { ours: taken.ours, peer: taken.peer, ratio: "rate" }));
   }
 
@@ -96,7 +96,7 @@ export async function run(out) {
   out.row(row("tls.download", "Gbit/s", { ours: down.ours, baseline: down.bare, peer: down.peer, ratio: "rate" }));
   out.row(row("tls.splice", "Gbit/s", { ours: down.splice, baseline: down.bare, ratio: "bare" }));
   out.row(row("tls.splice.times", "Gbit/s", { ours: down.splice, peer: down.ours, ratio: "rate" }));
-  const down2 = await inTurns({ ours: gbits(INTERCEPT, ["--http2"], "/large"), peer: gbits(PEER, ["--http2"], "/large") }, { samples: 3 });
+  const down2 = await inTurns({ ours: gbits(INTERCEPT, ["--http2"], "/large"), peer: gbits(PEER, ["--http2"], "/large") }, { samples: 3, warmup: 0 });
   out.row(row("tls.download.h2", "Gbit/s", { ours: down2.ours, peer: down2.peer, ratio: "rate" }));
   out.say("tls.upload");
   const send = ["--http1.1", "-T", path.join(place, "large")];
@@ -118,12 +118,12 @@ export async function run(out) {
     ours.stdin?.write("\n");
     return Number((await lines.next()).value);
   };
-  const alone = await inTurns({ rate: load(INTERCEPT, kept.h1(6_000)) }, { samples: 3 });
+  const alone = await inTurns({ rate: load(INTERCEPT, kept.h1(4_000)) }, { samples: 3 });
   const before = await memory();
   const idle = await Promise.all(Array.from({ length: IDLE }, () => idling(INTERCEPT)));
   const after = await memory();
   out.row(row("tls.idle", "KiB", { ours: [(after - before) / IDLE] }));
-  const crowded = await inTurns({ rate: load(INTERCEPT, kept.h1(6_000)) }, { samples: 3 });
+  const crowded = await inTurns({ rate: load(INTERCEPT, kept.h1(4_000)) }, { samples: 3 });
   out.row(row("tls.requests.crowd", "requests/s", { ours: crowded.rate, baseline: alone.rate, ratio: "bare" }));
   for (const socket of idle) socket.destroy();
   if (median(crowded.rate) === 0) throw new Error("no request was answered");

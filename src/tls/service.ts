@@ -424,13 +424,15 @@ export class TlsService {
       this.#refuse(sandbox, connection, "name-unreadable", null, ALERT.unrecognizedName);
       return;
     }
-    sandbox.certificates ??= this.#certificates(sandbox.name);
-    socket.unshift(reader.octets);
-    const name = serverName.kind === "name" ? serverName.labels : null;
-    const server = sandbox.certificates.server(name === null ? { kind: "address", address: meant.remote } : { kind: "name", labels: name }, alpn.includes("dot") ? ["dot"] : []);
-    const stream = await serverHandshake(socket, server, name === null ? null : name.join("."), httpLimits.handshakeMs);
-    this.#bump(sandbox, "dot");
-    serveDot(stream, (message) => this.#options.resolver.answer(sandbox.slot, sandbox.generation, message));
+    await this.#turn(sandbox, connection, async () => {
+      sandbox.certificates ??= this.#certificates(sandbox.name);
+      socket.unshift(reader.octets);
+      const name = serverName.kind === "name" ? serverName.labels : null;
+      const server = sandbox.certificates.server(name === null ? { kind: "address", address: meant.remote } : { kind: "name", labels: name }, alpn.includes("dot") ? ["dot"] : []);
+      const stream = await serverHandshake(socket, server, name === null ? null : name.join("."), httpLimits.handshakeMs);
+      this.#bump(sandbox, "dot");
+      serveDot(stream, (message) => this.#options.resolver.answer(sandbox.slot, sandbox.generation, message));
+    });
   }
 
   // ---- HTTP ---------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ import "./stage.js"; // its bounds for tests and hooks
 import { openWorld, tell } from "./tls-world.js";
 
 const SHOP = { rules: ["allow@shop.example:tcp:443"] }, BOTH = { rules: ["allow@shop.example:tcp:443", "allow@tenant.example"] }, OTHER = { rules: ["allow@other.example"] };
+const METRICS = "127.0.0.1:9471";
 let world: World, origin: Service, agent: TestAgent;
 
 beforeAll(async () => {
   ({ world, origin } = await openWorld({ sibling: true }));
-  agent = await TestAgent.start(world);
+  agent = await TestAgent.start(world, `metrics: ${METRICS}\n`);
   await agent.client.attach({ tap: "tap0", policy: SHOP });
   await agent.client.attach({ tap: "tap1", policy: SHOP });
 });
@@ -75,6 +76,49 @@ test("TLS test 3: a thousand connections that say nothing leave the sandbox besi
   for (let i = 0; i < 20; i++) await asks(sibling, `beside${i}`);
   await knocking.stop();
 });
+
+test("a flood of handshakes of one sandbox, and what is over its rate, leave the sandbox beside it as it was", async () => {
+  const policy = (limits: string) => ({ file: { path: path.join(world.dir, "policy.yaml"), text: `rules:\n  - {allow: shop.example, proto: tcp, ports: [443]}\ntls: {intercept: true, upstream_ca: [root.pem]}\n${limits}` } });
+  await agent.client.setPolicy("tap1", policy(""));
+  const ca = path.join(world.runDir, "agent", "tap1.ca.pem");
+  /** A connection of its own each. */
+  const beside = async (): Promise<void> => {
+    const { stdout } = await world.sibling!.run(["curl", "-sS", "--max-time", "100", "--cacert", ca, "--resolve", `shop.example:443:${ADDRESS.site4}`, "https://shop.example/beside"], { timeoutMs: 110_000 });
+    expect(stdout).toBe("origin shop.example /beside");
+  };
+  const flood = (count: number): Service => world.own(world.guest.start([process.execPath, "-e", `
+    let begun = 0, over = 0, good = 0;
+    const more = () => {
+      while (begun < ${count} && begun - over < 200) {
+        begun++;
+        const socket = require("node:tls").connect({ port: 443, host: "${ADDRESS.site4}", servername: "shop.example", rejectUnauthorized: false, ALPNProtocols: ["http/1.1"] }, () => { good++; socket.destroy(); });
+        socket.on("error", () => undefined);
+        socket.on("close", () => {
+          if (++over === 50) console.log("flooding");
+          if (over === ${count}) console.log("over " + good);
+          else more();
+        });
+      }
+    };
+    more();`]));
+  await tell(world, "shop.example");
+  await tell(world, "shop.example", world.sibling!);
+  for (const [limits, count] of [["limits: {connections_per_second: 10000}\n", 600], ["limits: {connections_per_second: 1}\n", 200]] as const) {
+    await agent.client.setPolicy("tap0", policy(limits));
+    const flooding = flood(count);
+    await flooding.line((line) => line === "flooding", { ms: 500_000 });
+    for (let i = 0; i < 5; i++) await beside();
+    await flooding.line((line) => line.startsWith("over"), { ms: 500_000 });
+    await beside();
+    await flooding.stop();
+  }
+  const metrics = (await world.host.run(["curl", "-sS", `http://${METRICS}/metrics`])).stdout;
+  expect(metrics).toMatch(/enforcer_tls_connections_total\{sandbox="tap0",outcome="rate"\} [1-9]/);
+  expect(metrics).not.toMatch(/enforcer_tls_connections_total\{sandbox="tap1",outcome="(rate|limit|handshake-limit)"\}/);
+  expect(metrics).toMatch(/enforcer_tls_connections_left\{sandbox="tap0"\} \d/);
+  await agent.client.setPolicy("tap0", SHOP);
+  await agent.client.setPolicy("tap1", SHOP);
+}, 900_000);
 
 test("TLS test 40: an agent that is killed lets nothing pass uninspected; its successor begins where it stood", async () => {
   await tell(world, "shop.example");

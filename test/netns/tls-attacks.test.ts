@@ -5,6 +5,7 @@
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ADDRESS, type Enforcer, type Service, type World } from "../lib/world.mjs";
+import { AbiLimit } from "../../src/kernel/layout.gen.js";
 import { helloRecords, type HelloParts } from "../lib/hello.js";
 import "./stage.js"; // its bounds for tests and hooks
 import { openWorld, tell } from "./tls-world.js";
@@ -108,7 +109,21 @@ describe("names verified", () => {
   });
 
   test("A52: the agent's own addresses are not there for the guest", async () => {
-    for (const host of ["240.0.0.1", "240.0.0.2"]) expect((await world.guest.probe(["tcp", host, "443"], 1500)).ok).toBe(false);
+    // Its near and far end, and the host, at the port it listens on.
+    for (const host of ["240.0.0.1", "240.0.0.2", ADDRESS.gateway4, ADDRESS.host4]) expect([host, (await world.guest.probe(["tcp", host, String(AbiLimit.INTERCEPTED_PORT)], 1500)).ok]).toEqual([host, false]);
+  });
+
+  test("A52: it is no proxy: CONNECT to anybody, itself included, is refused, nested too, and nobody is dialled", async () => {
+    const before = [world.services.internet.seen("http").length, origin.lines.length];
+    for (const target of ["evil.example:443", "shop.example:22", "127.0.0.1:80", "[::1]:443", `240.0.0.1:${AbiLimit.INTERCEPTED_PORT}`, `${ADDRESS.site4}:443`]) {
+      const connect = `CONNECT ${target} HTTP/1.1\r\nHost: ${target}\r\n\r\n`;
+      for (const octets of [connect, connect + connect, `CONNECT ${target} HTTP/1.1\r\nHost: shop.example\r\n\r\n${connect}GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n`]) {
+        const { heard } = await talk(world, [Buffer.from(octets)], { port: 80 });
+        expect([target, Buffer.from(heard, "hex").toString().split("\r\n")[0]]).toEqual([target, "HTTP/1.1 405 Method Not Allowed"]);
+        expect(Buffer.from(heard, "hex").toString()).not.toMatch(/ 200 /);
+      }
+    }
+    expect([world.services.internet.seen("http").length, origin.lines.length]).toEqual(before);
   });
 
   test("A53: odd spellings of addresses as Host reach nobody", async () => {
