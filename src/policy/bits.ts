@@ -43,8 +43,16 @@ export interface BitMap {
 
 type Draft = Omit<BitInfo, "rules" | "text" | "bit"> & { readonly key: string; readonly members: number[] };
 
+/** Both sorted, as PortRange lists of rules are. */
 function portsOverlap(a: readonly PortRange[] | null, b: readonly PortRange[] | null): boolean {
-  return a === null || b === null || a.some((x) => b.some((y) => x.first <= y.last && y.first <= x.last));
+  if (a === null || b === null) return true;
+  for (let i = 0, j = 0; i < a.length && j < b.length;) {
+    const x = a[i] as PortRange, y = b[j] as PortRange;
+    if (x.last < y.first) i++;
+    else if (y.last < x.first) j++;
+    else return true;
+  }
+  return false;
 }
 
 /** Whether some packet can satisfy protocol and ports of both. */

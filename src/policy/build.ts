@@ -6,6 +6,7 @@
  * of direction egress replace that rule, so that `--rule allow@api.example.com` alone allows nothing else.
  */
 import { type GroupTable, groupOfPrefix, staticGroups } from "../addresses/groups.js";
+import { assignBits } from "./bits.js";
 import { emptyBlockList } from "./blocklist.js";
 import { type Diagnostic, Report } from "./diagnostics.js";
 import type { TlsSource } from "./parse-tls.js";
@@ -113,6 +114,7 @@ export function buildPolicy(input: PolicyInput): { policy: Policy; warnings: rea
   };
   if (file !== undefined) checkTls(policy, file, report);
   report.throwIfFailed();
+  assignBits(policy); // what has no place in the kernel need not be looked at any further
   const read = typeof input.file === "object" ? input.file.warnings : [];
   const defaultsFile = input.defaultEgress !== undefined ? "--net-default-egress" : (file?.file ?? "command line");
   findWarnings(policy, { defaults: { file: defaultsFile, line: null, rule: null } }, report);

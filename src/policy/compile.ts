@@ -46,6 +46,16 @@ class Vector {
     this.words[bit >> 6] = (this.words[bit >> 6] as bigint) | (1n << BigInt(bit & 63));
   }
 
+  flip(bit: number): void {
+    this.words[bit >> 6] = (this.words[bit >> 6] as bigint) ^ (1n << BigInt(bit & 63));
+  }
+
+  copy(): Vector {
+    const copy = new Vector();
+    copy.words.set(this.words);
+    return copy;
+  }
+
   get key(): string {
     return this.words.join(" ");
   }
@@ -143,32 +153,38 @@ export function compilePolicy(policy: Policy, options: { uid: bigint; floor?: bo
 /** Cells by the high octet of the port; where a high octet holds several classes, a leaf by the low octet. */
 function portDirectory(bits: readonly BitInfo[], proto: number, classes: Classes, leaves: Map<string, number>, cells: Map<number, Uint16Array>): Uint16Array {
   const speaking = bits.filter((bit) => bit.protos.includes(proto));
-  const starts = new Set([0]);
-  for (const bit of speaking) {
-    for (const { first, last } of bit.ports ?? []) {
-      starts.add(first);
-      starts.add(last + 1);
+  // Bits whose range starts or has ended at a port. A rule's ranges neither overlap nor adjoin, so each is one change.
+  const changes = new Map<number, number[]>([[0, speaking.filter((bit) => bit.ports === null).map((bit) => bit.bit)]]);
+  const change = (port: number, bit: number): void => {
+    const there = changes.get(port);
+    if (there === undefined) changes.set(port, [bit]);
+    else there.push(bit);
+  };
+  for (const { bit, ports } of speaking) {
+    for (const { first, last } of ports ?? []) {
+      change(first, bit);
+      if (last < 65535) change(last + 1, bit);
     }
   }
-  // Runs of ports under one class, in order; each starts where some rule's range starts or has ended.
-  const runs = [...starts].filter((start) => start < 65536).sort((a, b) => a - b).map((start) => {
-    const vector = new Vector();
-    for (const bit of speaking) if (bit.ports === null || bit.ports.some(({ first, last }) => first <= start && start <= last)) vector.set(bit.bit);
-    return { start, cell: classes.cell(vector) };
+  // Runs of ports under one class, in order.
+  const current = new Vector();
+  const runs = [...changes].sort(([a], [b]) => a - b).map(([start, bits]) => {
+    for (const bit of bits) current.flip(bit);
+    return { start, cell: classes.cell(current.copy()) };
   });
   const directory = new Uint16Array(CELLS);
-  let current = 0;
+  let cell = 0;
   let next = 0;
   for (let high = 0; high < CELLS; high++) {
     const end = (high + 1) * CELLS;
     const leaf = new Map<number, number>();
     for (; next < runs.length && (runs[next] as { start: number }).start < end; next++) {
-      const { start, cell } = runs[next] as { start: number; cell: number };
-      if (start === high * CELLS) current = cell;
-      else leaf.set(start - high * CELLS, cell);
+      const run = runs[next] as { start: number; cell: number };
+      if (run.start === high * CELLS) cell = run.cell;
+      else leaf.set(run.start - high * CELLS, run.cell);
     }
-    directory[high] = leaf.size === 0 ? current : LEAF | leafPage(current, leaf, leaves, cells);
-    current = [...leaf.values()].at(-1) ?? current;
+    directory[high] = leaf.size === 0 ? cell : LEAF | leafPage(cell, leaf, leaves, cells);
+    cell = [...leaf.values()].at(-1) ?? cell;
   }
   return directory;
 }

@@ -28,7 +28,7 @@ export class PolicyError extends EnforcerError {
   }
 }
 
-/** Longest list of errors worth printing; a file of garbage has one per line. */
+/** Longest list of errors or warnings worth printing; a file of garbage has one per line. */
 const SHOWN = 50;
 
 /** Gathers diagnostics while a policy is read. */
@@ -45,7 +45,7 @@ export class Report {
   }
 
   get warnings(): readonly Diagnostic[] {
-    return this.#warnings;
+    return shortened(this.#warnings, "warnings");
   }
 
   get errorCount(): number {
@@ -61,13 +61,14 @@ export class Report {
   /** Throws PolicyError when there is any error. */
   throwIfFailed(): void {
     if (this.#errors.length === 0) return;
-    const shown = this.#errors.slice(0, SHOWN);
-    const last = shown.at(-1);
-    if (last !== undefined && this.#errors.length > SHOWN) {
-      shown.push({ ...last, message: `${this.#errors.length - SHOWN} more errors`, remedy: "mend these first" });
-    }
-    throw new PolicyError(shown);
+    throw new PolicyError(shortened(this.#errors, "errors"));
   }
+}
+
+function shortened(all: readonly Diagnostic[], what: string): readonly Diagnostic[] {
+  const last = all[SHOWN - 1];
+  if (last === undefined || all.length <= SHOWN) return all;
+  return [...all.slice(0, SHOWN), { ...last, message: `${all.length - SHOWN} more ${what}`, remedy: "mend these first" }];
 }
 
 /** Damerau–Levenshtein distance (adjacent transpositions count one). */

@@ -74,6 +74,11 @@ export function parseDestination(text: string, action: Action, place: Place, rep
       report.error(place, `unknown destination ${JSON.stringify(text)}`, `did you mean ${near}? A host name of one label is written with a dot behind it: ${text}.`);
       return null;
     }
+    // Without the dot a word that was meant as a group would be a host that nobody has, and the rule would do nothing.
+    if (text !== "localhost" && parsePattern(text).ok) {
+      report.error(place, `unknown destination ${JSON.stringify(text)}`, `write one of ${groupWords.join(", ")}, an address or a name; a host name of one label is written with a dot behind it: ${text}.`);
+      return null;
+    }
   }
   const pattern = parseRulePattern(text, action, place, report);
   return pattern === null ? null : { kind: "name", pattern };

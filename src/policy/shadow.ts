@@ -2,7 +2,7 @@
  * Warnings about a policy that is valid but says less, or more, than its author may think.
  *
  * Holds always: a rule is called unmatchable only when no packet and no name can reach it, whatever the host's addresses are;
- * the time grows with the rules times the depth of their names and prefixes, not with their square.
+ * the time grows with the rules times the depth of their names and prefixes and the rule bits there are, not with their square.
  */
 import { type Prefix, formatPrefix, mask, maskPrefix, prefixWithin } from "../addresses/address.js";
 import { type Group, groups, staticGroups } from "../addresses/groups.js";
@@ -16,16 +16,21 @@ const ownPorts: Readonly<Record<number, readonly number[]>> = { [Proto.tcp]: [53
 
 const ALL_PORTS: PortRange = { first: 0, last: 65535 };
 
-/** What remains of `ranges` without `taken`. */
+/** What remains of `ranges` without `taken`; both sorted, each without overlaps. */
 function without(ranges: readonly PortRange[], taken: readonly PortRange[]): PortRange[] {
-  let left = [...ranges];
-  for (const { first, last } of taken) {
-    left = left.flatMap((range) => {
-      const parts: PortRange[] = [];
-      if (range.first < first) parts.push({ first: range.first, last: Math.min(range.last, first - 1) });
-      if (range.last > last) parts.push({ first: Math.max(range.first, last + 1), last: range.last });
-      return parts;
-    });
+  const left: PortRange[] = [];
+  let next = 0;
+  for (const { first, last } of ranges) {
+    let from = first;
+    while (next < taken.length && (taken[next] as PortRange).last < from) next++;
+    // The last one looked at may reach into the next range.
+    for (let i = next; i < taken.length && (taken[i] as PortRange).first <= last; i++) {
+      const gone = taken[i] as PortRange;
+      if (from < gone.first) left.push({ first: from, last: gone.first - 1 });
+      from = gone.last + 1;
+      next = i;
+    }
+    if (from <= last) left.push({ first: from, last });
   }
   return left;
 }
@@ -113,23 +118,25 @@ export function findWarnings(policy: Policy, places: { defaults: Place }, report
   const lengths = new Set<number>();
   const open = policy.rules.find(decidesEveryName);
   for (const rule of policy.rules) {
-    if (!warnUnreachable(rule, report)) {
-      const candidates = coveringKeys(rule, lengths).flatMap((key) => earlier.get(`${rule.direction} ${key}`) ?? []).filter((other) => countsWhere(other, rule)).sort((a, b) => a.index - b.index);
-      const covering = shadowedBy(rule, candidates);
-      if (covering !== null) {
-        const shown = covering.sort((a, b) => a.index - b.index).slice(0, NAMED).map((other) => nameOf(other.place, rule.place));
-        const more = covering.length > NAMED ? ` and ${covering.length - NAMED} more` : "";
-        report.warn(rule.place, `the rule can never match: ${shown.join(", ")}${more} ${covering.length === 1 ? "covers" : "cover"} all of it`, `remove it, or move it before ${covering.length === 1 ? "that one" : "those"}`);
-      } else if (open !== undefined && open.index < rule.index && open.action !== rule.action && decidesNames(rule) && !decidesEveryName(rule)) {
-        report.warn(rule.place, `the rule comes too late for lookups: ${nameOf(open.place, rule.place)} before it ${open.action === "allow" ? "lets every name be resolved" : "refuses every name"}`, "move it before that one");
-      }
+    warnNarrow(rule, report);
+    if (warnUnreachable(rule, report)) continue;
+    const covering = shadowedBy(rule, coveringKeys(rule, lengths)
+      .flatMap((key) => earlier.get(`${rule.direction} ${key}`) ?? []).filter((other) => countsWhere(other, rule)).sort((a, b) => a.index - b.index));
+    if (covering !== null) {
+      const shown = covering.sort((a, b) => a.index - b.index).slice(0, NAMED).map((other) => nameOf(other.place, rule.place));
+      const more = covering.length > NAMED ? ` and ${covering.length - NAMED} more` : "";
+      report.warn(rule.place, `the rule can never match: ${shown.join(", ")}${more} ${covering.length === 1 ? "covers" : "cover"} all of it`, `remove it, or move it before ${covering.length === 1 ? "that one" : "those"}`);
+      // What covers it covers all that it covers, so nobody looks at it again, however often it is repeated.
+      continue;
+    }
+    if (open !== undefined && open.index < rule.index && open.action !== rule.action && decidesNames(rule) && !decidesEveryName(rule)) {
+      report.warn(rule.place, `the rule comes too late for lookups: ${nameOf(open.place, rule.place)} before it ${open.action === "allow" ? "lets every name be resolved" : "refuses every name"}`, "move it before that one");
     }
     const key = `${rule.direction} ${ownKey(rule)}`;
     const list = earlier.get(key);
     if (list === undefined) earlier.set(key, [rule]);
     else list.push(rule);
     if (rule.destination.kind === "prefix") lengths.add(rule.destination.prefix.length);
-    warnNarrow(rule, report);
   }
   warnDefaults(policy, places.defaults, report);
 }
