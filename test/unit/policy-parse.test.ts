@@ -95,6 +95,7 @@ describe("files: refusals", () => {
     ["allow: pubic", 'unknown destination "pubic"; did you mean public? A host name of one label is written with a dot behind it: pubic.'],
     ["allow: link_local", 'unknown destination "link_local"; did you mean link-local? A host name of one label is written with a dot behind it: link_local.'],
     ["allow: Any", 'unknown destination "Any"; did you mean any? A host name of one label is written with a dot behind it: Any.'],
+    ["allow: intranet", 'unknown destination "intranet"; write one of host, metadata, loopback, private, link-local, multicast, reserved, public, any, doh, an address or a name; a host name of one label is written with a dot behind it: intranet.'],
     ["allow: 10.0.0.1/8", '"10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8, or the address without a length'],
     ["allow: '2001:db8::1/32'", '"2001:db8::1/32" has bits set behind its length; write 2001:db8::/32, or the address without a length'],
     ["allow: '::ffff:168.0.0.0/103'", '"::ffff:168.0.0.0/103" is an IPv4-mapped prefix; write the IPv4 form: 168.0.0.0/7'],

@@ -14,6 +14,12 @@ const build = (text: string) => buildPolicy({ file: parsePolicyText(text, "p.yam
 const warnings = (rules: string): string[] => build(`rules: [${rules}]`).warnings.map(({ rule, message }) => `${rule ?? "-"}: ${message}`);
 const never = (rules: string): string[] => warnings(rules).filter((line) => line.includes(NEVER)).map((line) => line.replace(NEVER, ""));
 
+it("shortens a flood of warnings", () => {
+  const all = warnings(Array.from({ length: 200 }, () => "{allow: public}").join(", "));
+  expect(all).toHaveLength(51);
+  expect(all.at(-1)).toContain("149 more warnings");
+});
+
 describe("shadowed", () => {
   it.each([
     ["{allow: public}, {allow: public}", ["2: rule 1 covers all of it"]],
