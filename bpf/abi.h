@@ -13,7 +13,7 @@
 
 /* Limits that shape a map or a loop. Those marked (default) may be set smaller or larger at load or attach time. */
 enum abi_limit {
-	ABI_VERSION = 2,
+	ABI_VERSION = 3,
 	MAX_SANDBOXES = 4096,       /* (default) slots in `sandboxes` and in every outer map */
 	MAX_RULES = 512,            /* bits of a rule vector: distinct rules after the compiler has merged equal ones */
 	RULE_WORDS = 8,             /* MAX_RULES / 64 */
@@ -26,6 +26,7 @@ enum abi_limit {
 	PINS_DEFAULT = 1024,        /* (default) pinned addresses per sandbox */
 	FRAGMENTS_DEFAULT = 256,    /* (default) datagrams in fragments per sandbox */
 	REDIRECTS = 512,            /* intercepted DNS conversations per sandbox at one time; power of two */
+	DNS_WAITING = 512,          /* UDP queries of one sandbox that may wait for the resolver: its socket has one queue for all sandboxes */
 	REDIRECT_PORT_BASE = 16384, /* source port that entry 0 of `redirects` shows to the agent */
 	INTERCEPTED = 2048,         /* connections per sandbox that the agent looks into at one time; power of two */
 	INTERCEPTED_PORT_BASE = 32768, /* source port that entry 0 of `intercepted` shows to the agent */
@@ -111,6 +112,7 @@ enum reason {
 	REASON_FLOW_TABLE_FULL,
 	REASON_FRAGMENT_TABLE_FULL,
 	REASON_REDIRECT_TABLE_FULL,
+	REASON_AGENT_GONE,        /* port 53, or a connection that the agent looks into, while no agent runs: refused at once */
 	REASON_NOT_ENFORCED,      /* tap has no sandbox, or its slot is not in force */
 	REASON_MAP_MISSING,       /* a table that must be there is not */
 	REASON_REWRITE,           /* a packet could not be rewritten for the resolver */
@@ -449,7 +451,7 @@ struct denial {
 /* `globals`: one entry, written by the agent only */
 struct globals {
 	__u64 groups_epoch;      /* changes whenever groups4/6 change */
-	__u32 resolver_ifindex;  /* enf0, the near end of the veth pair; 0: no resolver, port 53 is dropped */
+	__u32 resolver_ifindex;  /* enf0, the near end of the veth pair; it goes with the agent's process. 0: none yet */
 	__u32 resolver_addr4;    /* agent's address on enf1 */
 	__u8 resolver_addr6[16];
 	__u8 resolver_mac[6];    /* enf1 */
@@ -460,6 +462,7 @@ struct globals {
 	__u32 tap_mask;          /* entries of `taps` - 1 */
 	__u32 mark;              /* set in skb->mark of what a guest may send, so that the host's rules can drop the rest; 0: none */
 	__u32 _pad;
+	__u64 silent_until_ns;   /* CLOCK_MONOTONIC: until then nobody is told that the agent is gone; a successor is about to come */
 };
 
 /* `events`: one record per reported denial (or other verdict, where asked for) */
@@ -500,7 +503,7 @@ ABI_ASSERT(sizeof(struct event_limit) == 40);
 ABI_ASSERT(sizeof(struct addr_cache) == 104);
 ABI_ASSERT(sizeof(struct recent_flow) == 48);
 ABI_ASSERT(sizeof(struct denial) == 56);
-ABI_ASSERT(sizeof(struct globals) == 80);
+ABI_ASSERT(sizeof(struct globals) == 88);
 ABI_ASSERT(sizeof(struct event) == 72);
 ABI_ASSERT(MAX_RULES == RULE_WORDS * 64);
 

@@ -10,6 +10,7 @@
  * and from there to the agent where a name must be looked at; then count, and tell of a denial. Each step is the header of that name. Whatever is not understood is dropped.
  */
 #include <linux/bpf.h>
+#include <linux/errno.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -115,7 +116,7 @@ inline_stage __u32 ingress(struct pkt *p)
 		return VERDICT_DENY;
 	/* the near end of the resolver's veth forwards nothing but from_resolver's answers */
 	if (p->global->resolver_ifindex && p->skb->ingress_ifindex == p->global->resolver_ifindex)
-		return allow(p, p->source_port == DNS_PORT ? REASON_DNS_ANSWER : REASON_INTERCEPT_ANSWER);
+		return allow(p, is_icmp(p) ? REASON_REFUSAL : p->source_port == DNS_PORT ? REASON_DNS_ANSWER : REASON_INTERCEPT_ANSWER);
 	if (is_refusal(p))
 		return allow(p, REASON_REFUSAL);
 	if (p->ethertype == ETH_P_ARP)
@@ -194,7 +195,7 @@ int from_resolver(struct __sk_buff *skb)
 		return finish(&p, VERDICT_DENY);
 	if (p.ethertype == ETH_P_ARP)
 		return finish(&p, deny(&p, REASON_UNSOLICITED_ANSWER));
-	return finish(&p, redirect_to_guest(&p));
+	return finish(&p, is_icmp(&p) ? nobody_listens(&p) : redirect_to_guest(&p));
 }
 
 /* The long way alone: tests hold it and the short way to the same verdicts. Never attached. */

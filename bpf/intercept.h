@@ -22,8 +22,6 @@
 #define REDIRECT_UDP_IDLE 6   /* the agent answers within five seconds or not at all */
 #define REDIRECT_TCP_IDLE 130 /* longer than the agent keeps an idle connection */
 #define REDIRECT_TCP_CLOSING 2
-/* UDP queries of one sandbox that may wait for the resolver: its socket has one queue for all sandboxes */
-#define DNS_WAITING 512
 
 inline_stage int redirect_expired(const struct redirect *e, __u64 now, __u32 hz)
 {
@@ -157,11 +155,14 @@ inline_stage int unicast(struct pkt *p)
 /* From the guest. dns: port 53. VERDICT_REDIRECT: the packet is rewritten and p->sandbox's table remembers it. */
 inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
 {
-	__u32 zero = 0, index = 0;
+	__u32 zero = 0, index = 0, mtu = 0;
 	const struct globals *global = p->global;
 	void *table = dns ? bpf_map_lookup_elem(&redirects, &p->slot) : bpf_map_lookup_elem(&intercepted, &p->slot);
 
-	if (!global->resolver_ifindex || !table)
+	/* the near end goes with the process that made it, by whatever way that ends */
+	if (!global->resolver_ifindex || bpf_check_mtu(p->skb, global->resolver_ifindex, &mtu, 0, 0) == -ENODEV)
+		return deny(p, REASON_AGENT_GONE);
+	if (!table)
 		return deny(p, REASON_MAP_MISSING);
 	/* the short way left its pointers behind */
 	if (pkt_pull(p))
@@ -229,18 +230,10 @@ inline_stage void note_agent(struct pkt *p, const struct redirect *e, __u64 now)
 		flow_note(p, flow, now);
 }
 
-/*
- * From the agent, at the veth's near end: gives the packet back its guest. Finds the sandbox by the address that only
- * redirect_to_agent hands out, so this program serves all taps.
- */
-inline_stage __u32 redirect_to_guest(struct pkt *p)
+/* The sandbox that a packet of the agent's is for: by the address that only redirect_to_agent hands out. */
+inline_stage __u32 answered_sandbox(struct pkt *p)
 {
-	__u32 zero = 0;
 	const struct globals *global = p->global;
-	int dns = p->source_port == DNS_PORT;
-	if (p->fragment || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) ||
-	    !(dns || (p->source_port == bpf_htons(INTERCEPTED_PORT) && p->proto == IPPROTO_TCP)))
-		return deny(p, REASON_UNSOLICITED_ANSWER);
 	__u32 id = bpf_ntohl((__u32)(p->destination[1] >> 32));
 	if (p->v6) {
 		__u64 net[2];
@@ -262,6 +255,19 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 		p->sandbox = 0;
 		return deny(p, REASON_NOT_ENFORCED);
 	}
+	return VERDICT_ALLOW;
+}
+
+/* From the agent, at the veth's near end: gives the packet back its guest. This program serves all taps. */
+inline_stage __u32 redirect_to_guest(struct pkt *p)
+{
+	__u32 zero = 0;
+	int dns = p->source_port == DNS_PORT;
+	if (p->fragment || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) ||
+	    !(dns || (p->source_port == bpf_htons(INTERCEPTED_PORT) && p->proto == IPPROTO_TCP)))
+		return deny(p, REASON_UNSOLICITED_ANSWER);
+	if (answered_sandbox(p) != VERDICT_ALLOW)
+		return VERDICT_DENY;
 	void *table = dns ? bpf_map_lookup_elem(&redirects, &p->slot) : bpf_map_lookup_elem(&intercepted, &p->slot);
 	__u32 index = bpf_ntohs(p->destination_port) - (dns ? REDIRECT_PORT_BASE : INTERCEPTED_PORT_BASE);
 	struct redirect *e = table ? bpf_map_lookup_elem(table, &index) : 0;

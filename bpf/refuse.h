@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
  * Some of what is dropped is answered, so that nobody waits for a time-out: a connection that the policy no longer allows
- * ends on both sides, DNS over TLS and QUIC are refused so that clients fall back at once.
+ * ends on both sides, DNS over TLS and QUIC are refused so that clients fall back at once, and so is what needs the agent while
+ * there is none.
  *
  *   TCP, from the guest   RST to the guest; where a connection was cut, the packet itself becomes a RST to the far end
  *   TCP, from outside     of a connection that was cut: becomes a keep-alive without payload, which the guest answers; that
@@ -18,6 +19,7 @@
 #define IP4_HEADER 20
 #define IP6_HEADER 40
 #define TCP_HEADER 20
+#define UDP_HEADER 8
 #define ICMP_HEADER 8
 #define QUOTED_L4 8 /* RFC 792; RFC 4443 lets us quote as little */
 
@@ -143,6 +145,54 @@ static __attribute__((noinline)) int become_unreachable(struct pkt *p, struct re
 	       bpf_skb_store_bytes(p->skb, 0, frame, ETH_HEADER + 2 * IP4_HEADER + ICMP_HEADER + QUOTED_L4, 0) ? -1 : 0;
 }
 
+/*
+ * From the agent's namespace, which says by itself that nobody takes a query: the agent has just ended, and its end of the veth
+ * has not gone yet. The packet becomes the guest's query again, headers only, and is refused like one that comes later.
+ */
+static __attribute__((noinline)) __u32 nobody_listens(struct pkt *p)
+{
+	__u32 zero = 0, quoted = p->l4 + ICMP_HEADER, ip = p->v6 ? IP6_HEADER : IP4_HEADER;
+	__u8 version, proto;
+	__be16 ports[2];
+	struct refusal r = {};
+
+	if (p->fragment || p->source_port != bpf_htons(p->v6 ? 1 << 8 | 4 : 3 << 8 | 3) || answered_sandbox(p) != VERDICT_ALLOW)
+		return deny(p, REASON_UNSOLICITED_ANSWER);
+	if (bpf_skb_load_bytes(p->skb, quoted, &version, 1) || bpf_skb_load_bytes(p->skb, quoted + (p->v6 ? 6 : 9), &proto, 1) ||
+	    bpf_skb_load_bytes(p->skb, quoted + ip, ports, sizeof(ports)))
+		return deny(p, REASON_TRUNCATED);
+	void *table = bpf_map_lookup_elem(&redirects, &p->slot);
+	__u32 index = bpf_ntohs(ports[0]) - REDIRECT_PORT_BASE;
+	struct redirect *e = table ? bpf_map_lookup_elem(table, &index) : 0;
+	struct scratch *room = bpf_map_lookup_elem(&scratch, &zero);
+	if (!e || !room || proto != IPPROTO_UDP || (!p->v6 && version != 0x45) || ports[1] != DNS_PORT || e->state != REDIRECT_LIVE ||
+	    e->proto != IPPROTO_UDP || !e->outstanding || is_mapped((__u64 *)e->remote) == p->v6)
+		return deny(p, REASON_UNSOLICITED_ANSWER);
+	__sync_fetch_and_add(&e->outstanding, -1);
+	dns_answered(p, bpf_jiffies64());
+	__builtin_memcpy(p->source, e->guest_addr, 16);
+	__builtin_memcpy(p->destination, e->remote, 16);
+	__builtin_memcpy(r.macs, e->gateway_mac, 6);
+	__builtin_memcpy(r.macs + 6, e->guest_mac, 6);
+	p->source_port = e->guest_port;
+	p->destination_port = e->remote_port;
+	p->proto = IPPROTO_UDP;
+	p->l4 = ETH_HEADER + ip;
+	p->direction = DIR_EGRESS;
+
+	__u8 *frame = room->frame;
+	write_ip(p, &r, frame, IPPROTO_UDP, UDP_HEADER);
+	struct udphdr *udp = (struct udphdr *)(frame + ETH_HEADER + (p->v6 ? IP6_HEADER : IP4_HEADER));
+	udp->source = p->source_port;
+	udp->dest = p->destination_port;
+	udp->len = bpf_htons(UDP_HEADER);
+	udp->check = 0;
+	if (p->v6 ? bpf_skb_change_tail(p->skb, ETH_HEADER + IP6_HEADER + UDP_HEADER, 0) || bpf_skb_store_bytes(p->skb, 0, frame, ETH_HEADER + IP6_HEADER + UDP_HEADER, 0)
+		  : bpf_skb_change_tail(p->skb, ETH_HEADER + IP4_HEADER + UDP_HEADER, 0) || bpf_skb_store_bytes(p->skb, 0, frame, ETH_HEADER + IP4_HEADER + UDP_HEADER, 0))
+		return deny(p, REASON_REWRITE);
+	return deny(p, REASON_AGENT_GONE);
+}
+
 inline_stage int is_refusal(struct pkt *p)
 {
 	return p->skb->mark == REFUSAL_MARK && p->skb->ingress_ifindex == p->skb->ifindex;
@@ -153,10 +203,13 @@ static __attribute__((noinline)) int refuse(struct pkt *p)
 {
 	struct __sk_buff *skb = p->skb;
 	__u32 zero = 0;
-	int cut = p->reason == REASON_POLICY_CHANGED, out = p->direction == DIR_EGRESS;
+	int cut = p->reason == REASON_POLICY_CHANGED, out = p->direction == DIR_EGRESS, gone = p->reason == REASON_AGENT_GONE;
 	struct refusal r = { .ip = p->v6 ? IP6_HEADER : IP4_HEADER };
 
-	if (!p->global || (!cut && p->reason != REASON_QUIC && p->reason != REASON_NAME_SERVICE))
+	if (!p->global || !p->sandbox || (!cut && !gone && p->reason != REASON_QUIC && p->reason != REASON_NAME_SERVICE))
+		return CODE_DROP;
+	/* a client that hears nothing asks again, and then the successor is there */
+	if (gone && bpf_ktime_get_coarse_ns() < p->global->silent_until_ns)
 		return CODE_DROP;
 	/* the writers keep to the plain form: no options, no extension headers, no fragments */
 	if (p->fragment || p->l4 != ETH_HEADER + r.ip || (!out && !cut))
@@ -168,7 +221,7 @@ static __attribute__((noinline)) int refuse(struct pkt *p)
 
 	if (p->proto == IPPROTO_UDP) {
 		r.back = 1;
-		if (p->reason != REASON_QUIC || become_unreachable(p, &r, room))
+		if ((!gone && p->reason != REASON_QUIC) || become_unreachable(p, &r, room))
 			return CODE_DROP;
 	} else if (p->proto == IPPROTO_TCP && !(p->tcp_flags & TCP_RST)) {
 		__be32 numbers[2];
@@ -207,7 +260,7 @@ static __attribute__((noinline)) int refuse(struct pkt *p)
 		return CODE_DROP;
 	}
 	skb->mark = REFUSAL_MARK;
-	return bpf_redirect(skb->ifindex, 0) == TC_ACT_REDIRECT ? TC_ACT_REDIRECT : CODE_DROP;
+	return bpf_redirect(p->sandbox->ifindex, 0) == TC_ACT_REDIRECT ? TC_ACT_REDIRECT : CODE_DROP;
 }
 
 #endif

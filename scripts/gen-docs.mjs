@@ -89,6 +89,7 @@ const advice = {
   "flow-table-full": "Raise `limits.flows`, or look at what in the guest opens so many connections.",
   "fragment-table-full": faulty,
   "redirect-table-full": "Look at what in the guest asks so much: 512 questions and 2,048 connections that the agent looks into can be open at a time.",
+  "agent-gone": "Start the agent, or attach again. Until then names are not resolved, and connections by name that it would look into are refused.",
   "not-enforced": "Attach the tap. Until then it passes nothing through these programs.",
   "map-missing": faulty,
   rewrite: faulty,
@@ -237,10 +238,10 @@ ${table(["metric", "type", "labels", "meaning"], metrics.map(({ name, type, labe
 | \`verdict\` | \`allow\`, \`deny\` or \`redirect\` |
 | \`reason\` | see [REASONS.md](REASONS.md) |
 | \`outcome\` | see below |
-| \`map\` | \`flows\` or \`pins\` |
-| \`kind\` | \`name\` or \`address\` |
+| \`map\` | \`flows\`, \`pins\` or \`fragments\` |
+| \`kind\` | \`name\`, \`address\`, or \`address-of-a-name\`: of the name that has most |
 | \`bound\` | \`names\`, \`addresses\`, \`addresses-per-name\` or \`rules-per-address\` |
-| \`source\` | who did not report: \`kernel\` or \`resolver\` |
+| \`source\` | who did not report: \`kernel\`, \`resolver\` or \`tls\` |
 | \`result\` | \`sent\`, \`answered\`, \`timeouts\`, \`mismatched\` (answers that match no question), \`malformed\`, \`tcp\`, \`errors\` (response codes), \`failed\` (questions that nobody answered) |
 | \`le\` | upper edge of a latency bucket, in seconds |
 

@@ -14,6 +14,7 @@ import { join } from "node:path";
 import { z } from "zod";
 import { closeFd, lockFile } from "../../native/index.js";
 import { formatAddress, parseAddress, parsePrefix, type Address, type Prefix } from "../addresses/address.js";
+import type { GroupTable } from "../addresses/groups.js";
 import { attachRequest, policyRequest, type AttachRequest, type PolicyDiff, type PolicyRequest, type ReloadAnswer } from "../api/schema.js";
 import { readAgentConfig, type AgentConfig, type AttachPattern } from "../config/agent-config.js";
 import type { DeniedQuery } from "../dns/protocol.js";
@@ -22,6 +23,7 @@ import type { PacketEvent } from "../kernel/events.js";
 import { flowsOf } from "../kernel/flows.js";
 import { allowExpedite } from "../kernel/grace-period.js";
 import { tcMechanism } from "../kernel/tap-link.js";
+import { holdable } from "../net/base-drop.js";
 import type { LinkEvent } from "../net/host-watch.js";
 import { checkInterfaceName, findLink, findLinkByIndex, listLinks } from "../net/links.js";
 import type { Link } from "../net/rtnetlink.js";
@@ -32,6 +34,7 @@ import { lineDiff } from "../policy/diff.js";
 import { parseUpstream } from "../policy/parse.js";
 import type { Policy } from "../policy/types.js";
 import { formerNamespaces, inodeOf, startEngine, type Engine, type EngineOptions } from "./engine.js";
+import type { Adoptable } from "./enforcer.js";
 import { describeViolation } from "../secrets/exchange.js";
 import type { Violation } from "../secrets/types.js";
 import { keptCertificate } from "../tls/certificates/store.js";
@@ -147,7 +150,6 @@ export class Agent {
 
   async #start(): Promise<void> {
     this.#own = await this.#startEngine(null);
-    this.#floor = this.#config.floor === null ? null : buildFloor(this.#config.floor, this.#own.enforcer.groups);
     allowExpedite(this.#config.expediteRcu);
     const ending: string[] = [];
     for (const name of this.#run.names()) {
@@ -184,7 +186,7 @@ export class Agent {
     let engine: Engine | null = null;
     const options: EngineOptions = {
       run: this.#run, bpffs: this.#config.bpffs, sandboxes: netns === null ? this.#config.sandboxes : Math.min(this.#config.sandboxes, SANDBOXES_OF_OTHER), resolvConf: "/etc/resolv.conf",
-      extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes,
+      extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes, adoptable: (table) => this.#adoptable(netns, table), heldPatterns: this.#heldPatterns(inodeOf(netns)),
       onPackets: (events) => { if (engine !== null) this.#onPackets(engine, events); },
       onDenials: (denials) => { if (engine !== null) this.#onDenials(engine, denials); },
       onTerminate: (name, violation) => this.#cutOff(name, violation),
@@ -206,7 +208,9 @@ export class Agent {
   /** Ends engines of other namespaces that hold nothing. */
   #closeIdle(): void {
     for (const engine of this.#engines.values()) {
-      if (engine === this.#own || engine.enforcer.sandboxes.size + engine.enforcer.kept.size > 0 || engine.enforcer.awaits) continue;
+      // Its namespace is watched for taps that a pattern names.
+      if (this.#config.attach.some(({ netns }) => sameNamespace(netns, engine))) continue;
+      if (engine === this.#own || engine.enforcer.sandboxes.size + engine.enforcer.kept.size > 0 || engine.enforcer.awaited.size > 0) continue;
       this.#engines.delete(engine.inode);
       void engine.enforcer.stop().finally(engine.close);
     }
@@ -561,7 +565,13 @@ export class Agent {
     this.#notice(`${nameOf(spec)}: enforcing; ${pattern.match} names it`);
   }
 
+  #heldPatterns(inode: number): string[] {
+    return [...new Set(this.#config.attach.filter(({ match, netns }) => holdable(match) && sameInode(netns, inode)).map(({ match }) => match))].sort();
+  }
+
   async #attachByPattern(): Promise<void> {
+    for (const { match } of this.#config.attach) if (!holdable(match)) this.#notice(`attach: a tap that ${match} names carries packets until it is attached: beneath it only a name, or the beginning of one and *, can be held`);
+    for (const engine of this.#engines.values()) engine.enforcer.holdPatterns(this.#heldPatterns(engine.inode));
     for (const netns of new Set(this.#config.attach.map((pattern) => pattern.netns))) {
       try {
         const engine = await this.#engineOf(netns);
@@ -573,6 +583,24 @@ export class Agent {
   }
 
   // ---- what a former agent left ----------------------------------------------------------------------------------------
+
+  /** Sandboxes of a namespace that a former agent may have left in force. Called while its engine starts. */
+  *#adoptable(netns: string | null, groups: GroupTable): Iterable<Adoptable> {
+    if (netns === null) this.#floor = this.#config.floor === null ? null : buildFloor(this.#config.floor, groups);
+    const inode = inodeOf(netns);
+    for (const name of this.#run.names()) {
+      const state = this.#run.read(name);
+      const spec = storedSpec.safeParse(state?.spec);
+      if (state === null || !spec.success || state.phase === "waiting" || state.phase === "detaching" || !sameInode(spec.data.netns ?? null, inode)) continue;
+      yield {
+        state,
+        build: (source) => {
+          const { policy } = buildRequested(storedSource.parse(source).request, groups, this.#config.limits, this.#floor);
+          return { policy, floor: this.#floor?.policy ?? null, upstreams: this.#upstreams(spec.data, policy) };
+        },
+      };
+    }
+  }
 
   async #adopt(name: string): Promise<void> {
     const state = this.#run.read(name)!;
@@ -761,9 +789,11 @@ function withOverrides(config: AgentConfig, { runDirectory, bpffs }: AgentOption
   return { ...config, runDirectory: runDirectory ?? config.runDirectory, bpffs: bpffs ?? config.bpffs };
 }
 
-function sameNamespace(netns: string | null, engine: Engine): boolean {
+function sameNamespace(netns: string | null, engine: Engine): boolean { return sameInode(netns, engine.inode); }
+
+function sameInode(netns: string | null, inode: number): boolean {
   try {
-    return inodeOf(netns) === engine.inode;
+    return inodeOf(netns) === inode;
   } catch {
     return false;
   }

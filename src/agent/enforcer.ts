@@ -7,6 +7,9 @@
  * 8-byte write puts it in force → resolver drops the old one → state names the new one. A process that dies anywhere in
  * between leaves either policy whole, and its successor reads in the kernel which.
  *
+ * Order of a start: address groups → resolver listens → it knows every sandbox that is in force as its file says → the kernel
+ * sends queries and connections to it, of all of them at once → the caller attaches them again, one by one.
+ *
  * Holds always: address groups are in the kernel before any tap is; a change of the host's addresses reaches the kernel in
  * the same turn in which it is read; what a former process left in force is never taken away because a file about it is
  * missing. Main thread only; callers do one operation at a time (agent.ts).
@@ -38,13 +41,13 @@ import { findLinkByIndex } from "../net/links.js";
 import { inNetns } from "../net/request.js";
 import { createResolverLink, removeResolverLink, type ResolverLink } from "../net/resolver-link.js";
 import { plannedChanges, prepareTap, restoreTap, tapFacts } from "../net/tap.js";
-import { compilePolicy } from "../policy/compile.js";
+import { compilePolicy, type CompiledPolicy } from "../policy/compile.js";
 import { buildPolicy } from "../policy/build.js";
 import { regroup } from "../policy/regroup.js";
 import type { Policy } from "../policy/types.js";
 import { Inspection } from "./inspection.js";
 import { ResolverClient } from "./resolver-client.js";
-import type { PinRecord, PolicyState, RunDirectory } from "./run-directory.js";
+import type { PinRecord, PolicyState, RunDirectory, SandboxState } from "./run-directory.js";
 import { digestOf, identityKey, identityOf, type AttachOptions, type KeptSandbox, type Sandbox, type UpstreamAddress } from "./sandbox.js";
 
 export type { AttachOptions, KeptSandbox, Sandbox } from "./sandbox.js";
@@ -57,6 +60,10 @@ const WRITE_PINS = 10_000;
 const GONE_TAPS = 1024;
 /** Offset of mark in struct __sk_buff (linux/bpf.h). */
 const SKB_MARK = 8, SKB_SIZE = 192;
+/** For how long an end that was meant is not told to guests, ms: twice the five seconds after which a client asks again. */
+const SUCCESSOR_WITHIN = 10_000;
+/** Sandboxes that are taken over at the same time. */
+const SERVED_TOGETHER = 64;
 /** Generations begin here; 1 is the self-test's. */
 const FIRST_GENERATION = 2;
 
@@ -77,6 +84,10 @@ export interface EnforcerOptions {
   readonly outer: (() => HostView) | null;
   readonly extraGroups: Partial<Record<Group, readonly string[]>>;
   readonly nat64Prefixes: readonly string[];
+  /** Names of taps that will be attached when they appear: nothing comes in from them before. See BaseDrop.holdPatterns. */
+  readonly heldPatterns: readonly string[];
+  /** Sandboxes that a former process may have left in force. */
+  readonly adoptable: (groups: GroupTable) => Iterable<Adoptable>;
   readonly onPackets: (events: readonly PacketEvent[]) => void;
   readonly onQueries: (queries: readonly DeniedQuery[]) => void;
   /** Connections and requests that were refused because of whom they were for. */
@@ -92,6 +103,16 @@ export interface EnforcerOptions {
   readonly onFailure: (error: Error) => void;
 }
 
+/** A sandbox that a former process may have left in force, as its state file tells of it. */
+export interface Adoptable {
+  readonly state: SandboxState;
+  /** The policy that is in force, made from its source. @throws EnforcerError. */
+  readonly build: (source: unknown) => { readonly policy: Policy; readonly floor: Policy | null; readonly upstreams: readonly UpstreamAddress[] };
+}
+
+/** What the workers know already of a sandbox that is not attached again yet. */
+interface Served { readonly generation: number; readonly uid: bigint; readonly digest: string; readonly compiled: CompiledPolicy; readonly compiledFloor: CompiledPolicy | null }
+
 export class Enforcer {
   readonly #options: EnforcerOptions;
   readonly #run: RunDirectory;
@@ -99,6 +120,8 @@ export class Enforcer {
   readonly #kept = new Map<string, KeptSandbox>();
   /** Slots that a former process left in force, with their devices, until they are taken over or cleared. */
   readonly #left = new Map<number, number>();
+  /** Of those, the ones that the workers serve already. */
+  readonly #served = new Map<number, Served>();
   readonly #cleanup: (() => void | Promise<void>)[] = [];
   /** Pins ever written by sandbox, when they were last put down. */
   readonly #written = new Map<string, number>();
@@ -182,7 +205,7 @@ export class Enforcer {
       }
     });
 
-    const { base, missing } = this.inside(() => BaseDrop.open(instance));
+    const { base, missing } = this.inside(() => BaseDrop.open(instance, this.#options.heldPatterns));
     this.#base = base;
     // A former process held them: by its sandboxes, which are attached again, or for taps that had gone.
     for (const name of base?.names ?? []) this.#gone.add(name);
@@ -201,6 +224,8 @@ export class Enforcer {
       ...(netnsFd === null ? {} : { netnsFd }),
       onView: () => this.#viewChanged(), onRead: (changed) => this.#refreshStale(changed),
       onLink: (event) => {
+        // One of this name that comes next is another's.
+        if (event.type === "removed") this.#quietlyHeld(event.link.name);
         this.#stale.add(event.link.ifindex);
         this.#options.onLink(event);
       },
@@ -209,8 +234,6 @@ export class Enforcer {
     this.#cleanup.push(() => this.#watch.close());
     this.#groups = this.#readGroups();
     this.#globals.setGroups(this.#groups);
-    this.#globals.setResolver(this.#link);
-    this.inside(() => selfTest(this.#instance, this.#globals, this.#link.nearIfindex));
 
     this.#resolver = new ResolverClient({
       onDenied: (queries) => this.#options.onQueries(queries),
@@ -238,6 +261,10 @@ export class Enforcer {
     });
     this.#cleanup.push(() => this.#inspection.stop());
     if (noUpstream && this.#options.resolvConf !== null) this.#options.onNotice(`${this.#options.resolvConf} names no resolver: names fail unless the policy or --upstream names one`);
+
+    await this.#serveLeft();
+    this.#globals.setResolver(this.#link);
+    this.inside(() => selfTest(this.#instance, this.#globals, this.#link.nearIfindex));
 
     const timers = [setInterval(() => this.#sweep(), SWEEP / SWEEP_PARTS), setInterval(() => { this.writePins().catch((error: unknown) => this.#options.onNotice(`pins could not be written down: ${text(error)}`)); }, WRITE_PINS)];
     for (const timer of timers) timer.unref();
@@ -273,7 +300,7 @@ export class Enforcer {
       const left = this.inside(() => this.#leftInForce(facts.ifindex));
       survived = left !== null;
       // The number was another device's, which has gone.
-      if (left === null) for (const [slot, ifindex] of this.#left) if (ifindex === facts.ifindex) this.#clearLeft(slot);
+      if (left === null) for (const [slot, ifindex] of this.#left) if (ifindex === facts.ifindex) await this.#clearLeft(slot);
       const slot = left?.slot ?? this.#freeSlot();
       const generation = left?.generation ?? this.#nextGeneration();
       const target: PolicyState = { uid: "0", digest, source: options.source };
@@ -294,14 +321,22 @@ export class Enforcer {
       const tables = left ?? SandboxTables.make(this.#instance, slot, generation, identity, { ...sizes, eventsPerSecond: 0 });
       if (left === null) undo.push(() => tables.clear());
       const uid = samePolicy ? tables.uid : tables.nextUid();
-      const compiled = compilePolicy(policy, { uid, floor: floor !== null, inspect: true });
-      const compiledFloor = floor === null ? null : compilePolicy(floor, { uid: floorUid(uid), inspect: true });
+      const served = samePolicy ? this.#servedAs(slot, generation, uid, digest) : null;
+      const compiled = served?.compiled ?? compilePolicy(policy, { uid, floor: floor !== null, inspect: true });
+      const compiledFloor = served !== null ? served.compiledFloor : floor === null ? null : compilePolicy(floor, { uid: floorUid(uid), inspect: true });
       const pins = samePolicy ? tables.pins() : tables.stage(compiled, uid, sizes.pins);
       const floorPins = compiledFloor === null ? null : samePolicy ? tables.pins("floor") : tables.stageFloor(compiledFloor, uid, sizes.pins);
       if (pins === null || (floor !== null && floorPins === null)) throw new EnforcerError("E_ATTACH", `${tap}: the map of pins is missing`);
-      await this.#serve({ name, slot, generation, policy, floor, upstreams: options.upstreams, pins, floorPins, tables, adopt: samePolicy, restore: left !== null });
+      if (served === null) {
+        await this.#forgetInWorkers(slot);
+        await this.#serve({ name, slot, generation, policy, floor, upstreams: options.upstreams, pins, floorPins, tables, adopt: samePolicy, restore: left !== null });
+      } else {
+        pins.close();
+        floorPins?.close();
+      }
       undo.push(() => this.#resolver.ask({ kind: "removeSandbox", slot, generation }).then(() => undefined));
-      await this.#inspection.serve({ name, slot, generation, tables, policy, compiled, floor, compiledFloor });
+      this.#served.delete(slot);
+      if (served === null) await this.#inspection.serve({ name, slot, generation, tables, policy, compiled, floor, compiledFloor });
       undo.push(() => this.#inspection.remove(slot, generation));
       if (left !== null && !samePolicy) this.#run.write({ ...state, phase: "enforced", policy: inForce ?? { ...target, uid: left.uid.toString(), digest: "" }, next: { ...target, uid: uid.toString() }, changes });
       if (!samePolicy) tables.commit(uid);
@@ -344,7 +379,6 @@ export class Enforcer {
   }): Promise<void> {
     const flows = tables.inner("flows");
     try {
-      await this.#forgetInResolver(slot);
       await this.#resolver.ask({
         kind: "addSandbox", slot, generation, name, policy, floor, compiledGroups: null,
         pinsFd: pins.fd, floorPinsFd: floorPins?.fd ?? null, flowsFd: flows?.fd ?? null, pinEpochsFd: this.#instance.map("pin_epochs").fd,
@@ -363,9 +397,58 @@ export class Enforcer {
     }
   }
 
-  /** A kept sandbox is known to the resolver, as one that may resolve nothing. */
-  async #forgetInResolver(slot: number): Promise<void> {
-    for (const kept of this.#kept.values()) if (kept.slot === slot) await this.#resolver.ask({ kind: "removeSandbox", slot, generation: kept.generation }).catch(() => undefined);
+  /** A kept sandbox is known to the resolver as one that may resolve nothing; one that was served at the start may be another by now. */
+  async #forgetInWorkers(slot: number): Promise<void> {
+    const generations = [...this.#kept.values()].filter((kept) => kept.slot === slot).map(({ generation }) => generation);
+    const served = this.#served.get(slot);
+    this.#served.delete(slot);
+    if (served !== undefined) generations.push(served.generation);
+    for (const generation of generations) {
+      await this.#resolver.ask({ kind: "removeSandbox", slot, generation }).catch(() => undefined);
+      await this.#inspection.remove(slot, generation).catch(() => undefined);
+    }
+  }
+
+  #servedAs(slot: number, generation: number, uid: bigint, digest: string): Served | null {
+    const served = this.#served.get(slot);
+    return served !== undefined && served.generation === generation && served.uid === uid && served.digest === digest ? served : null;
+  }
+
+  /**
+   * Tells the workers of every sandbox that is in force as its state file says, before the kernel sends them anything: what a
+   * client asked while there was no agent is answered when it asks again, in whichever sandbox. What differs is left to attach().
+   */
+  async #serveLeft(): Promise<void> {
+    const waiting = [...this.#options.adoptable(this.#groups)];
+    while (waiting.length > 0) await Promise.all(waiting.splice(0, SERVED_TOGETHER).map((one) => this.#serveAdopted(one)));
+  }
+
+  async #serveAdopted({ state, build }: Adoptable): Promise<void> {
+    const { name, ifindex } = state;
+    const tables = this.inside(() => this.#leftInForce(ifindex));
+    if (tables === null || tables.slot !== state.slot || tables.generation !== state.generation) return;
+    const { slot, generation, uid } = tables;
+    const inForce = state.next?.uid === uid.toString() ? state.next : state.policy;
+    if (inForce.uid !== uid.toString() || this.#served.has(slot)) return;
+    try {
+      const built = build(inForce.source);
+      const [policy, floor] = this.#regrouped(built.policy, built.floor);
+      const digest = digestOf(policy, floor);
+      if (digest !== inForce.digest) return;
+      const compiled = compilePolicy(policy, { uid, floor: floor !== null, inspect: true });
+      const compiledFloor = floor === null ? null : compilePolicy(floor, { uid: floorUid(uid), inspect: true });
+      const pins = tables.pins(), floorPins = floor === null ? null : tables.pins("floor");
+      if (pins === null || (floor !== null && floorPins === null)) {
+        pins?.close();
+        return;
+      }
+      this.#served.set(slot, { generation, uid, digest, compiled, compiledFloor });
+      await this.#serve({ name, slot, generation, policy, floor, upstreams: built.upstreams, pins, floorPins, tables, adopt: true, restore: true });
+      await this.#inspection.serve({ name, slot, generation, tables, policy, compiled, floor, compiledFloor });
+    } catch {
+      // attach() says why.
+      await this.#forgetInWorkers(slot);
+    }
   }
 
   /**
@@ -375,6 +458,17 @@ export class Enforcer {
   awaitTap(tap: string): void {
     this.inside(() => this.#base?.add(tap));
     this.#awaited.add(tap);
+  }
+
+  /** Instead of those of the start. @throws EnforcerError E_ATTACH; then those of before hold. */
+  holdPatterns(patterns: readonly string[]): void { this.inside(() => this.#base?.holdPatterns(patterns)); }
+
+  #quietlyHeld(tap: string): void {
+    try {
+      this.inside(() => this.#base?.unfree(tap));
+    } catch (error) {
+      this.#options.onNotice(text(error));
+    }
   }
 
   /** The tap is not waited for any more, or not held any more although it was deleted while it was attached. */
@@ -387,14 +481,16 @@ export class Enforcer {
   /** Names from which only judged frames come in: those of sandboxes, those that are waited for, and those of taps that were deleted under their policy. */
   get heldTaps(): ReadonlySet<string> { return this.#base?.names ?? new Set(); }
 
-  /** Whether a tap is waited for. */
-  get awaits(): boolean { return this.#awaited.size > 0; }
+  /** Names of taps that are waited for. */
+  get awaited(): ReadonlySet<string> { return this.#awaited; }
 
   /** Frames that came from a tap of a held name and that no program had judged. */
-  unjudged(): number { return this.inside(() => this.#base?.dropped() ?? 0); }
+  async unjudged(): Promise<number> { return this.inside(() => this.#base?.dropped()) ?? 0; }
 
   #hold(tap: string, undo: (() => void)[]): void {
-    if (this.#base === null || this.#base.names.has(tap)) return;
+    if (this.#base === null) return;
+    this.#base.unfree(tap);
+    if (this.#base.names.has(tap)) return;
     this.#base.add(tap);
     undo.push(() => { this.inside(() => this.#release(tap)); });
   }
@@ -440,7 +536,11 @@ export class Enforcer {
     this.#left.delete(sandbox.slot);
     this.inside(() => restoreTap({ ifindex, changes: known?.preparation.changes ?? state?.changes ?? [] }));
     const tap = known?.facts.name ?? state?.device ?? name;
-    this.inside(() => (gone ? this.#keepHeld(tap) : this.#release(tap)));
+    this.inside(() => {
+      if (gone) return this.#keepHeld(tap);
+      this.#release(tap);
+      this.#base?.free(tap);
+    });
     // Last: while there is a state file a successor completes this.
     this.#run.remove(name);
     if (known !== null && known.options.gateways.length > 0) this.#hostChanged();
@@ -527,7 +627,8 @@ export class Enforcer {
     return null;
   }
 
-  #clearLeft(slot: number): void {
+  async #clearLeft(slot: number): Promise<void> {
+    await this.#forgetInWorkers(slot);
     SandboxTables.adopt(this.#instance, slot)?.clear();
     this.#left.delete(slot);
   }
@@ -556,16 +657,17 @@ export class Enforcer {
       if (known.has(slot)) continue;
       // An attach that was killed just before it took the hooks, and has been done again since: the device has another slot by now.
       if ([...this.#sandboxes.values()].some(({ facts }) => facts.ifindex === ifindex) || [...this.#kept.values()].some((kept) => kept.ifindex === ifindex)) {
-        SandboxTables.adopt(this.#instance, slot)?.clear();
+        await this.#clearLeft(slot);
         continue;
       }
       const link = this.inside(() => findLinkByIndex(ifindex));
       const tables = link === null ? null : this.inside(() => this.#leftInForce(ifindex));
       if (link === null || tables === null || tables.slot !== slot) {
-        this.#clearLeft(slot);
+        await this.#clearLeft(slot);
         this.#globals.clearTap(ifindex);
         continue;
       }
+      await this.#forgetInWorkers(slot);
       const name = nameOf(ifindex) ?? link.name;
       const reason = this.#run.read(name) === null ? "its state file is missing or torn" : "its policy could not be built again";
       this.inside(() => attachHooks(this.#instance, ifindex, link.name, TAP_HOOKS));
@@ -611,6 +713,7 @@ export class Enforcer {
   async release(): Promise<void> {
     if (this.#stopped) return;
     await quietly(() => this.writePins(true));
+    await quietly(() => this.#globals.expectSuccessor(SUCCESSOR_WITHIN));
     await this.#abandon();
   }
 
@@ -637,15 +740,18 @@ export class Enforcer {
   /** Packets that belonged to no sandbox. */
   orphans(): Count[] { return readCounters(this.#instance.map("orphans")); }
 
-  /** Denial events that the kernel did not tell. */
-  eventsLost(sandbox: Sandbox): bigint {
-    return this.#instance.map("event_limits").lookup(slotKey(sandbox.slot))?.readBigUInt64LE(layouts.event_limit.fields.lost.offset) ?? 0n;
+  /** Denial events: not told; told in the latest second that had one. And queries over UDP that the resolver has not answered yet. */
+  limitCounters(sandbox: Sandbox): { eventsLost: number; events: number; dnsWaiting: number } {
+    const { lost, sent, dns_waiting: waiting } = layouts.event_limit.fields;
+    const record = this.#instance.map("event_limits").lookup(slotKey(sandbox.slot));
+    if (record === null) return { eventsLost: 0, events: 0, dnsWaiting: 0 };
+    return { eventsLost: Number(record.readBigUInt64LE(lost.offset)), events: record.readUInt32LE(sent.offset), dnsWaiting: Math.max(0, record.readInt32LE(waiting.offset)) };
   }
 
   /** Entries now and at most, of the tables that can be full. */
-  fill(sandbox: Sandbox): { map: "flows" | "pins"; entries: number; limit: number }[] {
-    const rows: { map: "flows" | "pins"; entries: number; limit: number }[] = [];
-    for (const [name, map] of [["flows", sandbox.tables.inner("flows")], ["pins", sandbox.tables.pins()]] as const) {
+  fill(sandbox: Sandbox): { map: "flows" | "pins" | "fragments"; entries: number; limit: number }[] {
+    const rows: { map: "flows" | "pins" | "fragments"; entries: number; limit: number }[] = [];
+    for (const [name, map] of [["flows", sandbox.tables.inner("flows")], ["pins", sandbox.tables.pins()], ["fragments", sandbox.tables.inner("fragments")]] as const) {
       if (map === null) continue;
       rows.push({ map: name, entries: countEntries(map), limit: map.info.maxEntries });
       map.close();

@@ -9,7 +9,8 @@ import { Counter, Gauge, Registry, type Metric } from "prom-client";
 import type { Stats } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { TlsStats } from "../tls/protocol.js";
-import type { Enforcer, Sandbox } from "./enforcer.js";
+import { AbiLimit } from "../kernel/layout.gen.js";
+import type { Enforcer, KeptSandbox, Sandbox } from "./enforcer.js";
 
 /** Default: 127.0.0.1:9469. */
 export interface Listen { readonly host: string; readonly port: number }
@@ -23,6 +24,7 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   const stats = (): Promise<Stats> => (reading ??= enforcer.resolverStats().finally(() => setImmediate(() => (reading = null))));
   let tlsReading: Promise<TlsStats | null> | null = null;
   const tls = (): Promise<TlsStats | null> => (tlsReading ??= enforcer.tlsStats().finally(() => setImmediate(() => (tlsReading = null))));
+  const judged = (): Iterable<Sandbox | KeptSandbox> => [...enforcer.sandboxes.values(), ...enforcer.kept.values()];
   const nameOf = (slot: number, generation: number): string | null => {
     for (const sandbox of sandboxes()) if (sandbox.slot === slot && sandbox.generation === generation) return sandbox.name;
     return null;
@@ -49,16 +51,23 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   const packetLabels = ["sandbox", "direction", "verdict", "reason"] as const;
 
   counter("enforcer_packets_total", "Frames judged at the tap; direction is the guest's (egress: guest to world).", packetLabels, (add) => {
-    for (const sandbox of sandboxes()) for (const { direction, verdict, reason, packets } of enforcer.counters(sandbox)) add({ sandbox: sandbox.name, direction, verdict, reason }, Number(packets));
+    for (const sandbox of judged()) for (const { direction, verdict, reason, packets } of enforcer.counters(sandbox)) add({ sandbox: sandbox.name, direction, verdict, reason }, Number(packets));
   });
   counter("enforcer_bytes_total", "Octets of those frames.", packetLabels, (add) => {
-    for (const sandbox of sandboxes()) for (const { direction, verdict, reason, bytes } of enforcer.counters(sandbox)) add({ sandbox: sandbox.name, direction, verdict, reason }, Number(bytes));
+    for (const sandbox of judged()) for (const { direction, verdict, reason, bytes } of enforcer.counters(sandbox)) add({ sandbox: sandbox.name, direction, verdict, reason }, Number(bytes));
   });
   counter("enforcer_orphan_packets_total", "Frames dropped that belonged to no sandbox.", ["direction", "reason"], (add) => {
     for (const { direction, reason, packets } of enforcer.orphans()) add({ direction, reason }, Number(packets));
   });
+  counter("enforcer_unjudged_packets_total", "Frames dropped that came in by a held name without a verdict, such as from a tap that was made again.", [], async (add) => add({}, await enforcer.unjudged()));
+  gauge("enforcer_events", "Denials that the kernel reported in the latest second that had one.", ["sandbox"], (set) => {
+    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, enforcer.limitCounters(sandbox).events);
+  });
+  gauge("enforcer_events_limit", "Denials that are reported a second at most.", ["sandbox"], (set) => {
+    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, sandbox.policy.limits.eventsPerSecond);
+  });
   counter("enforcer_events_lost_total", "Denials that were not reported, over the sandbox's rate or with the ring full; they are counted in enforcer_packets_total all the same.", ["sandbox", "source"], async (add) => {
-    for (const sandbox of sandboxes()) add({ sandbox: sandbox.name, source: "kernel" }, Number(enforcer.eventsLost(sandbox)));
+    for (const sandbox of sandboxes()) add({ sandbox: sandbox.name, source: "kernel" }, enforcer.limitCounters(sandbox).eventsLost);
     for (const { slot, generation, eventsLost } of (await stats()).sandboxes) {
       const sandbox = nameOf(slot, generation);
       if (sandbox !== null) add({ sandbox, source: "resolver" }, eventsLost);
@@ -75,6 +84,9 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
     for (const sandbox of sandboxes()) for (const { map, limit } of enforcer.fill(sandbox)) set({ sandbox: sandbox.name, map }, limit);
   });
   gauge("enforcer_sandboxes", "Sandboxes in force.", [], (set) => set({}, enforcer.sandboxes.size));
+  gauge("enforcer_sandboxes_kept", "Sandboxes in force as a former agent left them, whose policy is not known: they resolve no name until they are attached again.", [], (set) => set({}, enforcer.kept.size));
+  gauge("enforcer_taps_awaited", "Taps that are waited for.", [], (set) => set({}, enforcer.awaited.size));
+  gauge("enforcer_taps_held", "Names by which only judged frames come in: taps in force, awaited, and deleted under their policy.", [], (set) => set({}, enforcer.heldTaps.size));
   gauge("enforcer_sandbox_kernel_bytes", "Kernel memory of the sandbox's own tables.", ["sandbox"], (set) => {
     for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, sandbox.tables.memory());
   });
@@ -94,14 +106,26 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   counter("enforcer_dns_truncated_total", "UDP answers sent with TC=1.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.truncated)));
   counter("enforcer_dns_rebind_refused_total", "Answers refused because of an address that the sandbox may not have.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.queries.rebind)));
   gauge("enforcer_dns_in_flight", "Queries waiting for an upstream.", ["sandbox"], (set) => eachDns((sandbox, row) => set({ sandbox }, row.inFlight)));
+  gauge("enforcer_dns_in_flight_limit", "Queries that may wait for an upstream at one time.", ["sandbox"], (set) => eachDns((sandbox, { limits }) => set({ sandbox }, limits.inFlight)));
+  gauge("enforcer_dns_queries_limit", "Queries that are answered a second.", ["sandbox"], (set) => eachDns((sandbox, { limits }) => set({ sandbox }, limits.queriesPerSecond)));
   gauge("enforcer_dns_tcp_connections", "DNS connections of the guest.", ["sandbox"], (set) => eachDns((sandbox, row) => set({ sandbox }, row.connections)));
-  gauge("enforcer_pins", "Pins now: names and addresses with a lease.", ["sandbox", "kind"], (set) => eachDns((sandbox, { pins }) => {
+  gauge("enforcer_dns_tcp_connections_limit", "DNS connections that the guest may have at one time.", ["sandbox"], (set) => eachDns((sandbox, { limits }) => set({ sandbox }, limits.connections)));
+  counter("enforcer_dns_tcp_refused_total", "DNS connections closed because the guest had as many as it may have.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.tcpRefused)));
+  gauge("enforcer_dns_waiting", "UDP queries that the resolver has not answered yet; those over the limit are packets denied as redirect-table-full.", ["sandbox"], (set) => {
+    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, enforcer.limitCounters(sandbox).dnsWaiting);
+  });
+  gauge("enforcer_dns_waiting_limit", "UDP queries that may wait for the resolver at one time.", ["sandbox"], (set) => {
+    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, AbiLimit.DNS_WAITING);
+  });
+  gauge("enforcer_pins", "Pins now: names and addresses with a lease, and addresses of the name that has most.", ["sandbox", "kind"], (set) => eachDns((sandbox, { pins, addressesPerName }) => {
     set({ sandbox, kind: "name" }, pins.names);
     set({ sandbox, kind: "address" }, pins.addresses);
+    set({ sandbox, kind: "address-of-a-name" }, addressesPerName);
   }));
   gauge("enforcer_pins_limit", "Pins that the sandbox may have.", ["sandbox", "kind"], (set) => eachDns((sandbox, { limits }) => {
     set({ sandbox, kind: "name" }, limits.names);
     set({ sandbox, kind: "address" }, limits.addresses);
+    set({ sandbox, kind: "address-of-a-name" }, limits.addressesPerName);
   }));
   counter("enforcer_pins_added_total", "Pins written.", ["sandbox"], (add) => eachDns((sandbox, { pins }) => add({ sandbox }, pins.added)));
   counter("enforcer_pins_renewed_total", "Pins whose lease was made longer.", ["sandbox"], (add) => eachDns((sandbox, { pins }) => add({ sandbox }, pins.renewed)));

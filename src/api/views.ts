@@ -57,7 +57,7 @@ export async function statusView(agent: Agent, known: Known): Promise<SandboxSta
     return { ...summary, ...nothing, slot: kept.slot, generation: kept.generation, hooks: enforcer.hooks(kept.ifindex), counters: counters(kept), policy: { uid: kept.tables.uid.toString(), file: null, floor: null } };
   }
   const { sandbox, source } = known;
-  const learned = enforcer.learned(sandbox);
+  const learned = enforcer.learned(sandbox), { eventsLost, events, dnsWaiting } = enforcer.limitCounters(sandbox);
   const [dns, tls] = await Promise.all([enforcer.resolverStats(), enforcer.tlsStats()]);
   const own = ({ slot, generation }: { slot: number; generation: number }): boolean => slot === sandbox.slot && generation === sandbox.generation;
   const names = dns.sandboxes.find(own), looked = tls?.sandboxes.find(own);
@@ -79,10 +79,11 @@ export async function statusView(agent: Agent, known: Known): Promise<SandboxSta
         { what: "names", used: names.pins.names, limit: names.limits.names }, { what: "addresses of one name", used: names.addressesPerName, limit: names.limits.addressesPerName },
         { what: "queries in flight", used: names.inFlight, limit: names.limits.inFlight }, { what: "DNS connections", used: names.connections, limit: names.limits.connections },
       ]),
+      { what: "queries that the resolver has not answered", used: dnsWaiting, limit: AbiLimit.DNS_WAITING }, { what: "denials told a second", used: events, limit: sandbox.policy.limits.eventsPerSecond },
       ...(looked === undefined ? [] : [{ what: "connections looked into", used: looked.connections, limit: looked.limit }]),
       { what: "rule bits", used: sandbox.compiled.bits.length, limit: AbiLimit.MAX_RULES },
     ],
-    events_lost: Number(enforcer.eventsLost(sandbox)), queries: some(names?.queries), connections: some(looked?.outcomes),
+    events_lost: eventsLost, queries: some(names?.queries), connections: some(looked?.outcomes),
   };
 }
 

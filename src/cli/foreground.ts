@@ -40,6 +40,8 @@ export interface AttachArguments {
   readonly wait: boolean;
   /** null: off. */
   readonly metrics: Listen | null;
+  /** Somebody named that address: then it is an error when it cannot be had. */
+  readonly metricsAsked: boolean;
   readonly json: boolean;
   readonly runDirectory: string;
   readonly bpffs: string;
@@ -80,6 +82,11 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
     outer: null,
     extraGroups: {},
     nat64Prefixes: [],
+    heldPatterns: [],
+    adoptable: (groups) => {
+      const state = run.read(tap);
+      return state === null ? [] : [{ state, build: () => ({ policy: buildPolicy({ ...input, groups }).policy, floor: null, upstreams: options.upstreams }) }];
+    },
     onView: () => guest?.onView(),
     onPackets: (events) => { if (guest?.sandbox != null) out.packets(enforcer, guest.sandbox, events); },
     onQueries: (queries) => { if (guest?.sandbox != null) out.queries(guest.sandbox, queries); },
@@ -94,8 +101,8 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
   });
   let metrics: Server | null = null;
   try {
-    if (options.metrics !== null) metrics = await serveMetrics(enforcerRegistry(enforcer), options.metrics);
-    guest = new Guest(enforcer, options, input, out);
+    metrics = await metricsOf(enforcer, options, out);
+    guest = new Guest(enforcer, metrics === null ? { ...options, metrics: null } : options, input, out);
     await guest.begin();
     await ended.promise;
     await guest.end();
@@ -106,6 +113,18 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
     else await enforcer.stop();
   }
   out.detached(tap);
+}
+
+/** By default the second guest of a host finds the address taken by the first: it is enforced all the same. @throws EnforcerError E_METRICS_LISTEN. */
+async function metricsOf(enforcer: Enforcer, { metrics, metricsAsked }: AttachArguments, out: Output): Promise<Server | null> {
+  if (metrics === null) return null;
+  try {
+    return await serveMetrics(enforcerRegistry(enforcer), metrics);
+  } catch (error) {
+    if (metricsAsked || !(error instanceof EnforcerError)) throw error;
+    out.notice(`${error.message}: no metrics are served for this tap. --metrics names another address, or "off"; or run enforcer agent, which serves all taps at one`);
+    return null;
+  }
 }
 
 /** The tap's coming and going: one step at a time, in the order in which the kernel tells it. */

@@ -59,7 +59,7 @@ export function program(): Command {
       await attach({
         tap, policy: flags.policy ?? null, rules: flags.rule ?? [], defaultEgress: flags.netDefaultEgress ?? null, defaultIngress: flags.netDefaultIngress ?? null,
         noNet: !flags.net, noRebindProtection: !flags.dnsRebindProtection, gateways: flags.gateway ?? [], guest: flags.guestIp ?? [], mac: flags.guestMac ?? null,
-        upstreams: flags.upstream ?? [], metrics: flags.metrics === "off" ? null : flags.metrics, json: flags.json === true, runDirectory: flags.runDir, bpffs: flags.bpffs,
+        upstreams: flags.upstream ?? [], metrics: flags.metrics === "off" ? null : flags.metrics, metricsAsked: command.getOptionValueSource("metrics") === "cli", json: flags.json === true, runDirectory: flags.runDir, bpffs: flags.bpffs,
         name: flags.name ?? null, netns: flags.netns ?? null, wait: flags.wait === true, foreground: flags.foreground === true,
         agentsOwn: (["metrics", "bpffs"] as const).filter((name) => command.getOptionValueSource(name) === "cli").map((name) => `--${name}`),
       });

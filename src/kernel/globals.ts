@@ -31,7 +31,7 @@ export class Globals {
     this.#write();
   }
 
-  /** From now on port 53 goes to this device; null: nowhere, and is dropped. */
+  /** From now on port 53 goes to this device; null: nowhere, and is refused. */
   setResolver(link: ResolverLink | null): void {
     const record = this.#record;
     record.writeUInt32LE(link?.nearIfindex ?? 0, field.resolver_ifindex.offset);
@@ -43,6 +43,14 @@ export class Globals {
       record.set(link.net4.bytes.subarray(12), field.sandbox_net4.offset);
       record.set(link.net6.bytes, field.sandbox_net6.offset);
     }
+    record.writeBigUInt64LE(0n, field.silent_until_ns.offset);
+    this.#write();
+  }
+
+  /** Port 53 goes nowhere from now on, and for so long, ms, nobody is told: a successor is expected, and who hears nothing asks again. */
+  expectSuccessor(within: number): void {
+    this.#record.writeUInt32LE(0, field.resolver_ifindex.offset);
+    this.#record.writeBigUInt64LE(process.hrtime.bigint() + BigInt(within) * 1_000_000n, field.silent_until_ns.offset);
     this.#write();
   }
 

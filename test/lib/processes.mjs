@@ -11,6 +11,12 @@ import { createInterface } from "node:readline";
 /** Times every wait by so much: for machines that are slow throughout, such as a guest without KVM (test/kernels). */
 export const PATIENCE = Number(process.env.ENFORCER_TEST_PATIENCE ?? "1");
 
+/**
+ * No wait for something that must come gives up before this, ms: what is there in a moment here takes a minute on a machine that
+ * is shared with others, and a test that gives up early has found nothing.
+ */
+const LEAST_WAIT = 60_000;
+
 /** @type {Set<Service>} */
 const running = new Set();
 
@@ -23,15 +29,15 @@ const running = new Set();
  * @template T
  * @param {string} what said in the error
  * @param {() => T | Promise<T>} probe
- * @param {number} [ms] milliseconds until it gives up, default 10000
+ * @param {number} [ms] milliseconds until it gives up; never less than LEAST_WAIT
  * @returns {Promise<NonNullable<T>>}
  */
-export async function until(what, probe, ms = 10_000) {
-  const deadline = Date.now() + ms * PATIENCE;
+export async function until(what, probe, ms = LEAST_WAIT) {
+  const deadline = Date.now() + Math.max(ms, LEAST_WAIT) * PATIENCE;
   for (;;) {
     const value = await probe();
     if (value) return /** @type {NonNullable<T>} */ (value);
-    if (Date.now() > deadline) throw new Error(`gave up after ${ms} ms: ${what}`);
+    if (Date.now() > deadline) throw new Error(`gave up after ${Math.max(ms, LEAST_WAIT)} ms: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
@@ -50,8 +56,8 @@ export function run(command, options = {}) {
     let stderr = "";
     const timer = setTimeout(() => {
       child.kill("SIGKILL");
-      reject(new Error(`did not end within ${options.timeoutMs ?? 30_000} ms: ${command.join(" ")}\n${stdout}${stderr}`));
-    }, (options.timeoutMs ?? 30_000) * PATIENCE);
+      reject(new Error(`did not end within ${Math.max(options.timeoutMs ?? 0, LEAST_WAIT)} ms: ${command.join(" ")}\n${stdout}${stderr}`));
+    }, Math.max(options.timeoutMs ?? 0, LEAST_WAIT) * PATIENCE);
     child.stdout.setEncoding("utf8").on("data", (/** @type {string} */ text) => { stdout += text; });
     child.stderr.setEncoding("utf8").on("data", (/** @type {string} */ text) => { stderr += text; });
     child.stdin.on("error", () => undefined);
@@ -132,7 +138,7 @@ export class Service {
    */
   async line(predicate, options = {}) {
     let at = options.from ?? 0;
-    for (const deadline = Date.now() + (options.ms ?? 15_000) * PATIENCE; ;) {
+    for (const deadline = Date.now() + Math.max(options.ms ?? 0, LEAST_WAIT) * PATIENCE; ;) {
       for (; at < this.lines.length; at++) {
         const line = /** @type {string} */ (this.lines[at]);
         if (predicate(line)) return line;
@@ -144,18 +150,17 @@ export class Service {
   }
 
   /**
-   * Ends it: the signal, then SIGKILL after `ms`. Gives the exit status, null when a signal ended it.
+   * Ends it: the signal, then SIGKILL after `ms`, which only close() of a world makes short. Gives the exit status, null when a signal ended it.
    * @param {NodeJS.Signals} [signal]
    * @param {number} [ms]
    */
-  async stop(signal = "SIGTERM", ms = 8000) {
+  async stop(signal = "SIGTERM", ms = LEAST_WAIT) {
     if (this.ended === null) {
       this.child.kill(signal);
-      try {
-        await until(`end of ${this.command}`, () => this.ended !== null, ms);
-      } catch {
+      for (const deadline = Date.now() + ms * PATIENCE; this.ended === null && Date.now() < deadline;) await new Promise((resolve) => setTimeout(resolve, 5));
+      if (this.ended === null) {
         this.child.kill("SIGKILL");
-        await until(`end of ${this.command} after SIGKILL`, () => this.ended !== null, 5000);
+        await until(`end of ${this.command} after SIGKILL`, () => this.ended !== null);
       }
     }
     return /** @type {{status: number | null}} */ (this.ended).status;

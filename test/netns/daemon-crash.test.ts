@@ -66,7 +66,7 @@ describe("A05 an agent that ends", () => {
     };
     await echoes("before");
     // Names of pins are written down every few seconds; a kill before that forgets the names, and not the pins.
-    await expect.poll(() => existsSync(pinsFile) && readFileSync(pinsFile, "utf8").includes("example"), { timeout: 30_000 }).toBe(true);
+    await expect.poll(() => existsSync(pinsFile) && readFileSync(pinsFile, "utf8").includes("example"), { timeout: 60_000 }).toBe(true);
     await agent.kill();
     await echoes("while nobody serves");
     expect(await reach(ADDRESS.site4)).toBe(true);
@@ -187,7 +187,7 @@ describe("A05 an agent that ends", () => {
     expect(await agent.states()).toEqual({ many1: "waiting", many2: "enforced" });
     expect((await agent.client.sandbox("many2")).tap).toBe("renamed2");
     await world.host.ip("tuntap add many1 mode tap\ntuntap add many0 mode tap\nlink set renamed2 name many2");
-    await expect.poll(() => agent.states(), { timeout: 10_000 }).toEqual({ many1: "enforced", many2: "enforced" });
+    await expect.poll(() => agent.states(), { timeout: 60_000 }).toEqual({ many1: "enforced", many2: "enforced" });
   });
 
   test("a configuration that is wrong at a start: it does not start, and the kernel goes on", async () => {

@@ -358,13 +358,13 @@ describe("taps that come and go", () => {
     for (let round = 0; round < 2; round++) {
       await tap("tuntap add late0 mode tap");
       const watching = await agent.watch();
-      await expect.poll(() => agent.states(), { timeout: 10_000 }).toEqual({ late0: "enforced" });
+      await expect.poll(() => agent.states(), { timeout: 60_000 }).toEqual({ late0: "enforced" });
       expect((await agent.client.sandbox("late0")).hooks.every(({ position }) => position === 0)).toBe(true);
       expect((await agent.client.policy("late0")).request).toEqual(rules("allow@public:tcp:443"));
       await tap("link del late0");
       await watching.seen({ event: "detached", sandbox: "late0", why: "deleted" });
       await watching.end();
-      await expect.poll(() => agent.states(), { timeout: 10_000 }).toEqual({ late0: "waiting" });
+      await expect.poll(() => agent.states(), { timeout: 60_000 }).toEqual({ late0: "waiting" });
     }
     await agent.client.detach("late0");
     expect(await agent.names()).toEqual([]);
@@ -378,16 +378,16 @@ describe("taps that come and go", () => {
     expect((await agent.client.reload()).changed).toEqual(["attach"]);
     expect(await agent.states()).toEqual({ "vm-0": "enforced" });
     await tap("tuntap add vm-1 mode tap\ntuntap add other0 mode tap\nlink add vm-br type bridge");
-    await expect.poll(() => agent.states(), { timeout: 10_000 }).toEqual({ "vm-0": "enforced", "vm-1": "enforced" });
+    await expect.poll(() => agent.states(), { timeout: 60_000 }).toEqual({ "vm-0": "enforced", "vm-1": "enforced" });
     expect(await agent.client.sandbox("vm-1")).toMatchObject({ origin: "pattern", policy: { file } });
     // Its policy is the configuration's: a reload changes it.
     writeFileSync(file, "rules: [{allow: public, proto: tcp, ports: [8443]}]\n");
     await agent.client.reload();
     expect(JSON.stringify((await agent.client.policy("vm-1")).report)).toContain("8443");
     await tap("link set vm-1 name vm-2");
-    await expect.poll(async () => (await agent.client.sandbox("vm-1")).tap, { timeout: 10_000 }).toBe("vm-2");
+    await expect.poll(async () => (await agent.client.sandbox("vm-1")).tap, { timeout: 60_000 }).toBe("vm-2");
     await tap("link del vm-0\nlink del vm-2\nlink del other0\nlink del vm-br");
-    await expect.poll(() => agent.names(), { timeout: 10_000 }).toEqual([]);
+    await expect.poll(() => agent.names(), { timeout: 60_000 }).toEqual([]);
     agent.configure("");
     await agent.client.reload();
   });

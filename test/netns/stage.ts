@@ -11,7 +11,7 @@ import { PATIENCE } from "../lib/processes.mjs";
 import { ADDRESS, type Captured, type Enforcer, MAC, World } from "../lib/world.mjs";
 
 // Worlds are built in hooks, and rows wait for what must not come: bounds, not expectations.
-vi.setConfig({ testTimeout: 60_000 * PATIENCE, hookTimeout: 60_000 * PATIENCE });
+vi.setConfig({ testTimeout: 240_000 * PATIENCE, hookTimeout: 240_000 * PATIENCE });
 
 export const controlsOnly = process.env.ENFORCER_TEST_CONTROLS === "only";
 

@@ -9,7 +9,7 @@ import { PATIENCE } from "../lib/processes.mjs";
 import { ADDRESS, type Enforcer, MAC, until, World } from "../lib/world.mjs";
 import { contains, type Mark, nextMark, SINK } from "./stage.js";
 
-vi.setConfig({ testTimeout: 90_000 * PATIENCE, hookTimeout: 90_000 * PATIENCE });
+vi.setConfig({ testTimeout: 300_000 * PATIENCE, hookTimeout: 300_000 * PATIENCE });
 
 const FORBIDDEN = [ADDRESS.metadata4, ADDRESS.metadata6, ADDRESS.lan4, ADDRESS.lan6];
 

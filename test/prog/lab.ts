@@ -39,7 +39,7 @@ export const GUEST = { mac: "02:00:00:00:00:02", v4: "10.0.0.2", v6: "fd00::2", 
 /** Addresses of the internet. */
 export const SITE = { v4: "93.184.216.34", v6: "2606:4700::34", other4: "151.101.1.69", other6: "2a04:4e42::69" } as const;
 /** The agent's resolver, as the programs know it. */
-export const RESOLVER = { near: 4242, v4: "240.0.0.1", v6: "fdee::1", farMac: "02:00:00:00:53:02", nearMac: "02:00:00:00:53:01", net4: "240.0.0.0", net6: "fdee::" } as const;
+export const RESOLVER = { near: 1 /* lo: it must be there */, v4: "240.0.0.1", v6: "fdee::1", farMac: "02:00:00:00:53:02", nearMac: "02:00:00:00:53:01", net4: "240.0.0.0", net6: "fdee::" } as const;
 
 export const address = (text: string): Address => {
   const parsed = parseAddress(text);
@@ -116,12 +116,12 @@ export const nowSeconds = (): number => Number(clockMonotonicCoarse() / 1_000_00
 export const hz = Math.round(1e9 / tickNanoseconds());
 
 /** Reasons whose packets are answered; see bpf/refuse.h. */
-const REFUSED: ReadonlySet<string> = new Set(["quic", "name-service", "policy-changed"]);
+const REFUSED: ReadonlySet<string> = new Set(["quic", "name-service", "policy-changed", "agent-gone"]);
 
 /** Whether what leaves is a refusal and nothing of the frame that was refused: no payload, and headers of our own. */
 export function isRefusal(program: ProgramName, code: number, frame: Bytes, left: Bytes): boolean {
   const ip = left[12] === 0x86 ? 40 : 20, proto = left[14 + (ip === 40 ? 6 : 9)], l4 = 14 + ip;
-  const toGuest = frame.subarray(6, 12).every((octet, i) => octet === left[i]);
+  const toGuest = program === "from_resolver" || frame.subarray(6, 12).every((octet, i) => octet === left[i]);
   const tcp = proto === 6 && left.length === l4 + 20;
   if (code === CODE.redirect) return toGuest && (tcp ? (left[l4 + 13]! & TCP.rst) !== 0 : left.length === l4 + 8 + ip + 8 && (ip === 40 ? proto === 58 && left[l4] === 1 && left[l4 + 1] === 4 : proto === 1 && left[l4] === 3 && left[l4 + 1] === 3));
   return code === CODE.next && tcp && !toGuest && (program === "to_guest" ? left[l4 + 13] === TCP.ack : (left[l4 + 13]! & TCP.rst) !== 0);

@@ -10,7 +10,7 @@ import {
   addTags, arpFrame, type Bytes, concat, destinationOptions, echoFrame, ethernet, filler, fragment, fragmentHeader, fragments, hopByHop, icmp, icmpv6, ip, ipFrame,
   neighbourAdvertisement, neighbourSolicitation, PROTOCOL, redirect6, routerAdvertisement, routerSolicitation, routingHeader, solicitedNode, TCP, tcp, tcpFrame, udp, udpFrame,
 } from "../lib/frames.js";
-import { GUEST, HOST, Lab, type LabPin, type LabSandbox, prefix, RESOLVER, type RunOptions, SITE, type SandboxOptions } from "./lab.js";
+import { CODE, GUEST, HOST, Lab, type LabPin, type LabSandbox, prefix, RESOLVER, type RunOptions, SITE, type SandboxOptions } from "./lab.js";
 
 /** Reasons that no test run can bring about, and where they are tested. */
 const ELSEWHERE: Readonly<Record<string, string>> = {
@@ -101,7 +101,7 @@ twins("intercept-answer", "the same at the tap", (s, v6) => into(tcpFrame(s.from
 twins("unsolicited-answer", "somebody else than the agent speaks in such a connection", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.ack })), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
 twins("unsolicited-answer", "the agent's TLS port with an entry of DNS", (s, v6) => answer(agentTcp(s, v6, 16384 + s.redirects()[0]!.index, TCP.ack)), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), { sourcePort: 5000, destinationPort: 53 })); } }));
 twins("refusal", "a reset on its way to the guest", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.rst }), { ingressIfindex: s.ifindex, mark: 0x52535421 }));
-twins("ingress-default", "the mark of a refusal on a packet from elsewhere", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.rst }), { ingressIfindex: 1, mark: 0x52535421 }));
+twins("ingress-default", "the mark of a refusal on a packet from elsewhere", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.rst }), { ingressIfindex: 4242, mark: 0x52535421 }));
 row("neighbour", "ARP for the gateway", () => out(arpFrom({ targetIp: HOST.gateway4 })));
 row("neighbour", "ARP reply of the guest", () => out(arpFrom({ targetIp: HOST.gateway4, operation: 2 })));
 row("neighbour", "ARP to the guest", () => into(arpFrame({ senderMac: HOST.tapMac, senderIp: HOST.gateway4, targetIp: GUEST.v4 })));
@@ -303,7 +303,12 @@ for (const name of ["flows", "policies", "prefixes"] as const) {
   }));
 }
 twins("map-missing", "no table of fragments", (s, v6) => out(pieces(s, v6)[1]!), () => ({ fresh: true, prepare: (s, lab) => { lab.instance.map("fragments").delete(slotKey(s.slot)); } }));
-twins("map-missing", "no resolver", (s, v6) => out(dnsQuery(s, v6)), () => ({ prepare: (_s, lab) => lab.setResolver(false) }));
+twins("agent-gone", "a query while no agent runs", (s, v6) => out(dnsQuery(s, v6)), () => ({ prepare: (_s, lab) => lab.setResolver(false) }));
+twins("agent-gone", "a query over TCP", (s, v6) => out(tcpFrame(s.to(site(v6)), { sourcePort: 40000, destinationPort: 53 })), () => ({ prepare: (_s, lab) => lab.setResolver(false) }));
+twins("agent-gone", "what the agent's namespace says of a query that no socket takes", (s, v6) => answer(unheard(s, v6, 16384 + s.redirects()[0]!.index)), (v6) => ({ prepare: (s) => { s.out(dnsQuery(s, v6)); } }));
+twins("unsolicited-answer", "the same of a query that was never asked", (s, v6) => answer(unheard(s, v6, 16384 + 7)));
+twins("unsolicited-answer", "the same of another port", (s, v6) => answer(unheard(s, v6, 16384 + s.redirects()[0]!.index, { port: 443 })), (v6) => ({ prepare: (s) => { s.out(dnsQuery(s, v6)); } }));
+twins("unsolicited-answer", "another error than that nobody listens", (s, v6) => answer(unheard(s, v6, 16384 + s.redirects()[0]!.index, { code: 1 })), (v6) => ({ prepare: (s) => { s.out(dnsQuery(s, v6)); } }));
 twins("map-missing", "the policy in the slot is another", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => ({ fresh: true, prepare: (s, lab) => {
   const record = lab.instance.map("sandboxes").lookup(slotKey(s.slot))!;
   record.writeBigUInt64LE(record.readBigUInt64LE(8) + 2n, 8);
@@ -330,6 +335,14 @@ function errorFor(sandbox: LabSandbox, v6: boolean): Bytes {
   const quoted = udpFrame(sandbox.to(site(v6)), https).subarray(14);
   const ends = sandbox.from(other(v6));
   return v6 ? ipFrame(ends, PROTOCOL.icmpv6, icmpv6(other(v6), GUEST.v6, { type: 1, code: 4, payload: quoted })) : ipFrame(ends, PROTOCOL.icmp, icmp({ type: 3, code: 3, payload: quoted }));
+}
+
+/** A port unreachable from the agent's namespace, for a query that it was shown from this port. */
+function unheard(sandbox: LabSandbox, v6: boolean, shownPort: number, { port = 53, code = v6 ? 4 : 3 } = {}): Bytes {
+  const agent = resolverOf(v6), guest = shown(v6, sandbox.slot);
+  const quoted = udpFrame({ sourceMac: RESOLVER.nearMac, destinationMac: RESOLVER.farMac, source: guest, destination: agent }, { sourcePort: shownPort, destinationPort: port, payload: filler(30) }).subarray(14);
+  const ends = { sourceMac: RESOLVER.farMac, destinationMac: RESOLVER.nearMac, source: agent, destination: guest };
+  return v6 ? ipFrame(ends, PROTOCOL.icmpv6, icmpv6(agent, guest, { type: 1, code, payload: quoted })) : ipFrame(ends, PROTOCOL.icmp, icmp({ type: 3, code, payload: quoted }));
 }
 
 function fillRedirects(sandbox: LabSandbox, v6: boolean): void {
@@ -368,6 +381,28 @@ describe("reasons", () => {
     } finally {
       lab.setResolver(true);
       if (fresh) sandbox.close();
+    }
+  });
+
+  test("agent-gone: not told while a successor is expected, and told again afterwards", () => {
+    const sandbox = lab.sandbox();
+    try {
+      const query = dnsQuery(sandbox, false);
+      const ask = (): number => lab.run("from_guest", query, { ifindex: sandbox.ifindex }).code;
+      lab.globals.expectSuccessor(3_600_000);
+      expect(ask()).toBe(CODE.drop);
+      lab.globals.expectSuccessor(-60_000);
+      expect(ask()).toBe(CODE.redirect);
+      lab.globals.expectSuccessor(3_600_000);
+      lab.setResolver(true);
+      lab.setResolver(false);
+      expect(ask()).toBe(CODE.redirect);
+      // The query itself, its headers alone, is what the guest is told about.
+      const left = lab.run("from_guest", query, { ifindex: sandbox.ifindex }).frame;
+      expect(Buffer.from(left.subarray(42, 70))).toEqual(Buffer.from(query.subarray(14, 42)));
+    } finally {
+      lab.setResolver(true);
+      sandbox.close();
     }
   });
 
