@@ -621,9 +621,9 @@ export class Agent {
       this.#run.remove(name);
       return this.#notice(`${name}: its network namespace has gone: ${text(error)}`);
     }
-    // It may have been renamed while no agent ran; or deleted, and made again under its name.
+    // It may have been renamed while no agent ran; or deleted, and made again under its name, or its number given to another.
     const link = engine.enforcer.inside(() => findLinkByIndex(state.ifindex));
-    const same = link !== null && link.tunType === "tap" && (link.name === state.device || engine.enforcer.inside(() => findLink(state.device)) === null);
+    const same = link !== null && link.tunType === "tap" && (link.name === state.device || (engine.enforcer.carries(link.ifindex) && engine.enforcer.inside(() => findLink(state.device)) === null));
     const tap = same ? link.name : state.device;
     if (!same && engine.enforcer.inside(() => findLink(tap)) === null) {
       if (spec.data.wait === true) return this.#wait(name, spec.data, source.data);

@@ -481,6 +481,9 @@ export class Enforcer {
   /** Names from which only judged frames come in: those of sandboxes, those that are waited for, and those of taps that were deleted under their policy. */
   get heldTaps(): ReadonlySet<string> { return this.#base?.names ?? new Set(); }
 
+  /** Whether the device carries this instance's programs: one that only got the number of a device that did does not. */
+  carries(ifindex: number): boolean { return this.inside(() => hooksHeld(this.#instance, ifindex, TAP_HOOKS)); }
+
   /** Names of taps that are waited for. */
   get awaited(): ReadonlySet<string> { return this.#awaited; }
 

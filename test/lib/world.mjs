@@ -54,6 +54,7 @@ export const RESOLVERS = /** @type {const} */ (["9.9.9.9", "2620:fe::fe", "8.8.8
 /**
  * @typedef {object} WorldOptions
  * @property {"namespace" | "frames" | "vnet" | "vm" | "none"} [guest] default "namespace"; "vnet": frames with a virtio header
+ * @property {number} [queues] of tap0, where the guest is frames
  * @property {boolean} [bridged] tap0 is a port of br0, which has the gateway's addresses
  * @property {boolean} [tls] port 443 of the internet is left to the test
  * @property {boolean} [sibling] a second sandbox (a namespace) on tap1
@@ -203,10 +204,10 @@ export class FramesGuest {
   /** @type {((result: string) => void)[]} */
   #waiting = [];
 
-  /** @param {Namespace} namespace @param {string} tap @param {boolean} vnet */
-  constructor(namespace, tap, vnet) {
+  /** @param {Namespace} namespace @param {string} tap @param {boolean} vnet @param {number} [queues] */
+  constructor(namespace, tap, vnet, queues = 1) {
     this.vnet = vnet;
-    this.service = namespace.start([tool("frames"), tap, ...(vnet ? ["--vnet"] : [])], { keep: false });
+    this.service = namespace.start([tool("frames"), tap, ...(vnet ? ["--vnet"] : []), ...(queues > 1 ? ["--queues", String(queues)] : [])], { keep: false });
     this.service.onLine = (line) => {
       if (line === "ready") this.isReady = true;
       else if (line.startsWith("r ")) this.received.push(new Uint8Array(Buffer.from(line.slice(line.lastIndexOf(" ") + 1), "hex")));
@@ -429,7 +430,7 @@ export class World {
     } else if (guest === "namespace") {
       await this.#wire("tap0", this.guest);
     } else {
-      this.frames = new FramesGuest(this.host, "tap0", guest === "vnet");
+      this.frames = new FramesGuest(this.host, "tap0", guest === "vnet", this.options.queues);
       this.#children.push(this.frames.service);
       await this.frames.ready();
     }

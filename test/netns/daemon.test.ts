@@ -2,12 +2,12 @@
  * The agent over real taps: verbs and requests, policies and floor, configuration, watching, explaining, taps that come and go.
  * What a kill leaves and a successor takes over is in daemon-crash.test.ts.
  */
-import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { request as httpRequest } from "node:http";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { AttachRequest, PolicyRequest } from "../../src/api/schema.js";
-import { ADDRESS, ENFORCER, must, World } from "../lib/world.mjs";
+import { ADDRESS, ENFORCER, MAC, must, Namespace, run, type Service, tool, until, World } from "../lib/world.mjs";
 import { TestAgent } from "./daemon.js";
 
 const rules = (...tokens: string[]): PolicyRequest => ({ rules: tokens });
@@ -390,6 +390,94 @@ describe("taps that come and go", () => {
     await expect.poll(() => agent.names(), { timeout: 60_000 }).toEqual([]);
     agent.configure("");
     await agent.client.reload();
+  });
+
+  test("A22 another device gets a tap's ifindex, with the agent and without: it has nothing of the sandbox", async () => {
+    const number = 4711;
+    const make = async (name: string): Promise<Service> => {
+      const service = world.own(world.host.start([tool("frames"), name, "--ifindex", String(number)]));
+      await service.line((line) => line === "ready");
+      await tap(`link set ${name} up\naddr add 10.66.0.1/30 dev ${name}`);
+      return service;
+    };
+    const gone = (name: string): Promise<unknown> => until(`${name} gone`, async () => (await world.host.run(["ip", "link", "show", name])).status !== 0);
+    const slots = async (): Promise<number[]> => {
+      const dump = JSON.parse(await world.host.must(["bpftool", "-j", "map", "dump", "pinned", path.join(world.bpffs, "enforcer", "agent-of-the-host", maps, "taps")])) as { formatted?: { value: { ifindex: number; slot: number } } }[];
+      return dump.flatMap(({ formatted }) => (formatted?.value.ifindex === number ? [formatted.value.slot] : []));
+    };
+    const maps = readdirSync(path.join(world.bpffs, "enforcer", "agent-of-the-host")).find((entry) => entry.startsWith("maps-"))!;
+    for (const alive of [true, false]) {
+      const first = await make("reuse0");
+      await agent.client.attach({ tap: "reuse0", policy: rules("allow@public") });
+      const before = await agent.client.sandbox("reuse0");
+      expect(before.ifindex).toBe(number);
+      if (!alive) await agent.kill();
+      await first.stop("SIGKILL");
+      await gone("reuse0");
+      const second = await make("other0");
+      if (alive) await expect.poll(() => agent.names(), { timeout: 60_000 }).toEqual([]);
+      else await agent.restart();
+      expect(await agent.names()).toEqual([]);
+      expect(await slots()).toEqual([]);
+      await agent.client.attach({ tap: "other0", policy: rules("allow@public:tcp:443") });
+      const after = await agent.client.sandbox("other0");
+      expect({ ifindex: after.ifindex, adopted: after.adopted }).toEqual({ ifindex: number, adopted: false });
+      expect(after.generation).not.toBe(before.generation);
+      expect(after.hooks.map(({ position }) => position)).toEqual([0, 0]);
+      expect((await slots()).length).toBe(1);
+      await agent.client.detach("other0");
+      await second.stop("SIGKILL");
+      await gone("other0");
+    }
+  });
+
+  test("A24 two guests with the same address and the same MAC, in two namespaces: each has its own names and its own ways", async () => {
+    const jail = new Namespace(`${world.id}-jail2`), twin = new Namespace(`${world.id}-twin`);
+    for (const { name } of [jail, twin]) await must(["ip", "netns", "add", name]);
+    try {
+      const wire = world.own(jail.start([tool("tapwire"), "tap0", twin.name, "eth0"]));
+      await wire.line((line) => line === "ready");
+      // The jail's way out is translated, as jailers do it: the host cannot tell the two guests by their address either.
+      await world.host.ip(`link add jail0 type veth peer name eth0 netns ${jail.name}\nlink set jail0 up\naddr add 10.201.0.1/30 dev jail0`);
+      await jail.ip(`link set lo up\nlink set eth0 up\naddr add 10.201.0.2/30 dev eth0\nroute add default via 10.201.0.1\nlink set tap0 address ${MAC.tap0}\nlink set tap0 up\naddr add ${ADDRESS.gateway4}/30 dev tap0`);
+      await jail.sysctl({ "ipv4/ip_forward": 1 });
+      await jail.must(["nft", "-f", "-"], { input: "table ip out {\nchain post {\ntype nat hook postrouting priority 100;\noifname \"eth0\" masquerade\n}\n}" });
+      await world.host.must(["nft", "-f", "-"], { input: "table ip jails {\nchain post {\ntype nat hook postrouting priority 100;\nip saddr 10.201.0.0/30 masquerade\n}\n}" });
+      await twin.ip(`link set eth0 address ${MAC.guest}\nlink set eth0 up\naddr add ${ADDRESS.guest4}/30 dev eth0\nroute add default via ${ADDRESS.gateway4}`);
+      const there = `${jail.name}/tap0`;
+      await agent.client.attach({ tap: "tap0", policy: rules("allow@site.example:tcp:8080", "allow@other.example:tcp:8080") });
+      await agent.client.attach({ tap: "tap0", netns: jail.name, policy: rules("allow@site.example:tcp:8080") });
+      const ask = async (guest: Namespace, name: string): Promise<boolean> => (await guest.probe(["fetch", "8.8.8.8", name, "8080", "/", "A"], 3000)).ok;
+      const reach = async (guest: Namespace, address: string, ms: number): Promise<boolean> => (await guest.probe(["tcp", address, "8080"], ms)).ok;
+      const apart = async (): Promise<void> => {
+        expect(await reach(world.guest, ADDRESS.site4, 3000)).toBe(true);
+        expect(await reach(twin, ADDRESS.site4b, 400)).toBe(false);
+        expect(await ask(twin, "other.example")).toBe(false);
+      };
+      // What one was told opens nothing for the other.
+      expect(await ask(world.guest, "site.example")).toBe(true);
+      expect(await ask(world.guest, "other.example")).toBe(true);
+      expect(await reach(twin, ADDRESS.site4, 400)).toBe(false);
+      expect((await agent.client.pins(there)).pins).toEqual([]);
+      expect((await agent.client.explain(there, { destination: ADDRESS.site4, port: 8080 })).flows[0]).toMatchObject({ pin: "other-sandbox" });
+      await apart();
+      expect(await ask(twin, "site.example")).toBe(true);
+      expect((await agent.client.pins(there)).pins.map(({ name }) => name)).toEqual(["site.example"]);
+      await agent.kill();
+      await apart();
+      await agent.restart();
+      expect(await agent.states()).toEqual({ tap0: "enforced", [there]: "enforced" });
+      await apart();
+      expect(await ask(twin, "site.example")).toBe(true);
+      // The end of one is not the other's.
+      await agent.client.detach("tap0");
+      expect(await reach(twin, ADDRESS.site4b, 400)).toBe(false);
+      await agent.client.detach(there);
+      await wire.stop("SIGKILL");
+    } finally {
+      // Not by who is in them: the agent's own thread may be, for a moment.
+      for (const { name } of [jail, twin]) await run(["ip", "netns", "del", name]);
+    }
   });
 
   test("a tap in another network namespace, with an address that the host has too", async () => {

@@ -51,6 +51,7 @@ export class TestAgent {
 
   /** One verb of the command line. */
   async run(...args: string[]): Promise<Ran> {
+    if (this.service.ended !== null) throw new Error(`the agent has ended: ${this.service.report()}`);
     const { status, stdout, stderr } = await this.world.host.run([ENFORCER, ...args, "--run-dir", this.world.runDir], { timeoutMs: 30_000 });
     return { status, out: stdout, err: stderr };
   }

@@ -4,7 +4,7 @@
 import { existsSync, readdirSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { ADDRESS, type Enforcer, ENFORCER, World } from "../lib/world.mjs";
+import { ADDRESS, type Enforcer, ENFORCER, until, World } from "../lib/world.mjs";
 
 const OWN_FILES = new Set(["maps.debug", "progs.debug"]);
 
@@ -77,6 +77,12 @@ describe("attach that fails", () => {
     const holder = world.host.start([process.execPath, "-e", 'require("node:net").createServer().listen(9469, "127.0.0.1", () => console.log("ready"))']);
     await holder.line((line) => line === "ready");
     await refused(69, /E_METRICS_LISTEN/, "tap0", "--metrics", "127.0.0.1:9469");
+    // The default, which nobody asked for: the tap is held all the same.
+    const second = world.own(world.host.start([ENFORCER, "attach", "tap0", "--run-dir", world.runDir, "--bpffs", world.bpffs, "--upstream", ADDRESS.resolver4]));
+    await second.line((line) => line.startsWith("enforcing tap0"));
+    await until("the notice", () => second.errors.find((line) => /no metrics are served for this tap.*--metrics/.test(line)));
+    expect(second.errors.filter((line) => line.includes("metrics on http"))).toEqual([]);
+    expect(await second.stop()).toBe(0);
     await holder.stop("SIGKILL");
   });
 

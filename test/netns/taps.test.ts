@@ -6,7 +6,8 @@
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { arpFrame, type Bytes, decode, ETHERTYPE, isV6, tcpFrame } from "../lib/frames.js";
 import { PATIENCE } from "../lib/processes.mjs";
-import { ADDRESS, type Enforcer, MAC, until, World } from "../lib/world.mjs";
+import { ADDRESS, type Enforcer, MAC, must, until, World } from "../lib/world.mjs";
+import { TestAgent } from "./daemon.js";
 import { contains, type Mark, nextMark, SINK } from "./stage.js";
 
 vi.setConfig({ testTimeout: 300_000 * PATIENCE, hookTimeout: 300_000 * PATIENCE });
@@ -16,7 +17,10 @@ const FORBIDDEN = [ADDRESS.metadata4, ADDRESS.metadata6, ADDRESS.lan4, ADDRESS.l
 describe.each([["routed", false], ["bridged", true]])("a %s tap", (_, bridged) => {
   let world: World;
   let enforcer: Enforcer;
+  let agent: TestAgent | null = null;
   afterEach(async () => {
+    await agent?.stop();
+    agent = null;
     await enforcer?.stop();
     await world?.close();
   });
@@ -99,6 +103,84 @@ describe.each([["routed", false], ["bridged", true]])("a %s tap", (_, bridged) =
     await enforcing(1);
     await until("allowed frames get out", async () => (await escapes([SINK.v4, SINK.v6])).length === 3, 10_000);
     expect(await escapes(FORBIDDEN)).toEqual(["arp"]);
+    expect(await enforcer.stop()).toBe(0);
+    expect(await tables()).toBe("");
+  });
+
+  test("A06 a pattern of the configuration holds a tap that was never there before", async () => {
+    world = await World.create({ guest: "none", quiet: true, bridged });
+    world.options.guest = "vnet";
+    // The control.
+    await world.makeTap();
+    expect(await escapes(FORBIDDEN)).toEqual([...FORBIDDEN, "arp"]);
+    await world.removeTap();
+
+    agent = await TestAgent.start(world, 'attach: [{match: "tap*"}]\n');
+    const held = async (): Promise<void> => {
+      await until("attached", async () => (await agent!.states()).tap0 === "enforced");
+      await until("allowed frames get out", async () => (await escapes([SINK.v4])).length === 2);
+      expect(await escapes([SINK.v4, ...FORBIDDEN])).toEqual([SINK.v4, "arp"]);
+    };
+    await agent.kill();
+    await world.makeTap();
+    expect(await escapes([SINK.v4, SINK.v6, ...FORBIDDEN])).toEqual([]);
+    await agent.restart();
+    await held();
+    // Taken out by hand it is free; the next one of the name is not.
+    await agent.client.detach("tap0");
+    expect(await escapes(FORBIDDEN)).toEqual([...FORBIDDEN, "arp"]);
+    await again();
+    await held();
+    // A device of another kind has nothing to do with it: its frames come to the host.
+    await world.host.ip(`link add tapx type veth peer name eth9 netns ${world.lan.name}\nlink set tapx up\naddr add 10.99.0.1/24 dev tapx`);
+    await world.lan.ip("link set eth9 up\naddr add 10.99.0.2/24 dev eth9");
+    expect((await world.lan.probe(["ping", "10.99.0.1"], 3000)).ok).toBe(true);
+    // Without the pattern nothing is held that is not attached.
+    agent.configure("");
+    await agent.client.reload();
+    await agent.client.detach("tap0");
+    await again();
+    expect(await escapes(FORBIDDEN)).toEqual([...FORBIDDEN, "arp"]);
+  });
+
+  test("a tap with several queues: every queue is judged", async () => {
+    world = await World.create({ guest: "vnet", quiet: true, bridged, queues: 3 });
+    // Each frame goes to the next queue: three of each destination come to all of them, in an order that is not the queues'.
+    const three = (destinations: readonly string[]): string[] => destinations.flatMap((destination) => [destination, destination, destination]);
+    const wanted = [...FORBIDDEN, SINK.v4, SINK.v6, SINK.v4];
+    expect(await escapes(three(wanted))).toEqual([...three(wanted), "arp"]);
+    enforcer = await world.enforce({ args });
+    expect(await escapes(three(wanted))).toEqual([...three([SINK.v4, SINK.v6, SINK.v4]), "arp"]);
+    await enforcer.service.stop("SIGKILL");
+    expect(await escapes(three(wanted))).toEqual([...three([SINK.v4, SINK.v6, SINK.v4]), "arp"]);
+    enforcer = await world.enforce({ args });
+    expect(await escapes(three(wanted))).toEqual([...three([SINK.v4, SINK.v6, SINK.v4]), "arp"]);
+  });
+
+  test("A06 moved to another network namespace: what was its is freed, and its name is closed until the next one is attached", async () => {
+    world = await World.create({ guest: "vnet", quiet: true, bridged });
+    enforcer = await world.enforce({ args });
+    const place = `${world.id}-moved`;
+    await must(["ip", "netns", "add", place]);
+    const first = world.frames.service;
+    try {
+      await world.host.ip(`link set tap0 netns ${place}`);
+      // "deleted" where the device was seen to be missing before the kernel said where it went.
+      await until("it is said", () => enforcer.events.some(({ event, why }) => event === "waiting" && /moved|deleted/.test(String(why))));
+      await until("its hooks are free", async () => !/from_guest|to_guest/.test(await must(["ip", "netns", "exec", place, "bpftool", "net", "show"])));
+      world.frames.service = first;
+      const made = world.makeTap();
+      await until("the tap", () => world.frames.isReady && world.frames.service !== first);
+      await made;
+      await enforcing(2);
+      await until("allowed frames get out", async () => (await escapes([SINK.v4, SINK.v6])).length === 3);
+      expect(await escapes([SINK.v4, ...FORBIDDEN])).toEqual([SINK.v4, "arp"]);
+    } finally {
+      await first.stop("SIGKILL");
+      await must(["ip", "netns", "del", place]);
+    }
+    // The end of the one that was moved takes nothing of the other's away.
+    expect(await escapes([SINK.v4, ...FORBIDDEN])).toEqual([SINK.v4, "arp"]);
     expect(await enforcer.stop()).toBe(0);
     expect(await tables()).toBe("");
   });

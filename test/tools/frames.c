@@ -2,7 +2,8 @@
 /*
  * Frames by hand: writes frames given as hexadecimal lines and prints those that arrive.
  *
- *   frames TAP [--vnet]           owns the tap, as a VMM does (makes it where there is none)
+ *   frames TAP [--vnet] [--queues N] [--ifindex N]   owns the tap, as a VMM does (makes it where there is none). With several
+ *                                 queues each frame goes to the next one
  *   frames --packet DEVICE        a packet socket on a device that is there, for use inside a guest's namespace
  *
  * Lines on standard input:
@@ -22,7 +23,10 @@
 #include <sys/socket.h>
 #include "tap.h"
 
-static int device, vnet, is_packet;
+#define QUEUES_MAX 8
+
+static int device, vnet, is_packet, queues = 1;
+static int queue[QUEUES_MAX];
 
 static int packet_open(const char *name)
 {
@@ -39,13 +43,13 @@ static int packet_open(const char *name)
 	return fd;
 }
 
-static void *receive(void *unused)
+static void *receive(void *of)
 {
+	int device = *(int *)of;
 	unsigned char *frame = malloc(FRAME_MAX);
 	char *line = malloc(2 * FRAME_MAX + 32);
 	size_t head = vnet ? VNET_HEADER : 0;
 
-	(void)unused;
 	if (!frame || !line)
 		die("malloc");
 	for (;;) {
@@ -88,17 +92,31 @@ int main(int argc, char **argv)
 	char *line = NULL;
 	size_t room = 0;
 
+	unsigned ifindex = 0;
+	int bad = argc < 2, turn = 0;
+
 	is_packet = argc == 3 && !strcmp(argv[1], "--packet");
-	vnet = argc == 3 && !strcmp(argv[2], "--vnet");
-	if (!(argc == 2 || is_packet || vnet)) {
-		fprintf(stderr, "usage: frames TAP [--vnet] | --packet DEVICE\n");
+	for (int i = 2; i < argc && !is_packet; i++) {
+		if (!strcmp(argv[i], "--vnet"))
+			vnet = 1;
+		else if (!strcmp(argv[i], "--queues") && i + 1 < argc)
+			queues = atoi(argv[++i]);
+		else if (!strcmp(argv[i], "--ifindex") && i + 1 < argc)
+			ifindex = (unsigned)atoi(argv[++i]);
+		else
+			bad = 1;
+	}
+	if (bad || queues < 1 || queues > QUEUES_MAX) {
+		fprintf(stderr, "usage: frames TAP [--vnet] [--queues N] [--ifindex N] | --packet DEVICE\n");
 		return 2;
 	}
-	device = is_packet ? packet_open(argv[2]) : tap_open(argv[1], vnet);
+	for (int i = 0; i < queues; i++)
+		queue[i] = is_packet ? packet_open(argv[2]) : tap_open_as(argv[1], vnet, queues > 1, i ? 0 : ifindex);
 	printf("ready\n");
 	fflush(stdout);
-	if (!frame || pthread_create(&thread, NULL, receive, NULL))
-		die("pthread_create");
+	for (int i = 0; i < queues; i++)
+		if (!frame || pthread_create(&thread, NULL, receive, &queue[i]))
+			die("pthread_create");
 
 	while (getline(&line, &room, stdin) > 0) {
 		const char *at = line;
@@ -131,6 +149,7 @@ int main(int argc, char **argv)
 			fprintf(stderr, "bad hexadecimal\n");
 			return 1;
 		}
+		device = queue[turn++ % queues];
 		for (i = 0; i < (count ? count : 1); i++) {
 			if (write(device, frame, head + (size_t)length) < 0)
 				error = errno;

@@ -26,10 +26,13 @@ static inline void die(const char *what)
 	exit(1);
 }
 
-/* Opens (and makes, where there is none) a tap in the calling process's network namespace. */
-static inline int tap_open(const char *name, int vnet)
+/*
+ * Opens (and makes, where there is none) a tap in the calling process's network namespace. multi: one queue of several, each
+ * a descriptor of its own. ifindex: the number that a new one is to have; 0: the kernel's choice.
+ */
+static inline int tap_open_as(const char *name, int vnet, int multi, unsigned ifindex)
 {
-	struct ifreq request = { .ifr_flags = IFF_TAP | IFF_NO_PI };
+	struct ifreq request = { .ifr_flags = IFF_TAP | IFF_NO_PI | (multi ? IFF_MULTI_QUEUE : 0) };
 	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
 
 	if (fd < 0)
@@ -41,12 +44,16 @@ static inline int tap_open(const char *name, int vnet)
 		die(name);
 	}
 	strcpy(request.ifr_name, name);
+	if (ifindex && ioctl(fd, TUNSETIFINDEX, &ifindex) < 0)
+		die("TUNSETIFINDEX");
 	if (ioctl(fd, TUNSETIFF, &request) < 0)
 		die("TUNSETIFF");
 	if (vnet && ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6) < 0)
 		die("TUNSETOFFLOAD");
 	return fd;
 }
+
+static inline int tap_open(const char *name, int vnet) { return tap_open_as(name, vnet, 0, 0); }
 
 static inline int hex_digit(char c)
 {
