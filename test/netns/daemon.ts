@@ -20,7 +20,7 @@ export class TestAgent {
     this.client = new AgentClient(path.join(world.runDir, "agent.sock"));
   }
 
-  /** @param config lines of the configuration, without run_dir and bpffs; metrics are off unless it says otherwise. */
+  /** @param config lines of the configuration, without run_dir and bpffs; metrics are off, and sandboxes at most 64, unless it says otherwise. */
   static async start(world: World, config = ""): Promise<TestAgent> {
     const agent = new TestAgent(world);
     agent.configure(config);
@@ -29,7 +29,7 @@ export class TestAgent {
   }
 
   configure(config: string): void {
-    writeFileSync(this.config, `run_dir: ${this.world.runDir}\nbpffs: ${this.world.bpffs}\n${/^metrics:/m.test(config) ? "" : "metrics: off\n"}sandboxes: 64\nupstreams: [${ADDRESS.resolver4}]\n${config}`);
+    writeFileSync(this.config, `run_dir: ${this.world.runDir}\nbpffs: ${this.world.bpffs}\n${/^metrics:/m.test(config) ? "" : "metrics: off\n"}${/^sandboxes:/m.test(config) ? "" : "sandboxes: 64\n"}upstreams: [${ADDRESS.resolver4}]\n${config}`);
   }
 
   /** Starts one without waiting. */

@@ -54,7 +54,8 @@ beforeAll(async () => {
       udp dport 9 counter comment "forbidden"
     }
   }` });
-  agent = await TestAgent.start(world);
+  // Room for all of them at once, and for those whose end was cut short.
+  agent = await TestAgent.start(world, `sandboxes: ${2 * TAPS}\n`);
 });
 afterAll(async () => {
   await writer?.stop("SIGTERM");
