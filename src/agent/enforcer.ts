@@ -200,9 +200,10 @@ export class Enforcer {
           this.#left.set(slot, ifindex);
           continue;
         }
-        SandboxTables.adopt(this.#instance, slot)?.clear();
+        SandboxTables.clearSlot(this.#instance, slot);
         this.#globals.clearTap(ifindex);
       }
+      if (!fresh) SandboxTables.clearUnfinished(this.#instance);
     });
 
     const { base, missing } = this.inside(() => BaseDrop.open(instance, this.#options.heldPatterns));
@@ -632,7 +633,7 @@ export class Enforcer {
 
   async #clearLeft(slot: number): Promise<void> {
     await this.#forgetInWorkers(slot);
-    SandboxTables.adopt(this.#instance, slot)?.clear();
+    SandboxTables.clearSlot(this.#instance, slot);
     this.#left.delete(slot);
   }
 

@@ -92,6 +92,28 @@ export class SandboxTables {
     return tables;
   }
 
+  /** Takes a slot out of force, if it is, and empties it, whatever a former process left there. */
+  static clearSlot(instance: Instance, slot: number): void { new SandboxTables(instance, slot, 0).clear(); }
+
+  /**
+   * Empties the slots that are not in force and still have tables: a process was killed within an attach, or between a detach's
+   * two steps. They grant nothing, and would take up memory until the slot is used again. The numbers of those slots.
+   * For a start, before anything is attached.
+   */
+  static clearUnfinished(instance: Instance): number[] {
+    const cleared: number[] = [];
+    for (let slot = 0; slot < instance.sandboxes; slot++) {
+      const record = instance.map("sandboxes").lookup(slotKey(slot));
+      if (record?.readUInt32LE(field.state.offset) === SandboxState.SANDBOX_ENFORCED) continue;
+      const tables = new SandboxTables(instance, slot, 0);
+      const ofPolicy = [0, 1, 2, 3].map((part) => slot * 4 + part);
+      if (![...OF_SLOT, "intercepted" as const].some((name) => tables.#has(name, slot)) && !OF_POLICY.some((name) => ofPolicy.some((index) => tables.#has(name, index)))) continue;
+      tables.clear();
+      cleared.push(slot);
+    }
+    return cleared;
+  }
+
   get uid(): bigint { return this.#uid; }
 
   /** Next uid: larger than the last, other parity. */

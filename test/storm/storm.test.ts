@@ -107,7 +107,6 @@ test("A05 A06 A22 a storm over many taps: nothing forbidden gets out, and nothin
   await until("the control's frames at the sinks", async () => (await seen(world.internet, "forbidden")) > 0 && (await seen(world.lan, "forbidden")) > 0, 20_000);
   await writer.stop("SIGTERM");
   await world.internet.must(["nft", "reset", "counters"]).catch(() => undefined);
-  console.log(`storm: seed ${SEED}`);
   const before = await escaped();
 
   // The same again, made anew at times.
@@ -191,6 +190,7 @@ test("A05 A06 A22 a storm over many taps: nothing forbidden gets out, and nothin
   expect(await escaped() - before, "forbidden frames at the sinks").toBe(0);
   expect(await seen(world.internet, "allowed")).toBeGreaterThan(0);
   expect(await writer.stop("SIGTERM")).toBe(0);
+  console.log(`storm: seed ${SEED}`);
   expect(await held()).toEqual(clean);
   // Descriptors: sandboxes that came and went leave none. Some are held for a moment, until the kernel's grace period is over.
   await world.host.ip("tuntap add leak0 mode tap\naddr add 10.200.0.1/30 dev leak0");
