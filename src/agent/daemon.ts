@@ -36,8 +36,9 @@ import type { Policy } from "../policy/types.js";
 import { formerNamespaces, inodeOf, startEngine, type Engine, type EngineOptions } from "./engine.js";
 import type { Adoptable } from "./enforcer.js";
 import { describeViolation } from "../secrets/exchange.js";
+import { forgetPlaceholders } from "../secrets/placeholder.js";
 import type { Violation } from "../secrets/types.js";
-import { keptCertificate } from "../tls/certificates/store.js";
+import { forgetAuthority, keptCertificate } from "../tls/certificates/store.js";
 import type { TlsDenial } from "../tls/protocol.js";
 import { describeAllowed, describeConnection, describePacket, describeQuery } from "./verdicts.js";
 import { enforcerRegistry, serveMetrics } from "./metrics.js";
@@ -526,7 +527,7 @@ export class Agent {
     if (name === undefined) return;
     const spec = sandbox?.options.spec as Spec | undefined;
     if (spec?.wait === true) enforcer.awaitTap(spec.tap);
-    await enforcer.detach(name, { gone: true });
+    await enforcer.detach(name, { gone: true, awaited: spec?.wait === true });
     this.#flowsSeen.delete(name);
     this.#notice(`${name}: its tap ${link.name} ${movedAway ? "was moved to another network namespace" : "was deleted"}`);
     this.#tell({ event: "detached", time: now(), sandbox: name, why: movedAway ? "moved" : "deleted" });
@@ -591,7 +592,7 @@ export class Agent {
     for (const name of this.#run.names()) {
       const state = this.#run.read(name);
       const spec = storedSpec.safeParse(state?.spec);
-      if (state === null || !spec.success || state.phase === "waiting" || state.phase === "detaching" || !sameInode(spec.data.netns ?? null, inode)) continue;
+      if (state === null || !spec.success || state.phase === "waiting" || state.phase === "detaching" || state.phase === "gone" || !sameInode(spec.data.netns ?? null, inode)) continue;
       yield {
         state,
         build: (source) => {
@@ -617,22 +618,39 @@ export class Agent {
     try {
       engine = await this.#engineOf(spec.data.netns ?? null);
     } catch (error) {
-      if (spec.data.wait === true) return this.#wait(name, spec.data, source.data);
-      this.#run.remove(name);
+      this.#tapGone(name, spec.data, source.data);
       return this.#notice(`${name}: its network namespace has gone: ${text(error)}`);
+    }
+    // Its end was under way when the former agent was killed. The name is held: whoever made the tap again meanwhile finds it closed.
+    if (state.phase === "gone") {
+      const again = this.#tapGone(name, spec.data, source.data) ? engine.enforcer.inside(() => findLink(spec.data.tap)) : null;
+      return again === null ? undefined : this.#appeared(engine, again);
     }
     // It may have been renamed while no agent ran; or deleted, and made again under its name, or its number given to another.
     const link = engine.enforcer.inside(() => findLinkByIndex(state.ifindex));
     const same = link !== null && link.tunType === "tap" && (link.name === state.device || (engine.enforcer.carries(link.ifindex) && engine.enforcer.inside(() => findLink(state.device)) === null));
     const tap = same ? link.name : state.device;
     if (!same && engine.enforcer.inside(() => findLink(tap)) === null) {
-      if (spec.data.wait === true) return this.#wait(name, spec.data, source.data);
-      this.#run.remove(name);
+      this.#tapGone(name, spec.data, source.data);
       return this.#notice(`${name}: its tap ${tap} has gone`);
     }
     const current = this.#currentSource(spec.data, source.data, this.#config);
     const built = this.#build(current, engine);
     await engine.enforcer.attach({ ...this.#engineRequest(spec.data, built.policy), tap, name, policy: built.policy, floor: this.#floor?.policy ?? null, source: current, spec: spec.data, incomplete: true });
+  }
+
+  /** What a sandbox had goes with its tap; it waits for another one where that was asked for: true. */
+  #tapGone(name: string, spec: Spec, source: Source): boolean {
+    this.#forgetFiles(name);
+    if (spec.wait === true) this.#wait(name, spec, source);
+    else this.#run.remove(name);
+    return spec.wait === true;
+  }
+
+  /** Its CA and the placeholders of its secrets. */
+  #forgetFiles(name: string): void {
+    forgetAuthority(this.#run.path, name);
+    forgetPlaceholders(this.#run.path, name);
   }
 
   /** Its tap was deleted, or made again, while it was being taken over: nothing would attach it when it comes. */
@@ -658,6 +676,7 @@ export class Agent {
       engine?.enforcer.inside(() => restoreTap({ ifindex: state.ifindex, changes: state.changes }));
       engine?.enforcer.forgetTap(state.device);
     }
+    this.#forgetFiles(name);
     this.#run.remove(name);
   }
 

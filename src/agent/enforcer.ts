@@ -519,14 +519,15 @@ export class Enforcer {
   /**
    * Takes a tap out from under its policy and frees what was its. A tap that has gone is no error.
    * @param gone it was deleted; its name is held on, until a tap of this name is attached or forgotten (forgetTap).
+   * @param awaited its state file stays, for the caller to put another in its place at once: no kill in between forgets what waits.
    */
-  async detach(name: string, { gone = false } = {}): Promise<void> {
+  async detach(name: string, { gone = false, awaited = false } = {}): Promise<void> {
     const sandbox = this.#sandboxes.get(name) ?? this.#kept.get(name);
     if (sandbox === undefined) return;
     const known = "facts" in sandbox ? sandbox : null;
     const ifindex = known?.facts.ifindex ?? (sandbox as KeptSandbox).ifindex;
     const state = this.#run.read(name);
-    if (state !== null) this.#run.write({ ...state, phase: "detaching" });
+    if (state !== null) this.#run.write({ ...state, phase: gone ? "gone" : "detaching" });
     this.#sandboxes.delete(name);
     this.#kept.delete(name);
     this.#written.delete(name);
@@ -546,7 +547,7 @@ export class Enforcer {
       this.#base?.free(tap);
     });
     // Last: while there is a state file a successor completes this.
-    this.#run.remove(name);
+    if (!awaited) this.#run.remove(name);
     if (known !== null && known.options.gateways.length > 0) this.#hostChanged();
   }
 

@@ -25,8 +25,11 @@ export interface PolicyState {
 export interface SandboxState {
   readonly version: 1;
   readonly name: string;
-  /** attaching and detaching: begun and not known to be done. waiting: there is no tap yet, or none any more. */
-  readonly phase: "attaching" | "enforced" | "detaching" | "waiting";
+  /**
+   * attaching and detaching: begun and not known to be done. gone: the same of a detach that nobody asked for, because the device
+   * was deleted or moved; its name stays held. waiting: there is no tap yet, or none any more.
+   */
+  readonly phase: "attaching" | "enforced" | "detaching" | "gone" | "waiting";
   /** The tap's name when this was written; it may have been renamed since. */
   readonly device: string;
   readonly ifindex: number;

@@ -122,6 +122,26 @@ describe("A05 an agent that ends", () => {
     expect(await reach(ADDRESS.metadata4)).toBe(false);
   });
 
+  test("A06 killed while it gave up taps that were deleted: their names stay held, and who waits is attached when it is there again", async () => {
+    await agent.client.attach({ tap: "many20", wait: true });
+    await agent.client.attach({ tap: "many21" });
+    const heldNames = async (): Promise<string> => world.host.must(["nft", "list", "ruleset"]);
+    await agent.kill();
+    // As the file is while the end of a deleted device is under way.
+    for (const name of ["many20", "many21"]) edit(name, (file) => { file.phase = "gone"; });
+    writeFileSync(path.join(world.runDir, "agent", "many21.ca.pem"), "of the former one");
+    const again = (n: number): Promise<string> => world.host.ip(`link del many${n}\ntuntap add many${n} mode tap\nlink set many${n} up\naddr add 10.77.${n}.1/30 dev many${n}`);
+    await again(20);
+    await again(21);
+    for (const name of ["many20", "many21"]) expect(await heldNames()).toContain(`"${name}"`);
+    await agent.restart();
+    expect(await agent.states()).toEqual({ many20: "enforced" });
+    for (const name of ["many20", "many21"]) expect(await heldNames()).toContain(`"${name}"`);
+    expect(existsSync(path.join(world.runDir, "agent", "many21.ca.pem"))).toBe(false);
+    await agent.client.detach("many21");
+    expect(await heldNames()).not.toContain('"many21"');
+  });
+
   test("SIGTERM leaves the kernel enforcing, so that a restart is an upgrade; detach frees", async () => {
     await agent.client.attach({ tap: "tap0", policy });
     await agent.client.attach({ tap: "tap1" });
