@@ -357,7 +357,7 @@ struct fragment_key {
 struct fragment {
 	__u64 expires_ticks;
 	__u32 first_end; /* octets of payload that the first fragment held: no later fragment may start below it */
-	__u32 _pad;
+	__u32 policy;    /* low half of the uid under which the first fragment passed */
 };
 
 enum redirect_state {

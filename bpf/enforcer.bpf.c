@@ -142,11 +142,13 @@ inline_stage __u32 ingress(struct pkt *p)
 /* What form and identity left open, flow table and policy decide. */
 inline_stage __u32 decide(struct pkt *p, __u32 verdict)
 {
+	__u32 policy = p->sandbox->policy;
+
 	if (verdict == TO_FLOW)
 		verdict = flow_verdict(p);
 	if (verdict == TO_RESOLVER || verdict == TO_AGENT)
 		return p->direction == DIR_EGRESS ? redirect_to_agent(p, verdict == TO_RESOLVER) : deny(p, REASON_UNSOLICITED_ANSWER);
-	return verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST ? fragment_first(p) : verdict;
+	return verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST ? fragment_first(p, policy) : verdict;
 }
 
 inline_stage __u32 begin(struct pkt *p, struct __sk_buff *skb, __u32 direction)

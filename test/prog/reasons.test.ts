@@ -261,6 +261,7 @@ row("extension-header", "options longer than the packet", (s) => out(tcpFrame(s.
 row("rule-allow", "hop-by-hop and destination options are walked", (s) => out(tcpFrame(s.to(SITE.v6), https, { extensions: [hopByHop(), destinationOptions()] })));
 twins("fragment", "a first fragment without the whole TCP header", (s, v6) => out(fragment(s.to(site(v6)), PROTOCOL.tcp, tcp(own(v6), site(v6), https).subarray(0, 16), 0, true)));
 twins("fragment", "a later one without a first", (s, v6) => out(pieces(s, v6)[1]!));
+twins("fragment", "a later one behind a first that passed under a former policy", (s, v6) => out(pieces(s, v6)[1]!), (v6) => ({ fresh: true, prepare: (s) => { s.out(pieces(s, v6)[0]!); s.setPolicy("rules: []"); } }));
 twins("fragment", "a later one that starts inside the first", (s, v6) => out(fragment(s.to(site(v6)), PROTOCOL.udp, filler(64), 8, false)), (v6) => ({ prepare: (s) => { s.out(pieces(s, v6)[0]!); } }));
 twins("fragment", "port 53 in fragments", (s, v6) => out(fragments(s.to(site(v6)), PROTOCOL.udp, udp(own(v6), site(v6), { sourcePort: 5000, destinationPort: 53, payload: filler(100) }), [32])[0]!));
 twins("fragment", "beyond the largest datagram", (s, v6) => out(fragment(s.to(site(v6)), PROTOCOL.udp, filler(64), 65528, false)));
