@@ -2,13 +2,16 @@
  * One loaded set of kernel programs and its maps, pinned under a directory of bpffs so that it outlives the process.
  *
  * Holds always: layouts compiled in are those of the object's BTF, or nothing is loaded; maps that a former process pinned
- * with the same ABI version are taken over with their content, those of another version are not touched by open().
+ * with the same ABI version are taken over with their content, those of another version are not touched by open(). Programs are
+ * pinned under the digest of the object file: a process of the same version takes them as they stand, and spares the verifier's
+ * seconds; one of another version loads its own, which then take the place of the former ones on each link.
  * Does not: know sandboxes (sandbox-tables.ts), attach (tap-link.ts), or decide anything.
  */
-import { existsSync, mkdirSync, readdirSync, rmdirSync, unlinkSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { BpfMap, BpfObject, fsType, type BpfProgram } from "../../native/index.js";
+import { BpfMap, BpfObject, BpfProgram, fsType } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
 import { AbiLimit, layouts } from "./layout.gen.js";
 
@@ -23,13 +26,18 @@ const SHARED = ["globals", "groups4", "groups6", "orphans", "events"] as const;
 const PINNED = [...PER_SANDBOX, ...PER_POLICY, ...TAPS, ...SHARED] as const;
 
 export type MapName = (typeof PINNED)[number];
-export type ProgramName = "from_guest" | "to_guest" | "from_resolver" | "from_guest_long" | "sweep" | "empty";
+/** What serving needs; the rest is for tests and benchmarks, and would be verified at each start for nothing. */
+const SERVING = ["from_guest", "to_guest", "from_resolver", "sweep"] as const;
+const MEASURING = ["from_guest_long", "empty"] as const;
+export type ProgramName = (typeof SERVING)[number] | (typeof MEASURING)[number];
 
 export interface InstanceOptions {
   /** Directory on bpffs for this instance; made when it is not there. null: nothing is pinned (tests, benchmarks). */
   readonly directory: string | null;
   /** Slots; 1..MAX_SANDBOXES. Taken from the pinned maps where there are some. */
   readonly sandboxes: number;
+  /** Also what only tests and benchmarks run. Default: where nothing is pinned. */
+  readonly measuring?: boolean;
 }
 
 export class Instance {
@@ -50,7 +58,7 @@ export class Instance {
   }
 
   /** @throws EnforcerError E_BPFFS, E_LOAD, E_DATA. */
-  static open({ directory, sandboxes }: InstanceOptions): Instance {
+  static open({ directory, sandboxes, measuring = directory === null }: InstanceOptions): Instance {
     if (!existsSync(OBJECT)) throw new EnforcerError("E_DATA", `the kernel programs are missing: ${OBJECT}`, { remedy: "run make build" });
     const pins = directory === null ? null : mapDirectory(directory);
     if (pins !== null) makeDirectory(pins);
@@ -65,20 +73,26 @@ export class Instance {
     for (const name of PER_SANDBOX) maxEntries[name] = sandboxes + SPARE_SLOTS;
     for (const name of PER_POLICY) maxEntries[name] = 4 * (sandboxes + SPARE_SLOTS);
     for (const name of TAPS) maxEntries[name] = 2 ** Math.ceil(Math.log2(2 * (sandboxes + SPARE_SLOTS)));
+    const programs = directory === null ? null : programDirectory(directory);
+    const standing = adopted && pins !== null && programs !== null ? standingPrograms(programs, pins) : null;
+    const disabledPrograms = [...NOT_LOADED, ...(measuring ? [] : MEASURING), ...(standing === null ? [] : SERVING)];
     let object: BpfObject;
     try {
       object = BpfObject.load(OBJECT, adopted && pins !== null
-        ? { maxEntries: former, pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: NOT_LOADED }
-        : { maxEntries, disabledPrograms: NOT_LOADED });
+        ? { maxEntries: former, pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms }
+        : { maxEntries, disabledPrograms });
     } catch (cause) {
+      for (const program of standing?.values() ?? []) program.close();
       // A map of another layout under the same version: the object was refused before anything was changed.
       if (adopted && (cause as { syscall?: string }).syscall === "bpf_map__reuse_fd") throw new EnforcerError("E_UPGRADE", `${pins} holds sandboxes of another version in force: ${describe(cause)}`, { cause });
       throw new EnforcerError("E_LOAD", `the kernel refused the programs: ${describe(cause)}`, { cause });
     }
     const instance = new Instance(object, directory, adopted);
     try {
+      for (const [name, program] of standing ?? []) instance.#programs.set(name, program);
       checkLayouts(object);
       if (pins !== null && !adopted) for (const name of PINNED) instance.map(name).pin(join(pins, name));
+      if (directory !== null && programs !== null && standing === null) instance.#pinPrograms(directory, programs);
     } catch (error) {
       if (pins !== null && !adopted) for (const name of PINNED) if (existsSync(join(pins, name))) unlinkSync(join(pins, name));
       instance.close();
@@ -97,6 +111,13 @@ export class Instance {
     let program = this.#programs.get(name);
     if (program === undefined) this.#programs.set(name, (program = this.#object.program(name)));
     return program;
+  }
+
+  /** Those of another version go: the links hold what they still need. */
+  #pinPrograms(directory: string, programs: string): void {
+    for (const name of readdirSync(directory)) if (name.startsWith(PROGRAMS)) removePins(join(directory, name));
+    mkdirSync(programs, { recursive: true, mode: 0o700 });
+    for (const name of SERVING) this.program(name).pin(join(programs, name));
   }
 
   innerTemplate(outer: MapName): ReturnType<BpfObject["innerTemplate"]> { return this.#object.innerTemplate(outer); }
@@ -132,6 +153,34 @@ export function instanceDirectory(bpffs: string, instance: string): string { ret
 const SPARE_SLOTS = 1;
 /** Names types for the BTF; see bpf/enforcer.bpf.c. */
 const NOT_LOADED = ["abi_types"];
+
+const PROGRAMS = "programs-";
+
+/** Where programs of exactly this object file are pinned. A kernel that is booted anew has an empty BPF file system. */
+function programDirectory(directory: string): string { return join(directory, `${PROGRAMS}${createHash("sha256").update(readFileSync(OBJECT)).digest("hex").slice(0, 32)}`); }
+
+/** Programs that a process of this version left, over the maps that are taken over; null: not all of them. */
+function standingPrograms(programs: string, pins: string): Map<ProgramName, BpfProgram> | null {
+  const found = new Map<ProgramName, BpfProgram>();
+  const sandboxes = BpfMap.fromPin(join(pins, "sandboxes"));
+  try {
+    for (const name of SERVING) {
+      const path = join(programs, name);
+      if (!existsSync(path)) break;
+      const program = BpfProgram.fromPin(path);
+      found.set(name, program);
+      // Maps that were made anew have programs of their own. `sweep` knows only some of them.
+      if (program.info.name !== name || (name !== "sweep" && !program.info.mapIds.includes(sandboxes.info.id))) break;
+      if (found.size === SERVING.length) return found;
+    }
+  } catch {
+    // Then they are loaded.
+  } finally {
+    sandboxes.close();
+  }
+  for (const program of found.values()) program.close();
+  return null;
+}
 
 /** Removes an instance's directory with every pin in it. A pinned link that goes away detaches its program. */
 export function removePins(directory: string): void {

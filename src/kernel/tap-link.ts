@@ -85,7 +85,7 @@ function attachOne(instance: Instance, ifindex: number, name: string, { hook, pr
     const link = BpfLink.fromPin(path);
     try {
       if (link.info.ifindex === ifindex) {
-        link.update(own);
+        if (link.info.programId !== own.info.id) link.update(own);
         return false;
       }
     } finally {
@@ -124,7 +124,9 @@ function detachOne(instance: Instance, ifindex: number, hook: TcHook, kind: Mech
   if (kind === "clsact") {
     try {
       const there = queryClsact(ifindex, hook);
-      if (there !== null && usesMapsOf(instance, there.programId)) detachClsact(ifindex, hook);
+      // The number may be another device's by now.
+      if (there !== null && !usesMapsOf(instance, there.programId)) return;
+      if (there !== null) detachClsact(ifindex, hook);
       // The qdisc goes with its last filter; an empty one that somebody else made is not told from ours.
       removeClsact(ifindex);
     } catch (error) {

@@ -3,10 +3,11 @@
  * kernel that has TCX the older one is asked for.
  */
 import { execFileSync } from "node:child_process";
+import { readdirSync } from "node:fs";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
 import { EnforcerError } from "../../src/errors.js";
-import { Instance } from "../../src/kernel/instance.js";
+import { Instance, removePins } from "../../src/kernel/instance.js";
 import { attachHooks, detachHooks, hooksHeld, hooksInPlace, linkedDevices, TAP_HOOKS, useMechanism } from "../../src/kernel/tap-link.js";
 import { inNewNamespace, native, withBpffs } from "../native/fixture.js";
 
@@ -16,7 +17,7 @@ let tap: InstanceType<typeof native.Tap>;
 let opened: Instance[] = [];
 
 function open(name: string): Instance {
-  const instance = Instance.open({ directory: path.join(bpffs.path, name), sandboxes: 4 });
+  const instance = Instance.open({ directory: path.join(bpffs.path, name), sandboxes: 4, measuring: true });
   opened.push(instance);
   return instance;
 }
@@ -79,6 +80,14 @@ test("a new process with the same maps takes over, and replaces the programs", (
   const old = native.queryClsact(tap.ifindex, "ingress")?.programId;
   former.close();
   opened = [];
+  // Of another version: one of the same takes the programs as they stand.
+  const again = open("one");
+  attach(again);
+  expect(native.queryClsact(tap.ifindex, "ingress")?.programId).toBe(old);
+  again.close();
+  opened = [];
+  const folder = path.join(bpffs.path, "one");
+  for (const entry of readdirSync(folder)) if (entry.startsWith("programs-")) removePins(path.join(folder, entry));
   const next = open("one");
   expect(next.adopted).toBe(true);
   expect(hooksHeld(next, tap.ifindex, TAP_HOOKS)).toBe(true);

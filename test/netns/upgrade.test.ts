@@ -2,7 +2,7 @@
  * Another version of the programs: it takes over what has the same maps, without a gap, and refuses what has not, before it
  * touches anything.
  */
-import { readdirSync, unlinkSync } from "node:fs";
+import { readdirSync, renameSync, unlinkSync } from "node:fs";
 import path from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { EnforcerError } from "../../src/errors.js";
@@ -39,9 +39,44 @@ afterEach(() => {
   tap.close();
 });
 
-test("programs are replaced through the pinned link: one program on the hook before and after, and none of the maps is new", () => {
+/** What another version's process leaves: programs that are not of this object file. */
+const ofAnotherVersion = (): void => { for (const name of readdirSync(directory)) if (name.startsWith("programs-")) renameSync(path.join(directory, name), path.join(directory, "programs-0123456789abcdef")); };
+
+test("a process of the same version takes the programs that stand, and loads none", () => {
+  const pins = readdirSync(directory).filter((name) => name.startsWith("programs-"));
+  expect(pins.length).toBe(1);
   const second = open();
   expect(second.adopted).toBe(true);
+  expect(hooksInPlace(second, tap.ifindex, TAP_HOOKS)).toBe(true);
+  attachHooks(second, tap.ifindex, "upgrade0", TAP_HOOKS);
+  expect(hooksInPlace(second, tap.ifindex, TAP_HOOKS)).toBe(true);
+  expect(second.program("from_guest").info.mapIds).toContain(second.map("sandboxes").info.id);
+  expect(second.program("sweep").testRun({ data: new Uint8Array(64) }).returnValue).toBe(0);
+  second.close();
+
+  // One of them lacks: all are loaded anew.
+  unlinkSync(path.join(directory, pins[0]!, "sweep"));
+  const third = open();
+  expect(hooksInPlace(third, tap.ifindex, TAP_HOOKS)).toBe(false);
+  attachHooks(third, tap.ifindex, "upgrade0", TAP_HOOKS);
+  expect(hooksInPlace(third, tap.ifindex, TAP_HOOKS)).toBe(true);
+  expect(readdirSync(path.join(directory, pins[0]!)).sort()).toEqual(["from_guest", "from_resolver", "sweep", "to_guest"]);
+  third.close();
+
+  // Programs over other maps are not taken, whatever they are called.
+  for (const entry of readdirSync(maps())) unlinkSync(path.join(maps(), entry));
+  const fourth = open();
+  expect(fourth.adopted).toBe(false);
+  expect(fourth.program("from_guest").info.mapIds).toContain(fourth.map("sandboxes").info.id);
+  fourth.close();
+});
+
+test("programs are replaced through the pinned link: one program on the hook before and after, and none of the maps is new", () => {
+  ofAnotherVersion();
+  const second = open();
+  expect(second.adopted).toBe(true);
+  expect(readdirSync(directory).filter((name) => name.startsWith("programs-"))).toHaveLength(1);
+  expect(readdirSync(directory)).not.toContain("programs-0123456789abcdef");
   expect(hooksInPlace(second, tap.ifindex, TAP_HOOKS)).toBe(false);
   expect(chainOf(second, tap.ifindex, TAP_HOOKS[0]!).programs).toEqual(["from_guest"]);
   attachHooks(second, tap.ifindex, "upgrade0", TAP_HOOKS);
