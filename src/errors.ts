@@ -13,7 +13,7 @@ interface ErrorKind { readonly exit: ExitStatus; readonly remedy: string }
 
 export const errorKinds = {
   E_USAGE: { exit: ExitStatus.usage, remedy: "see enforcer --help" },
-  E_NOT_ROOT: { exit: ExitStatus.noPermission, remedy: "run it as root (sudo enforcer …): it loads programs into the kernel" },
+  E_NOT_ROOT: { exit: ExitStatus.noPermission, remedy: "run it as root (sudo enforcer …): it loads programs into the kernel, and the agent answers root alone" },
   E_POLICY: { exit: ExitStatus.data, remedy: "mend the policy at the place named; nothing of it was applied" },
   E_POLICY_FILE: { exit: ExitStatus.data, remedy: "name a readable YAML or JSON file" },
   E_GROUPS: { exit: ExitStatus.config, remedy: "mend the prefix named in groups or nat64_prefixes of the agent's configuration" },

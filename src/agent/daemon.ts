@@ -45,7 +45,7 @@ import { enforcerRegistry, serveMetrics } from "./metrics.js";
 import { buildFloor, buildRequested, requestOfText, type Built, type Floor } from "./policy-source.js";
 import { RunDirectory } from "./run-directory.js";
 import type { KeptSandbox, Sandbox, UpstreamAddress } from "./sandbox.js";
-import { WatchHub, type WatchEvent } from "./watch.js";
+import { WatchHub, type Watcher, type WatchEvent } from "./watch.js";
 
 /** What is kept of a request in the state file, beside the policy. */
 const storedSpec = attachRequest.omit({ policy: true }).extend({ origin: z.enum(["request", "pattern"]) });
@@ -76,6 +76,8 @@ export interface AgentOptions {
 
 /** How often the flow tables are read for who watches what is let through, ms. */
 const FLOWS_EVERY = 500;
+/** And at most this part of the time goes into it: one in so many. */
+const FLOWS_SHARE = 4;
 /** Flows that a watcher is told of one reading. */
 const FLOWS_TOLD = 1000;
 
@@ -87,7 +89,8 @@ export class Agent {
   readonly #engines = new Map<number, Engine>();
   readonly #waiting = new Map<string, Waiting>();
   readonly #unlock: (() => void)[] = [];
-  readonly #flowsSeen = new Map<string, Set<string>>();
+  /** By sandbox that is watched: what its flow table held, and how many flows are accounted for: told, or told of as a number. */
+  readonly #flowsSeen = new Map<string, { readonly generation: number; readonly keys: ReadonlySet<string>; readonly accounted: number }>();
   #config: AgentConfig;
   #floor: Floor | null = null;
   #own!: Engine;
@@ -172,8 +175,7 @@ export class Agent {
     this.#closeIdle();
     await this.#attachByPattern();
     if (this.#config.metrics !== null) this.#metrics = await this.#serveMetrics(this.#config);
-    this.#flowTimer = setInterval(() => this.#tellFlows(), FLOWS_EVERY);
-    this.#flowTimer.unref();
+    this.#tellFlows();
   }
 
   // ---- engines -------------------------------------------------------------------------------------------------------
@@ -348,8 +350,9 @@ export class Agent {
     return this.#exclusive(async () => {
       const held = this.find(name) === null ? [...this.#engines.values()].find(({ netns, enforcer }) => [...enforcer.heldTaps].some((tap) => nameOf({ tap, ...(netns === null ? {} : { netns }) }) === name)) : undefined;
       if (held !== undefined) {
-        // Its tap was deleted under its policy; what is left is the closed name.
+        // Its tap was deleted under its policy, and what is left is the closed name; or it could not be taken over.
         held.enforcer.forgetTap(name.slice(name.lastIndexOf("/") + 1));
+        await this.#finishDetach(name);
         return;
       }
       const known = this.need(name);
@@ -673,7 +676,7 @@ export class Agent {
     const spec = storedSpec.safeParse(state?.spec);
     if (state !== null && spec.success) {
       const engine = await this.#engineOf(spec.data.netns ?? null).catch(() => null);
-      engine?.enforcer.inside(() => restoreTap({ ifindex: state.ifindex, changes: state.changes }));
+      engine?.enforcer.inside(() => restoreTap({ ifindex: state.ifindex, name: state.device, changes: state.changes }));
       engine?.enforcer.forgetTap(state.device);
     }
     this.#forgetFiles(name);
@@ -727,28 +730,62 @@ export class Agent {
     }
   }
 
-  /** Flows that were let through since the last reading, each once. */
+  /**
+   * @returns what ends it; null when there are too many watchers. What is in the flow tables now is not told: what comes later is.
+   * @throws EnforcerError E_NO_SANDBOX, E_REQUEST.
+   */
+  watch(watcher: Watcher): (() => void) | null {
+    if (watcher.query.sandbox !== undefined) this.need(watcher.query.sandbox);
+    const end = this.watchers.add(watcher);
+    if (end !== null) this.#readFlows(true);
+    return end;
+  }
+
+  /** Flow tables are read while somebody watches what is let through, and less often where that takes long. */
   #tellFlows(): void {
-    if (!this.watchers.wantsFlows) return this.#flowsSeen.clear();
-    for (const known of this.known()) {
-      if (known.state !== "enforced") continue;
+    const began = performance.now();
+    this.#readFlows(false);
+    this.#flowTimer = setTimeout(() => this.#tellFlows(), Math.max(FLOWS_EVERY, FLOWS_SHARE * (performance.now() - began)));
+    this.#flowTimer.unref();
+  }
+
+  /**
+   * Flows that were let through since the last reading, each once; and the number of those that nobody saw, because they began and
+   * ended in between, or were too many. The kernel counts each flow that it opens.
+   * @param joined somebody has just begun to watch: sandboxes that nobody watched so far have nothing to tell yet.
+   */
+  #readFlows(joined: boolean): void {
+    const all = this.known();
+    const names = new Set(all.map(({ name }) => name));
+    for (const name of this.#flowsSeen.keys()) if (!names.has(name) || !this.watchers.wantsFlows(name)) this.#flowsSeen.delete(name);
+    for (const known of all) {
+      if (known.state !== "enforced" || !this.watchers.wantsFlows(known.name)) continue;
       const { sandbox, engine } = known;
-      const { rows } = flowsOf(sandbox.tables, Infinity);
       const before = this.#flowsSeen.get(sandbox.name);
-      const seen = new Set<string>();
-      let told = 0;
+      if (joined && before !== undefined) continue;
+      const opened = engine.enforcer.counters(sandbox).reduce((sum, { reason, packets }) => (reason === "rule-allow" || reason === "default-allow" ? sum + Number(packets) : sum), 0);
+      const { rows } = flowsOf(sandbox.tables, Infinity);
+      const keys = new Set<string>();
+      // One that came while somebody watches has told nothing yet; one that was there has told all that it shows.
+      const former = before?.generation === sandbox.generation ? before : joined || sandbox.adopted ? null : { keys: new Set<string>(), accounted: 0 };
+      let told = 0, direct = 0;
       for (const row of rows) {
-        const key = `${row.protocol} ${row.guestPort} ${row.remotePort} ${Buffer.from(row.remote).toString("hex")}`;
-        seen.add(key);
-        // The first reading is what was there already.
-        if (before === undefined || before.has(key) || told++ >= FLOWS_TOLD) continue;
+        const key = `${row.protocol} ${row.guestPort} ${row.remotePort} ${Buffer.from(row.remote).toString("hex")} ${row.opened ?? ""}`;
+        keys.add(key);
+        if (former === null || former.keys.has(key) || told >= FLOWS_TOLD) continue;
+        told++;
+        if (!row.intercepted) direct++;
         const rule = row.rule === null ? null : (sandbox.compiled.bits[row.rule]?.text ?? null);
         this.#events = this.#events.then(async () => {
           const names = await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []);
           this.#tell({ ...describeAllowed(sandbox.name, row, names, rule) });
         });
       }
-      this.#flowsSeen.set(sandbox.name, seen);
+      // The table is read after the counter: what came in between is counted at the next look.
+      const total = former === null ? opened : former.accounted + direct;
+      const unseen = opened - total;
+      if (unseen > 0) this.#events = this.#events.then(() => this.#tell({ event: "unseen", time: now(), sandbox: sandbox.name, count: unseen }));
+      this.#flowsSeen.set(sandbox.name, { generation: sandbox.generation, keys, accounted: Math.max(opened, total) });
     }
   }
 
@@ -784,7 +821,7 @@ export class Agent {
     const queue = this.#queue;
     this.#ended = true;
     await queue;
-    if (this.#flowTimer !== null) clearInterval(this.#flowTimer);
+    if (this.#flowTimer !== null) clearTimeout(this.#flowTimer);
     this.#closeMetrics();
     for (const engine of this.#engines.values()) {
       await engine.enforcer.release();

@@ -3,7 +3,7 @@
  *
  * Order of an attach: facts of the tap → state says so → drop beneath the tap's name → tables of the sandbox → resolver knows
  * it → device → hooks on the tap → self-test on the tap → state says it is done. Each step that fails takes back what came
- * before it. Order of a detach: the reverse. Order of a policy swap: tables beside those in force → resolver writes pins to both → state names both → one
+ * before it. Order of a detach: settings of the tap, then the reverse. Order of a policy swap: tables beside those in force → resolver writes pins to both → state names both → one
  * 8-byte write puts it in force → resolver drops the old one → state names the new one. A process that dies anywhere in
  * between leaves either policy whole, and its successor reads in the kernel which.
  *
@@ -315,7 +315,7 @@ export class Enforcer {
       // Before a former process's settings are lost: they are what restoring means.
       const preparation = this.inside(() => prepareTap(tap));
       const changes = former === null ? preparation.changes : mergeChanges(former.changes, preparation.changes);
-      undo.push(() => { this.inside(() => restoreTap({ ifindex: facts.ifindex, changes })); });
+      undo.push(() => { this.inside(() => restoreTap({ ifindex: facts.ifindex, name: tap, changes })); });
       if (left === null) this.#run.write({ ...state, phase: "attaching", policy: target, changes });
       const inForce = left === null || former === null ? null : former.next !== null && former.next.uid === left.uid.toString() ? former.next : former.policy;
       const samePolicy = left !== null && inForce !== null && inForce.uid === left.uid.toString() && inForce.digest === digest;
@@ -531,6 +531,8 @@ export class Enforcer {
     this.#sandboxes.delete(name);
     this.#kept.delete(name);
     this.#written.delete(name);
+    // While our programs still show that it is the same device: its number may be another's by now, which is left alone.
+    if (this.carries(ifindex)) this.inside(() => restoreTap({ ifindex, changes: known?.preparation.changes ?? state?.changes ?? [] }));
     this.inside(() => detachHooks(this.#instance, ifindex, TAP_HOOKS));
     this.#globals.clearTap(ifindex);
     await this.#resolver.ask({ kind: "removeSandbox", slot: sandbox.slot, generation: sandbox.generation }).catch((error: unknown) => { if (known !== null) throw error; });
@@ -539,7 +541,6 @@ export class Enforcer {
     forgetPlaceholders(this.#run.path, name);
     sandbox.tables.clear();
     this.#left.delete(sandbox.slot);
-    this.inside(() => restoreTap({ ifindex, changes: known?.preparation.changes ?? state?.changes ?? [] }));
     const tap = known?.facts.name ?? state?.device ?? name;
     this.inside(() => {
       if (gone) return this.#keepHeld(tap);

@@ -143,7 +143,7 @@ export function packetLine(denial: Denial): string {
 export function allowedLine(flow: Allowed): string {
   const far = flow.direction === "egress" ? flow.destination : flow.source;
   const name = flow.name === null ? "" : ` (${flow.name})`;
-  return `${clock(flow.time)} ${flow.sandbox} allowed ${flow.direction} ${flow.protocol} ${flow.direction === "egress" ? "→" : "←"} ${far!.includes(":") ? `[${far}]` : far}${flow.port === null ? "" : `:${flow.port}`}${name}: ${flow.rule ?? flow.reason}`;
+  return `${clock(flow.time)} ${flow.sandbox} allowed ${flow.direction} ${flow.protocol} ${flow.guest_port === null ? "" : `:${flow.guest_port} `}${flow.direction === "egress" ? "→" : "←"} ${far!.includes(":") ? `[${far}]` : far}${flow.port === null ? "" : `:${flow.port}`}${name}: ${flow.rule ?? flow.reason}`;
 }
 
 export function queryLine({ time, sandbox, name, type, outcome, address }: RefusedQuery): string {

@@ -2,10 +2,18 @@
  * Who watches: live verdicts and changes, each to the watchers that asked for them.
  *
  * Holds always: a watcher that does not read is told how much it missed and never held in memory without bound; without watchers
- * nothing is looked up. Denials come from the kernel's events; allowed flows are seen in its flow table, each once.
+ * nothing is looked up; a filter that could never match is refused. Denials come from the kernel's events; allowed flows are seen in
+ * its flow table, each once, and of those that came and went between two looks the number is told (daemon.ts).
  */
 import { formatAddress, parseAddress, parsePrefix, prefixContains, type Prefix } from "../addresses/address.js";
 import type { WatchQuery } from "../api/schema.js";
+import { outcomes } from "../dns/metrics.js";
+import { EnforcerError } from "../errors.js";
+import { reasonNames, verdictOf } from "../kernel/counters.js";
+import { suggest } from "../policy/diagnostics.js";
+import { matchesPattern, parsePattern } from "../policy/names.js";
+import { httpReasons } from "../tls/http/refusal.js";
+import { connectionOutcomes } from "../tls/reasons.js";
 
 /** An event as it is written: one JSON object a line. */
 export interface WatchEvent {
@@ -21,7 +29,12 @@ export interface Watcher {
   readonly send: (event: WatchEvent) => boolean;
 }
 
-interface Seat { readonly watcher: Watcher; readonly wants: (event: WatchEvent) => boolean; lost: number }
+interface Seat { readonly watcher: Watcher; readonly wants: (event: WatchEvent) => boolean; readonly flows: boolean; lost: number }
+
+/** Reasons that a flow that is let through may carry (describeAllowed), and those of denials. */
+const ALLOWED: readonly string[] = ["rule-allow", "default-allow", "intercepted"];
+const SERVED: readonly string[] = ["answered", "no-data", "absent", "any", "ignored", "spliced", "intercepted", "plain-http", "dot"];
+const DENIED: readonly string[] = [...new Set([...reasonNames.filter((_, i) => verdictOf(i + 1) === "deny"), ...outcomes, ...Object.keys(connectionOutcomes), ...Object.keys(httpReasons)])].filter((reason) => !SERVED.includes(reason));
 
 /** Watchers at one time. */
 export const WATCHERS = 64;
@@ -31,13 +44,14 @@ export class WatchHub {
 
   get size(): number { return this.#seats.size; }
 
-  /** Whether anybody wants to see flows that are let through. */
-  get wantsFlows(): boolean { return [...this.#seats].some(({ watcher: { query } }) => query.verdict === "allow"); }
+  /** Whether anybody wants to see flows of the sandbox that are let through. */
+  wantsFlows(sandbox: string): boolean { return [...this.#seats].some(({ flows, watcher: { query } }) => flows && (query.sandbox ?? sandbox) === sandbox); }
 
-  /** @returns what ends it; null when there are too many. */
+  /** @returns what ends it; null when there are too many. @throws EnforcerError E_REQUEST when nothing could ever match. */
   add(watcher: Watcher): (() => void) | null {
+    const { wants, verdict } = filterOf(watcher.query);
     if (this.#seats.size >= WATCHERS) return null;
-    const seat: Seat = { watcher, wants: filterOf(watcher.query), lost: 0 };
+    const seat: Seat = { watcher, wants, flows: verdict === "allow", lost: 0 };
     this.#seats.add(seat);
     return () => { this.#seats.delete(seat); };
   }
@@ -52,25 +66,34 @@ export class WatchHub {
 }
 
 /** Events that are no verdict (attached, detached, policy, notice) go to all who did not narrow to verdicts. */
-function filterOf({ sandbox, verdict, reason, destination }: WatchQuery): (event: WatchEvent) => boolean {
+function filterOf({ sandbox, verdict, reason, destination }: WatchQuery): { readonly wants: (event: WatchEvent) => boolean; readonly verdict: "allow" | "deny" } {
   const narrowed = verdict !== undefined || reason !== undefined || destination !== undefined;
+  // Flows that are let through are told only to those who ask for them: there are many.
+  const wanted = verdict ?? (reason !== undefined && ALLOWED.includes(reason) ? "allow" : "deny");
+  if (reason !== undefined && !(wanted === "allow" ? ALLOWED : DENIED).includes(reason)) throw new EnforcerError("E_REQUEST", `${reason} is no reason for which anything is ${wanted === "allow" ? "let through" : "denied"}`, { remedy: `${suggest(reason, wanted === "allow" ? ALLOWED : DENIED)}; see docs/REASONS.md` });
   const matches = destination === undefined ? null : destinationFilter(destination);
-  return (event) => {
-    if (sandbox !== undefined && event.sandbox !== sandbox) return false;
-    const shown = verdictOf(event);
-    if (shown === null) return !narrowed;
-    // Flows that are let through are told only to those who ask for them: there are many.
-    if (shown !== (verdict ?? "deny")) return false;
-    if (reason !== undefined && event.reason !== reason) return false;
-    return matches === null || matches(event);
+  return {
+    verdict: wanted,
+    wants: (event) => {
+      if (sandbox !== undefined && event.sandbox !== sandbox) return false;
+      // Flows that nobody saw may have been any.
+      if (event.event === "unseen") return wanted === "allow";
+      const shown = shownVerdict(event);
+      if (shown === null) return !narrowed;
+      if (shown !== wanted) return false;
+      if (reason !== undefined && event.reason !== reason) return false;
+      return matches === null || matches(event);
+    },
   };
 }
 
-function verdictOf({ event }: WatchEvent): "allow" | "deny" | null {
+function shownVerdict({ event }: WatchEvent): "allow" | "deny" | null {
   return event === "allowed" ? "allow" : event === "denied" || event === "dns-denied" || event === "tls-denied" ? "deny" : null;
 }
 
-function destinationFilter(text: string): (event: WatchEvent) => boolean {
+/** @throws EnforcerError E_REQUEST. */
+function destinationFilter(written: string): (event: WatchEvent) => boolean {
+  const text = /^\[.*\]$/.test(written) ? written.slice(1, -1) : written;
   const address = parseAddress(text);
   const prefix: Prefix | null = address === null ? parsePrefix(text) : null;
   const far = (event: WatchEvent): string | null => (event.direction === "ingress" ? event.source : (event.destination ?? event.address)) as string | null;
@@ -81,6 +104,7 @@ function destinationFilter(text: string): (event: WatchEvent) => boolean {
       return there !== null && prefixContains(prefix, there);
     };
   }
-  const name = text.toLowerCase();
-  return ({ name: seen }) => typeof seen === "string" && (name.startsWith("*.") ? seen.toLowerCase().endsWith(name.slice(1)) : seen.toLowerCase() === name);
+  const pattern = parsePattern(text);
+  if (!pattern.ok) throw new EnforcerError("E_REQUEST", `destination: ${pattern.refusal.message}`, { remedy: "name an address, a prefix, a name, or *.name for what is below it" });
+  return ({ name }) => typeof name === "string" && matchesPattern(pattern.value, name.toLowerCase().split("."));
 }

@@ -32,7 +32,7 @@ export const policyRequest = z.strictObject({
 export type PolicyRequest = z.infer<typeof policyRequest>;
 
 /** Printable, no slash but between namespace and tap. */
-const sandboxName = z.string().min(1).max(120).regex(/^[^\p{Cc}\s/]+(?:\/[^\p{Cc}\s/]+)?$/u, "a name without blanks is wanted");
+const sandboxName = z.string().min(1).max(120).regex(/^[^\p{Cc}\s/]+(?:\/[^\p{Cc}\s/]+)?$/u, "a name without blanks, and with one slash at most between two parts, is wanted");
 
 export const attachRequest = z.strictObject({
   tap: z.string().min(1).max(15),
@@ -51,7 +51,6 @@ export const attachRequest = z.strictObject({
 });
 export type AttachRequest = z.infer<typeof attachRequest>;
 
-const flag = z.enum(["0", "1"]);
 export const flowsQuery = z.strictObject({ limit: z.coerce.number().int().min(1).max(1_048_576).optional() });
 export const watchQuery = z.strictObject({
   sandbox: sandboxName.optional(),
@@ -69,7 +68,6 @@ export const explainQuery = z.strictObject({
 });
 export type ExplainQuery = z.infer<typeof explainQuery>;
 export const noQuery = z.strictObject({});
-export const statusQuery = z.strictObject({ full: flag.optional() });
 
 // ---- answers ---------------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ const routes: readonly Route[] = [
   route("GET", "/sandboxes/{name}/flows", flowsQuery, null, ({ agent, name, query }) => flowsView(agent, name, query.limit ?? 1000)),
   route("GET", "/sandboxes/{name}/explain", explainQuery, null, ({ agent, name, query }) => explainQuestion(agent, name, query)),
   route("GET", "/watch", watchQuery, null, ({ agent, query, request, response }) => {
-    const end = agent.watchers.add({
+    const end = agent.watch({
       query,
       send: (event) => {
         if (response.writableLength > WATCH_BACKLOG) return false;

@@ -29,6 +29,14 @@ export function readQuestion({ destination, protocol, port, direction = "egress"
     if (url.port === "" && standard === undefined && port === undefined) throw new EnforcerError("E_REQUEST", `${url.protocol} has no port that is known here`, { remedy: "give protocol and port" });
     host = url.hostname.startsWith("[") ? url.hostname.slice(1, -1) : url.hostname;
     chosen = port ?? (url.port === "" ? standard! : Number(url.port));
+  } else {
+    // As in a URL: NAME:PORT, [ADDRESS] or [ADDRESS]:PORT. An IPv6 address alone has more colons, and no brackets.
+    const ended = /^(\[[0-9a-f:.]+\]|[^:[\]]+)(?::(\d{1,5}))?$/i.exec(destination);
+    if (ended !== null) {
+      host = ended[1]!.startsWith("[") ? ended[1]!.slice(1, -1) : ended[1]!;
+      if (ended[2] !== undefined && Number(ended[2]) > 65535) throw new EnforcerError("E_REQUEST", `${destination} has no port`, { remedy: "a port is 0 to 65535" });
+      if (ended[2] !== undefined) chosen = port ?? Number(ended[2]);
+    }
   }
   if (protocol !== undefined) {
     const parsed = parseProto(/^\d+$/.test(protocol) ? Number(protocol) : protocol);

@@ -26,6 +26,8 @@ export interface FlowRow {
   readonly policy: bigint;
   /** Seconds between its first packet and its last one so far; null: not known. */
   readonly lasted: number | null;
+  /** The kernel's tick at which it was opened; null: not known. */
+  readonly opened: bigint | null;
   /** It goes through the agent, which looks who is meant. */
   readonly intercepted: boolean;
 }
@@ -44,7 +46,7 @@ function readFlows(map: BpfMap, limit: number): { readonly rows: FlowRow[]; read
       remote: Uint8Array.from(keys.subarray(k + key.remote.offset, k + key.remote.offset + 16)),
       remotePort: keys.readUInt16BE(k + key.remote_port.offset), guestPort: keys.readUInt16BE(k + key.guest_port.offset),
       rule: rule >= AbiLimit.MAX_RULES ? null : rule, policy: values.readBigUInt64LE(v + value.policy.offset),
-      lasted: Number(seen - created) * tick / 1e9, intercepted: false,
+      lasted: Number(seen - created) * tick / 1e9, opened: created, intercepted: false,
     });
   }
   return { rows, total: count };
@@ -62,7 +64,7 @@ function readIntercepted(map: BpfMap, limit: number): { readonly rows: FlowRow[]
     if (total++ >= limit) continue;
     rows.push({
       protocol: entry[fields.proto.offset]!, direction: "egress", remote: Uint8Array.from(entry.subarray(fields.remote.offset, fields.remote.offset + 16)),
-      remotePort: entry.readUInt16BE(fields.remote_port.offset), guestPort: entry.readUInt16BE(fields.guest_port.offset), rule: null, policy: 0n, lasted: null, intercepted: true,
+      remotePort: entry.readUInt16BE(fields.remote_port.offset), guestPort: entry.readUInt16BE(fields.guest_port.offset), rule: null, policy: 0n, lasted: null, opened: null, intercepted: true,
     });
   }
   return { rows, total };

@@ -185,12 +185,13 @@ function weaknesses(tap: Link): string[] {
 /**
  * Takes a preparation back: settings that still read as they were set get their former value. A tap that is gone, or is
  * another device under the same name by now, is left alone.
+ * @param name where nothing else shows that the number is still this tap's: one that has another name is then left alone too.
  * @returns whether the tap was still there.
  */
-export function restoreTap({ ifindex, changes }: Pick<TapPreparation, "ifindex" | "changes">): boolean {
+export function restoreTap({ ifindex, changes, name }: Pick<TapPreparation, "ifindex" | "changes"> & { readonly name?: string }): boolean {
   // By index: the tap may have been renamed, and another may have its name.
   const tap = findLinkByIndex(ifindex);
-  if (tap === null) return false;
+  if (tap === null || (name !== undefined && (tap.name !== name || tap.tunType !== "tap"))) return false;
   revertSysctls(tap.name, changes);
   return true;
 }

@@ -9,7 +9,8 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Agent } from "../../src/agent/daemon.js";
-import { WatchHub, type WatchEvent } from "../../src/agent/watch.js";
+import { WatchHub, type Watcher, type WatchEvent } from "../../src/agent/watch.js";
+import type { WatchQuery } from "../../src/api/schema.js";
 import { AgentClient, EnforcerError } from "../../src/index.js";
 import { serveApi, type ApiServer } from "../../src/api/server.js";
 
@@ -19,6 +20,7 @@ const asked: unknown[] = [];
 const watchers = new WatchHub();
 const agent = {
   watchers,
+  watch: (watcher: Watcher) => watchers.add(watcher),
   known: () => [],
   need: (name: string) => { throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}`); },
   enforced: (name: string) => { throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}`); },
@@ -153,6 +155,34 @@ describe("the API", () => {
     }).toBe(true);
     slow.destroy();
     await expect.poll(() => watchers.size).toBe(0);
+  });
+
+  it.each<[WatchQuery, RegExp | null]>([
+    [{ reason: "no-pinn" }, /did you mean no-pin\?/], [{ reason: "rule-allow" }, null], [{ reason: "blocked" }, null], [{ reason: "name-denied" }, null], [{ reason: "intercepted", verdict: "deny" }, /intercepted is no reason for which anything is denied/],
+    [{ reason: "established" }, /no reason/], [{ destination: "a/b" }, /destination/], [{ destination: "[2606:4700::1]" }, null], [{ destination: "*.b\u00fccher.example" }, null], [{ destination: "suffix:example.com" }, null],
+  ])("a filter is read when it is asked for: %j", (query, words) => {
+    const hub = new WatchHub();
+    const add = (): unknown => hub.add({ query, send: () => true });
+    if (words === null) expect(add()).toBeTypeOf("function");
+    else expect(add).toThrow(expect.objectContaining({ code: "E_REQUEST" }) as Error);
+    if (words !== null) {
+      let text = "";
+      try {
+        add();
+      } catch (error) {
+        text = `${(error as EnforcerError).message}; ${(error as EnforcerError).remedy}`;
+      }
+      expect(text).toMatch(words);
+    }
+    expect(hub.wantsFlows("tap0")).toBe(query.reason === "rule-allow");
+  });
+
+  it("names in other letters and below a pattern are found", () => {
+    const hub = new WatchHub();
+    const seen: unknown[] = [];
+    hub.add({ query: { destination: "*.B\u00fccher.example" }, send: (event) => Boolean(seen.push(event.name)) });
+    for (const name of ["xn--bcher-kva.example", "www.xn--bcher-kva.example", "www.XN--BCHER-KVA.example", "www.other.example"]) hub.tell({ event: "dns-denied", time: "", sandbox: "tap0", name, reason: "denied" });
+    expect(seen).toEqual(["www.xn--bcher-kva.example", "www.XN--BCHER-KVA.example"]);
   });
 
   it("has room for a bounded number of watchers", async () => {

@@ -66,11 +66,13 @@ describe("explain", () => {
   it.each([
     ["https://api.example/x?y", { port: 443, protocol: 6 }], ["http://api.example", { port: 80 }], ["http://api.example:8080/", { port: 8080 }], ["ssh://git.example", { port: 22 }],
     ["https://[2606:4700::1]/", { port: 443 }], ["2606:4700::1", { port: 443 }], ["API.Example.", { name: ["api", "example"] }],
+    ["[2606:4700::1]", { port: 443, name: null }], ["[2606:4700::1]:8443", { port: 8443, name: null }], ["192.0.2.1:22", { port: 22, name: null }], ["api.example:8443", { port: 8443, name: ["api", "example"] }],
+    ["https://b\u00fccher.example/", { port: 443, name: ["xn--bcher-kva", "example"] }], ["b\u00fccher.example:80", { port: 80, name: ["xn--bcher-kva", "example"] }],
   ])("reads %s", (destination, want) => {
     expect(readQuestion({ destination })).toMatchObject(want);
   });
 
-  it.each([["not a name"], ["foo://x"], ["http://"], ["1.2.3"], ["*.example.com"]])("refuses %s", (destination) => {
+  it.each([["not a name"], ["foo://x"], ["http://"], ["1.2.3"], ["*.example.com"], ["[2606:4700::1]:99999"], ["[nothing]"], ["api.example:99999"], ["1.2.3.4:x"]])("refuses %s", (destination) => {
     expect(() => readQuestion({ destination })).toThrow(expect.objectContaining({ code: "E_REQUEST" }) as Error);
   });
 });
