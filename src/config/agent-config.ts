@@ -24,19 +24,31 @@ export const DEFAULT_BPFFS = "/sys/fs/bpf";
 export const DEFAULT_METRICS = "127.0.0.1:9469";
 const DEFAULT_SANDBOXES = 1024;
 
-const prefixes = z.array(z.string().refine((text) => parseAddress(text) !== null || parsePrefix(text) !== null, "an address or a prefix is wanted, such as 192.0.2.7/32"));
+// The same forms as regular expressions, for whoever checks a file by the JSON schema: parseAddress's, parsePrefix's and so on.
+const OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])";
+const V4 = `${OCTET}(\\.${OCTET}){3}`;
+const HEX = "[0-9A-Fa-f]{1,4}";
+const LAST = `(${HEX}:${HEX}|${V4})`;
+const V6 = `((${HEX}:){6}${LAST}|::(${HEX}:){5}${LAST}|(${HEX})?::(${HEX}:){4}${LAST}|${[1, 2, 3, 4].map((most) => `((${HEX}:){0,${most}}${HEX})?::${most === 4 ? "" : most === 3 ? `${HEX}:` : `(${HEX}:){${4 - most}}`}${LAST}`).join("|")}|((${HEX}:){0,5}${HEX})?::${HEX}|((${HEX}:){0,6}${HEX})?::)`;
+const PORT = "(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|0{0,4}[0-9]|0{0,3}[1-9][0-9]|0{0,2}[1-9][0-9]{2}|0?[1-9][0-9]{3})";
+const PREFIX = `^(${V4}(/(3[0-2]|[12]?[0-9]))?|${V6}(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)$`;
+const LISTEN = `^(off|(${V4}|\\[(${V6}|${V4})\\]):${PORT})$`;
+const UPSTREAM = `^(${V6}|(\\[${V6}\\]|${V4})(:${PORT})?)$`;
+const NAT64 = `^${V6}/(32|40|48|56|64|96)$`;
+
+const prefixes = z.array(z.string().refine((text) => parseAddress(text) !== null || parsePrefix(text) !== null, "an address or a prefix is wanted, such as 192.0.2.7/32").meta({ pattern: PREFIX }));
 const path = z.string().min(1).max(4096);
-const upstream = z.string().refine((text) => parseUpstream(text).ok, "an address, with a port where it is not 53, is wanted: 192.0.2.53 or \"192.0.2.53:5353\"");
+const upstream = z.string().refine((text) => parseUpstream(text).ok, "an address, with a port where it is not 53, is wanted: 192.0.2.53 or \"192.0.2.53:5353\"").meta({ pattern: UPSTREAM });
 
 /** What the file may hold; the JSON schema in docs/agent.schema.json is made from it. */
 export const agentConfigSchema = z.strictObject({
   run_dir: path.optional().describe("Directory for the socket, locks and state. Default /run/enforcer. Takes effect at a start."),
   bpffs: path.optional().describe("Where the BPF file system is mounted, or a directory in it. Default /sys/fs/bpf. Takes effect at a start."),
-  metrics: z.string().refine((text) => text === "off" || parseListen(text) !== null, "ADDR:PORT or off is wanted").optional().describe("Where Prometheus metrics are served, ADDR:PORT, or off. Default 127.0.0.1:9469."),
+  metrics: z.string().refine((text) => text === "off" || parseListen(text) !== null, "ADDR:PORT or off is wanted").meta({ pattern: LISTEN }).optional().describe("Where Prometheus metrics are served, ADDR:PORT, or off. Default 127.0.0.1:9469."),
   expedite_rcu: z.boolean().optional().describe("Whether attaching and detaching may have the kernel end RCU grace periods early, by interrupts to all CPUs for about a millisecond (/sys/kernel/rcu_expedited), as it does itself when a network device is deleted. An attach takes several times as long without. Default true."),
   sandboxes: z.int().min(1).max(4096).optional().describe("Sandboxes at one time. Default 1024. Takes effect when nothing of a former agent is in force."),
-  groups: z.partialRecord(z.enum(["host", "metadata", "loopback", "private", "link-local", "multicast", "reserved"]), prefixes).optional().describe("Prefixes that are added to an address group."),
-  nat64_prefixes: z.array(z.string()).optional().describe("Prefixes of this network's NAT64 translators (RFC 6052)."),
+  groups: z.partialRecord(z.enum(["host", "metadata", "loopback", "private", "link-local", "multicast", "reserved"]), prefixes).optional().describe("Prefixes that are added to an address group; bits beyond the length are 0, and IPv4 is not written as IPv6."),
+  nat64_prefixes: z.array(z.string().meta({ pattern: NAT64 })).optional().describe("Prefixes of this network's NAT64 translators (RFC 6052)."),
   policy: path.optional().describe("Policy file of sandboxes that are attached without one. Default: the built-in policy."),
   floor: path.optional().describe("Policy file that is judged with every sandbox's policy: both must allow. Its limits are the most a policy may ask for."),
   limits: z.strictObject(Object.fromEntries(Object.values(limitKinds).map(({ key, min, max }) => [key, z.int().min(min).max(max).optional()]))).optional().describe("Limits of sandboxes whose policy does not say otherwise."),

@@ -2,8 +2,11 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
-import { agentConfigJsonSchema, parseAgentConfig, readAgentConfig } from "../../src/config/agent-config.js";
+import { z } from "zod";
+import { isV4, parseAddress, parsePrefix } from "../../src/addresses/address.js";
+import { agentConfigJsonSchema, agentConfigSchema, parseAgentConfig, readAgentConfig } from "../../src/config/agent-config.js";
 import type { EnforcerError } from "../../src/errors.js";
 
 const folder = mkdtempSync(path.join(tmpdir(), "enforcer-config-"));
@@ -77,6 +80,71 @@ attach:
 
   it("that is named must be there", () => {
     expect(() => readAgentConfig(path.join(folder, "absent.yaml"))).toThrow(expect.objectContaining({ code: "E_CONFIG" }) as Error);
+  });
+
+  describe("by its JSON schema", () => {
+    const json = agentConfigJsonSchema() as { properties: Record<string, { pattern?: string; items?: { pattern?: string }; additionalProperties?: { items: { pattern: string } } }> };
+    const schema = z.fromJSONSchema(json as never);
+    const patterns = { metrics: json.properties.metrics!.pattern!, upstreams: json.properties.upstreams!.items!.pattern!, groups: json.properties.groups!.additionalProperties!.items.pattern, nat64: json.properties.nat64_prefixes!.items!.pattern! };
+    const octets = (text: string): number[] => [...(parseAddress(text) ?? [])];
+
+    const v4 = fc.ipV4(), v6 = fc.oneof(fc.ipV6(), fc.constantFrom("::", "::1", "1::", "2001:db8::1", "::ffff:192.0.2.1", "1:2:3:4:5:6:7::", "::2:3:4:5:6:7:8", "1:2:3:4:5:6:1.2.3.4", "64:ff9b::"));
+    const port = fc.integer({ min: 1, max: 65_535 }).map(String);
+    const file = fc.constantFrom("floor.yaml", path.join(folder, "floor.yaml"));
+    const prefix = fc.oneof(v4, v6, fc.tuple(fc.constantFrom("10.0.0.0", "192.0.2.0", "172.16.0.0"), fc.integer({ min: 24, max: 32 })).map(([address, length]) => `${address}/${length}`), fc.tuple(fc.constantFrom("2001:db8::", "fd00::"), fc.integer({ min: 32, max: 128 })).map(([address, length]) => `${address}/${length}`));
+    const usable = (text: string): boolean => { const [a = 0, ...rest] = octets(text); return a !== 0xff && octets(text).some((octet) => octet !== 0) && !(rest[9] === 0xff && rest[10] === 0xff && (rest[11]! >= 224 || rest[11] === 0)); };
+    const name = fc.string({ minLength: 1, maxLength: 64 });
+    const config = fc.record({
+      run_dir: fc.string({ minLength: 1, maxLength: 50 }), bpffs: fc.string({ minLength: 1, maxLength: 50 }),
+      metrics: fc.oneof(fc.constant("off"), fc.tuple(v4, port).map((one) => one.join(":")), fc.tuple(v6, port).map(([address, number]) => `[${address}]:${number}`)),
+      expedite_rcu: fc.boolean(), sandboxes: fc.integer({ min: 1, max: 4096 }),
+      groups: fc.dictionary(fc.constantFrom("host", "metadata", "loopback", "private", "link-local", "multicast", "reserved"), fc.array(prefix.filter((text) => !text.includes(":") || !isV4(parsePrefix(text)!.bytes)), { maxLength: 4 })),
+      nat64_prefixes: fc.constantFrom([], ["2001:db8:64::/96"], ["2001:db8::/32", "2001:db9:1::/48"]),
+      policy: file, floor: file, limits: fc.record({ flows: fc.integer({ min: 16, max: 1_048_576 }), pins: fc.integer({ min: 16, max: 262_144 }), events_per_second: fc.integer({ min: 0, max: 10_000 }) }, { requiredKeys: [] }),
+      upstreams: fc.array(fc.oneof(v4, v6, fc.tuple(v4, port).map((one) => one.join(":")), fc.tuple(v6, port).map(([address, number]) => `[${address}]:${number}`)).filter((text) => usable(/^\[(.*)\]/.exec(text)?.[1] ?? (parseAddress(text) === null ? text.split(":")[0]! : text))), { minLength: 1, maxLength: 4 }),
+      attach: fc.array(fc.record({ match: name, policy: file, netns: name }, { requiredKeys: ["match"] }), { maxLength: 3 }),
+    }, { requiredKeys: [] });
+    const parse = (value: unknown): unknown => parseAgentConfig(JSON.stringify(value), file0);
+    const file0 = path.join(folder, "agent.json");
+
+    it("what it allows is taken", () => {
+      fc.assert(fc.property(config, (value) => {
+        expect(schema.safeParse(value).error).toBe(undefined);
+        parse(value);
+      }), { numRuns: 400 });
+    });
+
+    it("a key that it does not know is refused by both, wherever it stands", () => {
+      fc.assert(fc.property(config, fc.stringMatching(/^[a-z_]{3,12}$/), fc.anything({ maxDepth: 1 }).map((one) => (one === undefined ? null : one)), fc.nat(), (value, key, stranger, where) => {
+        const places: object[] = [value, ...(value.limits === undefined ? [] : [value.limits]), ...(value.groups === undefined ? [] : [value.groups]), ...(value.attach ?? [])];
+        const place = places[where % places.length]! as Record<string, unknown>;
+        fc.pre(!(key in place) && !Object.hasOwn(agentConfigSchema.shape, key) && !["flows", "pins", "names", "match", "host", "metadata", "loopback", "private", "multicast", "reserved"].includes(key));
+        place[key] = stranger;
+        expect(schema.safeParse(value).success).toBe(false);
+        expect(() => parse(value)).toThrow(expect.objectContaining({ code: "E_CONFIG", message: expect.stringContaining(key) as string }) as Error);
+        delete place[key];
+      }), { numRuns: 300 });
+    });
+
+    it("its patterns are the forms that are read", () => {
+      const one = <T,>(work: () => T): boolean => {
+        try {
+          work();
+          return true;
+        } catch {
+          return false;
+        }
+      };
+      const near = fc.tuple(fc.oneof(v4, v6, prefix, fc.tuple(v4, fc.integer({ min: 0, max: 70_000 })).map((two) => two.join(":")), fc.tuple(v6, fc.integer({ min: 0, max: 70_000 })).map(([address, number]) => `[${address}]:${number}`)), fc.nat(), fc.constantFrom("", "", "0", ":", ".", "/", "9", "[", "f", "g", "::", "256")).map(([text, at, mark]) => text.slice(0, at % (text.length + 1)) + mark + text.slice(at % (text.length + 1) + (mark === "9" ? 1 : 0)));
+      fc.assert(fc.property(near, (text) => {
+        expect([text, "metrics", new RegExp(patterns.metrics).test(text)]).toEqual([text, "metrics", one(() => parse({ metrics: text }))]);
+        expect([text, "groups", new RegExp(patterns.groups).test(text)]).toEqual([text, "groups", parseAddress(text) !== null || parsePrefix(text) !== null]);
+        const taken = one(() => parse({ upstreams: [text] }));
+        // An address that is no host's has the form all the same.
+        if (taken) expect([text, new RegExp(patterns.upstreams).test(text)]).toEqual([text, true]);
+        else if (new RegExp(patterns.upstreams).test(text)) expect([text, /^(\[?[0:]*\]?|\[?ff|0\.|2[2-5]|\[?(0*:)*:?ffff:)|:0+$/i.test(text)]).toEqual([text, true]);
+      }), { numRuns: 3000 });
+    });
   });
 
   it("has a JSON schema that refuses unknown keys and describes each", () => {
