@@ -12,7 +12,7 @@ import { isWithin, labelsOf, type Name } from "./wire.js";
 
 export interface NameVerdict {
   readonly allowed: boolean;
-  /** domain-rule bits that a pin of this name carries. */
+  /** domain-rule bits that a pin of this name carries, also where the name may not be looked up: it may have been told before. */
   readonly bits: readonly number[];
   /** index of the rule that decided, null when none did. */
   readonly rule: number | null;
@@ -64,6 +64,21 @@ export function judgeQuestion(policies: readonly SandboxPolicy[], name: Name, cl
     bits.push(verdict.bits);
   }
   return { refusal: null, bits, labels };
+}
+
+/**
+ * Rule bits of a pin that there is already, in each policy by itself: what was told stays told, and the rules about the name count for
+ * it, also those that would refuse its lookup now. null: no rule can match the name.
+ */
+export function bitsOfPin(policies: readonly SandboxPolicy[], name: Name, classify: Classify): ViewBits | null {
+  const labels = labelsOf(name);
+  if (!name.matchable || policies.length === 0) return null;
+  const address = addressOfReverse(labels);
+  const own = (address !== null && classify(address) !== "public") || tellsOfResolvers(labels);
+  return policies.map((policy) => {
+    const { reason, bits } = policy.judge(labels);
+    return own && reason !== "rule" ? [] : bits;
+  });
 }
 
 /**

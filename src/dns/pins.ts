@@ -443,8 +443,8 @@ export class PinBook {
   /**
    * Starts a policy swap: every pin is judged again and written to the new maps; from now on all views get every pin.
    * @param writers the maps of the new views, empty.
-   * @param judge bits of a name in each of the new views, null when one of them refuses it.
-   * @returns pins written and pins left out, because a new policy refuses the name or gives an address too many bits.
+   * @param judge bits of a name in each of the new views, also where it may not be looked up any more; null: none can match it.
+   * @returns pins written and pins left out, because a new policy gives an address too many bits.
    * @throws what a writer throws; the swap is then off and the old maps are as they were.
    */
   beginSwap(writers: readonly AddressWriter[], judge: (name: Name) => ViewBits | null): { written: number; left: number } {

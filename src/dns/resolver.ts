@@ -12,7 +12,7 @@ import { AnswerCache, cacheKey, type CacheEntry } from "./cache.js";
 import { followChain, type ChainFault, type Resolved } from "./chain.js";
 import { Ede, type EdeInfo } from "./ede.js";
 import { FastTable } from "./fast.js";
-import { judgeQuestion, targetRefused, type Classify, type Judgement, type SandboxPolicy } from "./judge.js";
+import { bitsOfPin, judgeQuestion, targetRefused, type Classify, type Judgement, type SandboxPolicy } from "./judge.js";
 import { TokenBucket, type DnsLimits } from "./limits.js";
 import { SandboxCounters, outcomeIndex, type Outcome } from "./metrics.js";
 import type { PinBook, ViewBits } from "./pins.js";
@@ -214,11 +214,8 @@ export class Resolver {
     this.flightShare = Math.max(1, Math.floor(MAX_ASKS / Math.max(1, count)));
   }
 
-  /** Bits of a name's pins under each of the policies; null when one refuses the name. */
-  bitsUnder(policies: readonly SandboxPolicy[], name: Name): ViewBits | null {
-    const judgement = judgeQuestion(policies, name, this.classify);
-    return judgement.refusal === null ? judgement.bits : null;
-  }
+  /** Bits of a name's pins under each of the policies; null when no rule can match it. */
+  bitsUnder(policies: readonly SandboxPolicy[], name: Name): ViewBits | null { return bitsOfPin(policies, name, this.classify); }
 
   /**
    * The address groups have changed: nothing that was judged before counts any more, and pins on addresses that would be

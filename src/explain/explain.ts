@@ -141,7 +141,12 @@ export function explainFlow(facts: ExplainFacts, question: ExplainQuestion, addr
   const judgements: { readonly judged: Judgement; readonly flow: FlowVerdict; readonly of: Policy }[] = [];
   for (const [which, of] of [["policy", policy], ["floor", floor]] as const) {
     if (of === null) continue;
-    const flow = judgeFlow(of, groups, { ...ask, inspect: true });
+    const judge = new NameJudge(of, { groups });
+    const guarded = ask.names.filter((labels) => {
+      const { allowed, reason, special } = judge.judge(labels);
+      return !allowed && (reason === "blocked" || special !== undefined);
+    });
+    const flow = judgeFlow(of, groups, { ...ask, guarded, inspect: true });
     judgements.push({ of, flow, judged: { policy: which, verdict: flow.verdict, reason: flow.reason, rule: flow.rule === null ? null : ruleFact(of.rules[flow.rule]!) } });
   }
   const own = judgements[0]!;

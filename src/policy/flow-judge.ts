@@ -27,6 +27,8 @@ export interface FlowQuestion {
   readonly port: number;
   /** Names that count as pinned to the address, live: labels, lower case, root excluded. */
   readonly names: readonly (readonly string[])[];
+  /** Of `names`, those whose lookup is refused whatever the rules allow (block list, metadata, local names): only rules that deny count. */
+  readonly guarded?: readonly (readonly string[])[];
   /** Names whose pin at the address has expired: they grant nothing, and say why. */
   readonly expired?: readonly (readonly string[])[];
   /** The agent looks into connections (`inspect` of compile.ts); default: it does not. */
@@ -56,11 +58,12 @@ export function isNameService(protocol: number, port: number): boolean {
 
 /** @param groups the address groups of the moment. */
 export function judgeFlow(policy: Policy, groups: GroupTable, question: FlowQuestion): FlowVerdict {
-  const { direction, address, protocol, port, names, expired = [], inspect = false } = question;
+  const { direction, address, protocol, port, names, guarded = [], expired = [], inspect = false } = question;
   const plan = inspect && direction === "egress" ? inspectionOf(policy) : null;
   const looked = (protocol === Proto.tcp || protocol === Proto.udp) && plan?.ports.includes(port) === true;
   const group = classify(groups, address);
-  const counted = names.filter((name) => policy.rules.some((rule) => coversName(rule, name)));
+  const opens = (rule: Rule, name: readonly string[]): boolean => coversName(rule, name) && (rule.action === "deny" || !guarded.includes(name));
+  const counted = names.filter((name) => policy.rules.some((rule) => opens(rule, name)));
   const is = (verdict: "allow" | "deny", reason: ReasonName, rule: number | null = null): FlowVerdict => ({ verdict, rule, reason, group, counted, inspected: false });
   // What is allowed to such a port goes to the agent, which cannot look into QUIC.
   const allowed = (reason: ReasonName, rule: number | null, inspected: boolean): FlowVerdict => {
@@ -74,7 +77,7 @@ export function judgeFlow(policy: Policy, groups: GroupTable, question: FlowQues
   const reaching = explicitGroups.includes(group) ? [] : counted;
   for (const rule of policy.rules) {
     if (rule.direction !== direction || !speaksOf(rule, protocol, port)) continue;
-    if (!coversAddress(rule, address, group) && !reaching.some((name) => coversName(rule, name))) continue;
+    if (!coversAddress(rule, address, group) && !reaching.some((name) => opens(rule, name))) continue;
     return rule.action === "allow" ? allowed("rule-allow", rule.index, plan?.rules.has(rule.index) === true) : is("deny", "rule-deny", rule.index);
   }
   if (!ordinary.includes(protocol)) return is("deny", "protocol");

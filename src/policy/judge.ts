@@ -127,9 +127,12 @@ export class NameJudge {
     if (this.#policy.noNet) return { allowed: false, bits: [], rule: null, reason: "default" };
     // A label that holds a dot, NUL, backslash or a byte outside printable ASCII never matches a rule, and nothing else lets it pass.
     if (!labels.every(plainLabel)) return { allowed: false, bits: [], rule: null, reason: "default", special: "malformed" };
-    if (this.#block.blocks(labels)) return { allowed: false, bits: [], rule: null, reason: "blocked" };
     const matches = this.#matches(labels);
-    const bits = [...new Set(matches.map(({ index }) => this.#bits.bitOf[index] as number))].sort((a, b) => a - b);
+    const bitsOf = (some: readonly NameRule[]): number[] => [...new Set(some.map(({ index }) => this.#bits.bitOf[index] as number))].sort((a, b) => a - b);
+    // What is refused whatever the rules allow is opened by none of them, but those that deny it hold all the same.
+    const denying = (): number[] => bitsOf(matches.filter(({ rule }) => rule.action === "deny"));
+    if (this.#block.blocks(labels)) return { allowed: false, bits: denying(), rule: null, reason: "blocked" };
+    const bits = bitsOf(matches);
     const guarded = special(labels, this.#localSuffixes(), this.#table());
     // A name that needs a rule of its own is not opened by a rule for everything, so the rules behind that one still speak.
     const end = this.#open === null || (guarded !== null && this.#open.action === "allow") ? Infinity : this.#open.index;
@@ -141,7 +144,7 @@ export class NameJudge {
         return { allowed: true, bits, rule: index, reason: "rule" };
       }
     }
-    if (guarded !== null) return { allowed: false, bits, rule: null, reason: "default", special: guarded.kind };
+    if (guarded !== null) return { allowed: false, bits: denying(), rule: null, reason: "default", special: guarded.kind };
     if (this.#open === null) return { allowed: this.#policy.defaultEgress === "allow", bits, rule: null, reason: "default" };
     const allowed = this.#open.action === "allow";
     return { allowed, bits, rule: this.#open.index, reason: allowed ? "open" : "rule" };

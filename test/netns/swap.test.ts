@@ -112,6 +112,27 @@ test("A21 a connection whose rule is taken away is reset at both ends; one that 
   await server.stop("SIGKILL");
 });
 
+test("A21 a name that was told and that the new policy denies is denied at its address, also where another name or a prefix opens it", async () => {
+  const far = world.own(world.internet.start([process.execPath, "-e", `require("node:net").createServer((socket) => { socket.on("error", () => undefined); socket.pipe(socket); }).listen(7778, () => console.log("ready"))`]));
+  await far.line((line) => line === "ready");
+  const tcp = async (): Promise<boolean> => (await world.guest.probe(["tcp", X, "7778"], 700)).ok;
+  await agent.client.attach({ tap: "tap0", policy: {} });
+  expect((await world.guest.probe(["dns", "udp", "8.8.8.8", "site.example", "A"], 3000)).ok).toBe(true);
+  expect((await world.guest.probe(["tcp", X, "7778"], 3000)).ok).toBe(true);
+  for (const rules of [["deny@site.example", `allow@${X}/32`], ["deny@site.example:tcp:7778", "allow@public"], ["deny@suffix:example", "allow@public"]]) {
+    await agent.client.setPolicy("tap0", { rules });
+    expect(await tcp(), rules.join(" ")).toBe(false);
+    expect(await agent.client.explain("tap0", { destination: X, port: 7778 })).toMatchObject({ verdict: "deny", reason: "rule-deny" });
+  }
+  // Also after a restart of the agent.
+  await agent.kill();
+  await agent.restart();
+  expect(await tcp()).toBe(false);
+  await agent.client.setPolicy("tap0", { rules: ["allow@public"] });
+  expect((await world.guest.probe(["tcp", X, "7778"], 3000)).ok).toBe(true);
+  await far.stop("SIGKILL");
+});
+
 test("A23 a guest that opens flows and asks names without end is limited itself; its sibling keeps pins, flows and answers", async () => {
   const server = world.internet.start([process.execPath, "-e", 'require("node:net").createServer((socket) => socket.pipe(socket)).listen(7777, () => console.log("ready"))']);
   await server.line((line) => line === "ready");

@@ -642,16 +642,33 @@ describe("policy swap", () => {
     const next = new KernelPins();
     let disposed = 0;
     const result = world.service.beginSwap(0, 1, [policyOf(world, { tokens: ["deny@two.example", "allow@new.example:tcp:1", "allow@one.example:tcp:443"] })], [next], world.sandbox.upstreams.servers, () => disposed++);
-    expect(result).toEqual({ written: 1, left: 0 });
+    expect(result).toEqual({ written: 2, left: 0 });
     expect(next.entries.get(PUBLIC)).toEqual([{ bit: 2, expires: 1_301 }]);
+    // What was told stays told: the rule that denies the name holds for its address.
+    expect(next.entries.get("93.184.216.35")).toEqual([{ bit: 0, expires: 1_301 }]);
     expect((await world.ask("two.example")).rcode).toBe(3);
     expect((await world.ask("new.example")).rcode).toBe(3);
     expect((await world.ask("one.example")).rcode).toBe(0);
     world.service.confirmSwap(0, 1, world.sandbox.limits);
     expect((await world.ask("new.example")).rcode).toBe(0);
-    expect(next.entries.get("93.184.216.35")).toEqual([{ bit: 1, expires: 1_301 }]);
-    expect(world.sandbox.pins.list().filter((p) => grants(p.bits))).toHaveLength(2);
+    expect(next.entries.get("93.184.216.35")).toEqual([{ bit: 0, expires: 1_301 }, { bit: 1, expires: 1_301 }]);
+    expect(world.sandbox.pins.list().filter((p) => grants(p.bits))).toHaveLength(3);
     expect(disposed).toBe(0);
+  });
+
+  it("a name that the new policy blocks opens nothing at its address, and a rule that denies it still holds", async () => {
+    const { KernelPins, policyOf } = await import("./dns-world.js");
+    const world = new World({ yaml: "rules: [{allow: public}]", upstream: always({ answers: [a("one.example", PUBLIC)] }) });
+    await world.ask("one.example");
+    for (const [yaml, bits] of [
+      ["rules: [{allow: one.example, ports: [443]}]", [0]], ["dns: {block: [one.example]}\nrules: [{allow: one.example, ports: [443]}]", undefined],
+      ["dns: {block: [one.example]}\nrules: [{deny: one.example, ports: [22]}, {allow: one.example, ports: [443]}]", [0]], ["rules: [{deny: one.example}, {allow: 'suffix:example'}]", [0, 1]], ["rules: []", undefined],
+    ] as const) {
+      const next = new KernelPins();
+      world.service.beginSwap(0, 1, [policyOf(world, { yaml })], [next], null, () => undefined);
+      expect([yaml, next.entries.get(PUBLIC)?.map(({ bit }) => bit)]).toEqual([yaml, bits]);
+      world.service.abortSwap(0, 1);
+    }
   });
 
   it("a name that an open policy told gets its pin when a rule comes to name it", async () => {

@@ -134,6 +134,10 @@ describe("A35: names of the host, its network and metadata endpoints", () => {
 
 describe("the block list wins over every allow", () => {
   const text = "rules: [{allow: suffix:example.net}, {allow: public}]\ndns: {block: [ads.example.net, '*.track.example.net', suffix:evil.example]}";
+  it("a blocked name carries the bits of rules that deny it, and no other", () => {
+    expect(judge("rules: [{allow: a.example, ports: [1]}, {deny: a.example, ports: [2]}]\ndns: {block: [a.example]}", "a.example")).toEqual({ allowed: false, bits: [1], rule: null, reason: "blocked" });
+    expect(judge("rules: [{allow: 'suffix:internal'}, {deny: metadata.google.internal, ports: [2]}]", "metadata.google.internal")).toMatchObject({ allowed: false, bits: [1], special: "metadata" });
+  });
   it.each([["ads.example.net", false], ["x.ads.example.net", true], ["track.example.net", true], ["a.track.example.net", false], ["a.b.track.example.net", false], ["evil.example", false], ["a.evil.example", false], ["notevil.example", true], ["example.net", true]])("%s → %s", (name, allowed) => {
     const verdict = judge(text, name);
     expect(verdict.allowed).toBe(allowed);
