@@ -10,6 +10,7 @@
  */
 import type { Duplex, Readable } from "node:stream";
 import { matchesPattern } from "../policy/names.js";
+import type { SecretSpec } from "../policy/types.js";
 import { type Fields, tokensOf, valuesOf } from "../tls/http/fields.js";
 import type { ExchangeFilter, RequestFacts } from "../tls/http/passage.js";
 import { refuse, type Refusal } from "../tls/http/refusal.js";
@@ -18,7 +19,7 @@ import { FOUND_FROM, Finder, type Hit } from "./finder.js";
 import { type BodyKind, bodyKind, inBody, percentEncoded } from "./rendering.js";
 import { actionOf } from "./names.js";
 import type { KnownSecret, SecretSet } from "./sandbox-secrets.js";
-import { Pass, PassStream } from "./stream.js";
+import { Pass, PassStream, type Sought } from "./stream.js";
 import type { Form, Gate, Place, Violation } from "./types.js";
 import { FrameStream } from "./websocket.js";
 
@@ -69,9 +70,10 @@ class Request {
     this.#set = set;
     this.#gate = gate;
     this.#request = request;
-    const here = gate.intercepted ? set.secrets.filter((secret) => isFor(secret, gate)) : [];
+    const here = gate.intercepted ? set.secrets.filter(({ spec }) => isFor(spec, gate)) : [];
     this.#open = new Set(gate.verified && gate.pinned ? here : []);
-    this.#scrubbed = here;
+    // What it had before the policy took it away it may still tell.
+    this.#scrubbed = gate.intercepted ? set.secrets.filter(({ spec, removed }) => isFor(spec ?? removed, gate)) : [];
   }
 
   readonly #scrubbed: readonly KnownSecret[];
@@ -222,7 +224,8 @@ export function describeViolation({ secret, what, place, field, form, host }: Vi
   return `the ${what} of secret ${secret}${form === "raw" ? "" : `, in ${form === "basic" ? "Basic credentials" : form === "json" ? "JSON escapes" : form === "percent" ? "percent escapes" : form === "hex" ? "hexadecimal" : form}`}, in ${field === null ? places[place] : `the field ${field}`}${place === "dns-name" ? "" : ` of a request to ${host}`}`;
 }
 
-export function isFor({ spec }: KnownSecret, { labels, port }: Gate): boolean {
+/** Whether the secret may go to this name and port. null: it is gone. */
+export function isFor(spec: SecretSpec | null, { labels, port }: Pick<Gate, "labels" | "port">): boolean {
   return spec !== null && labels.length > 0 && spec.ports.includes(port) && spec.allowedHosts.some((pattern) => matchesPattern(pattern, labels));
 }
 
@@ -240,20 +243,23 @@ class Exchange implements ExchangeFilter {
   readonly #used: Set<KnownSecret>;
   readonly #values: ReadonlyMap<KnownSecret, Buffer | null>;
   readonly #open: ReadonlySet<KnownSecret>;
-  readonly #scrub: ScrubSet | null;
+  /** What its host may have. */
+  readonly #here: readonly KnownSecret[];
   readonly #kind: BodyKind;
   #coding: ReturnType<typeof codingOf> = null;
   /** The answer's length must stay. */
   #keeps = false;
+  /** The answer is a WebSocket's octets. */
+  #framed = false;
 
-  constructor(set: SecretSet, gate: Gate, request: RequestFacts, target: string, fields: string[], used: Set<KnownSecret>, values: ReadonlyMap<KnownSecret, Buffer | null>, open: ReadonlySet<KnownSecret>, scrubbed: readonly KnownSecret[]) {
+  constructor(set: SecretSet, gate: Gate, request: RequestFacts, target: string, fields: string[], used: Set<KnownSecret>, values: ReadonlyMap<KnownSecret, Buffer | null>, open: ReadonlySet<KnownSecret>, here: readonly KnownSecret[]) {
     this.#set = set;
     this.#gate = gate;
     this.#request = request;
     this.#used = used;
     this.#values = values;
     this.#open = open;
-    this.#scrub = scrubbed.length === 0 ? null : set.scrubSet(scrubbed);
+    this.#here = here;
     this.#kind = bodyKind(valuesOf(request.fields, "content-type"));
     this.target = target;
     this.fields = this.#askedFields(fields);
@@ -274,6 +280,15 @@ class Exchange implements ExchangeFilter {
     this.whole = octets <= (rewrites ? REWRITTEN : expects ? 0 : HELD) ? (source) => this.#whole(source, coding, rewrites) : null;
     this.body = this.whole !== null ? null : this.#stream(coding, rewrites, body.kind === "length");
     this.bodyLength = body.kind === "length" ? body.octets : null;
+  }
+
+  /** What is taken out of answers now: an answer may go on for hours, and a value come anew meanwhile. */
+  get #scrub(): ScrubSet | null { return this.#here.length === 0 ? null : this.#set.scrubSet(this.#here); }
+
+  /** The same for a stream, which asks for each piece. */
+  #sought(): Sought {
+    const set = this.#set, here = this.#here;
+    return { get finder() { return set.scrubSet(here).finder; } };
   }
 
   // ---- request ------------------------------------------------------------------------------------------------------
@@ -302,7 +317,7 @@ class Exchange implements ExchangeFilter {
 
   /** @param sized its length was told already, so it must not change. */
   #bodyPass(rewrites: boolean, sized: boolean): Pass {
-    return new Pass(this.#set.finder, rewrites, (hit, octets, begun) => this.#inBody(hit, octets.length, begun, rewrites, sized));
+    return new Pass(this.#set, rewrites, (hit, octets, begun) => this.#inBody(hit, octets.length, begun, rewrites, sized));
   }
 
   #inBody(hit: Hit, length: number, begun: boolean, rewrites: boolean, sized: boolean): Buffer | null | Error {
@@ -376,7 +391,7 @@ class Exchange implements ExchangeFilter {
 
   /** What the guest's frames of a WebSocket pass through. */
   #frames(): Duplex {
-    const make = (): Pass => new Pass(this.#set.finder, false, (hit) => {
+    const make = (): Pass => new Pass(this.#set, false, (hit) => {
       const refusal = violate(this.#set, this.#gate, this.#request, hit, "websocket", null, hit.form);
       return refusal === null ? null : new SecretStop(refusal);
     });
@@ -384,9 +399,8 @@ class Exchange implements ExchangeFilter {
   }
 
   tunnel(): { readonly fromGuest: Duplex; readonly toGuest: Duplex | null } {
-    const scrub = this.#scrub;
-    if (scrub === null) return { fromGuest: this.#frames(), toGuest: null };
-    const make = (): Pass => new Pass(scrub.finder, false, (hit) => this.#stopped(hit));
+    if (this.#scrub === null) return { fromGuest: this.#frames(), toGuest: null };
+    const make = (): Pass => new Pass(this.#sought(), false, (hit) => this.#stopped(hit));
     return { fromGuest: this.#frames(), toGuest: new FrameStream(make(), make) };
   }
 
@@ -396,7 +410,10 @@ class Exchange implements ExchangeFilter {
     const scrub = this.#scrub;
     if (scrub === null) return { phrase, fields: [...fields] };
     const bodiless = status < 200 || status === 204 || status === 304 || this.#request.method === "HEAD";
-    if (status >= 200) this.#coding = codingOf(tokensOf(valuesOf(fields, "content-encoding")));
+    if (status >= 200) {
+      this.#coding = codingOf(tokensOf(valuesOf(fields, "content-encoding")));
+      this.#framed = this.#request.method === "CONNECT" && status < 300;
+    }
     const grpc = tokensOf(valuesOf(fields, "grpc-encoding"));
     this.#keeps = isGrpc(fields);
     if (status === 206 || (!bodiless && (this.#coding === "unknown" || grpc.some((token) => token !== "identity")))) return this.#unseen(scrub);
@@ -413,13 +430,13 @@ class Exchange implements ExchangeFilter {
   responseBody(): { readonly transform: Duplex; readonly changesLength: boolean } | null {
     const scrub = this.#scrub;
     if (scrub === null) return null;
-    if (this.#request.method === "CONNECT") {
-      const make = (): Pass => new Pass(scrub.finder, false, (hit) => this.#stopped(hit));
+    if (this.#framed) {
+      const make = (): Pass => new Pass(this.#sought(), false, (hit) => this.#stopped(hit));
       return { transform: new FrameStream(make(), make), changesLength: false };
     }
     const coding = this.#coding === "unknown" ? null : this.#coding;
     const changesLength = coding !== null || (scrub.changesLength && !this.#keeps);
-    const pass = new Pass(scrub.finder, true, (hit, octets) => {
+    const pass = new Pass(this.#sought(), true, (hit, octets) => {
       this.#count(hit);
       return scrub.replacement(hit, octets.length, this.#keeps || !changesLength);
     });

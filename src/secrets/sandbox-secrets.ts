@@ -24,6 +24,8 @@ export interface KnownSecret {
   readonly name: string;
   /** null: removed. */
   readonly spec: SecretSpec | null;
+  /** Of a removed one, the last that it had; null: it is not known. */
+  readonly removed: SecretSpec | null;
   readonly placeholder: Buffer;
   readonly counters: SecretCounters;
   /** To be put in; null: it cannot be had. */
@@ -56,6 +58,7 @@ class Known implements KnownSecret {
   readonly counters = noCounts();
   /** Values of former sources. */
   readonly former: LiveSecret[] = [];
+  removed: SecretSpec | null = null;
 
   constructor(readonly name: string, public spec: SecretSpec | null, public placeholder: Buffer, public live: LiveSecret | null) {}
 
@@ -66,6 +69,7 @@ class Known implements KnownSecret {
   get version(): number { return (this.live?.version ?? 0) + this.former.reduce((sum, live) => sum + live.version, 0); }
 
   retire(): void {
+    this.removed = this.spec;
     this.spec = null;
     if (this.live !== null) {
       this.live.retire();

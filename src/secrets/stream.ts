@@ -3,7 +3,8 @@
  *
  * Holds always: a match is found however it is split. What may be the beginning of one is held back until more comes; three
  * octets or fewer may be chance and are let go after a moment, so that a conversation does not stall on them. What is kept is
- * bounded by the finder's reach. After an error nothing more comes out.
+ * bounded by the finder's reach. Each piece is looked through for what is sought when it comes. After an error nothing more
+ * comes out.
  */
 import { Transform, type TransformCallback } from "node:stream";
 import type { Finder, Hit } from "./finder.js";
@@ -17,9 +18,12 @@ const NOTHING = Buffer.alloc(0);
 /** What becomes of a match: itself (null), something else, or an error that ends the stream. `begun`: some of it has left already. */
 export type OnHit = (hit: Hit, octets: Buffer, begun: boolean) => Buffer | null | Error;
 
+/** What is looked for at the moment: values may come anew while octets pass. */
+export interface Sought { readonly finder: Finder }
+
 /** The pure part of a pass: pieces in, pieces out. */
 export class Pass {
-  readonly #finder: Finder;
+  readonly #sought: Sought;
   readonly #onHit: OnHit;
   readonly #rewrites: boolean;
   /** What has left and may still be the beginning of a match, then what has not. */
@@ -27,8 +31,8 @@ export class Pass {
   #left = 0;
 
   /** @param rewrites matches must be whole when they are met, so their beginnings are held back from the first octet on. */
-  constructor(finder: Finder, rewrites: boolean, onHit: OnHit) {
-    this.#finder = finder;
+  constructor(sought: Sought, rewrites: boolean, onHit: OnHit) {
+    this.#sought = sought;
     this.#onHit = onHit;
     this.#rewrites = rewrites;
   }
@@ -42,8 +46,9 @@ export class Pass {
   push(chunk: Buffer, last: boolean): Buffer[] {
     const window = this.#held.length === 0 ? chunk : Buffer.concat([this.#held, chunk]);
     const out: Buffer[] = [];
+    const { finder } = this.#sought;
     let place = this.#left, barrier = 0;
-    for (const hit of this.#finder.find(window)) {
+    for (const hit of finder.find(window)) {
       const became = this.#onHit(hit, window.subarray(hit.start, hit.end), hit.start < place);
       if (became instanceof Error) throw became;
       if (became !== null) {
@@ -54,7 +59,7 @@ export class Pass {
       barrier = hit.end;
     }
     const rest = window.subarray(barrier);
-    const pending = last ? { octets: 0, matched: 0 } : this.#finder.pending(rest);
+    const pending = last ? { octets: 0, matched: 0 } : finder.pending(rest);
     this.matched = pending.matched;
     const chance = pending.matched <= CHANCE;
     this.loose = this.#rewrites && chance && pending.octets > 0;
@@ -81,7 +86,7 @@ export class Pass {
 
   #release(window: Buffer, until: number, place: number, barrier: number, out: Buffer[]): void {
     if (until > place) out.push(window.subarray(place, until));
-    const keep = Math.max(barrier, until - this.#finder.reach, 0);
+    const keep = Math.max(barrier, until - this.#sought.finder.reach, 0);
     // A copy: a slice would keep whole chunks alive.
     this.#held = Buffer.from(window.subarray(keep));
     this.#left = until - keep;

@@ -20,7 +20,7 @@ import type { PlaceholderAsked } from "../dns/protocol.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import { interceptedAt, type Intercepted } from "../kernel/intercepted.js";
 import type { Policy } from "../policy/types.js";
-import { describeViolation } from "../secrets/exchange.js";
+import { describeViolation, isFor } from "../secrets/exchange.js";
 import { placeholderPath } from "../secrets/placeholder.js";
 import { SandboxSecrets } from "../secrets/sandbox-secrets.js";
 import type { Violation } from "../secrets/types.js";
@@ -148,7 +148,7 @@ export class TlsService {
     if (sandbox.secrets !== null) await sandbox.secrets.replace(policy.secrets);
     else if (policy.secrets.length > 0) sandbox.secrets = await this.#openSecrets(slot, generation, sandbox.name, policy);
     if (sandbox.secrets !== null) await this.#tellPlaceholders(slot, generation, sandbox.secrets);
-    const before = sandbox.judge.policy.tls;
+    const { tls: before, secrets: secretsBefore } = sandbox.judge.policy;
     if (sandbox.judge.policy.limits.connectionsPerSecond !== policy.limits.connectionsPerSecond) sandbox.bucket = bucketOf(policy);
     sandbox.judge = new ConnectionJudge(policy, floor);
     sandbox.intercepted.close();
@@ -159,8 +159,10 @@ export class TlsService {
       const { question, meant } = connection;
       const decrypted = before.intercept && meant.remotePort !== HTTP_PORT && question !== null && !before.bypass.some((pattern) => matchesPattern(pattern, question.labels));
       const decrypts = policy.tls.intercept && meant.remotePort !== HTTP_PORT && question !== null && !sandbox.judge.bypassed(question.labels);
+      // A far side that may have a secret from now on: what is under way was not asked for in a way that can be looked through.
+      const entrusted = decrypted && policy.secrets.some((spec) => isFor(spec, question) && !secretsBefore.some((known) => known.name === spec.name && isFor(known, question)));
       // How it is looked into, and whom its far side was verified by, is decided at its beginning: a change of that ends it too.
-      const same = meant.remotePort === DOT_PORT ? before.intercept === policy.tls.intercept && before.dot === policy.tls.dot : decrypted === decrypts && !(decrypted && trustChanged);
+      const same = meant.remotePort === DOT_PORT ? before.intercept === policy.tls.intercept && before.dot === policy.tls.dot : decrypted === decrypts && !(decrypted && trustChanged) && !entrusted;
       if (same && question === null) continue;
       if (same && question !== null) {
         // What was told when it began counts for as long as it lives, as it does for connections that nobody looks into.

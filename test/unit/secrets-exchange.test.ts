@@ -1,8 +1,9 @@
 /** What is put into a request, what stops it, and what is taken out of the answer (A55–A58, TLS.md tests 32–37): tables, without sockets. */
-import { Readable } from "node:stream";
+import { type Duplex, Readable } from "node:stream";
 import { brotliCompressSync, deflateSync, gzipSync } from "node:zlib";
 import { beforeEach, describe, expect, it } from "vitest";
 import type { SecretSpec } from "../../src/policy/types.js";
+import { GRACE_MS } from "../../src/secrets/live-secret.js";
 import { SandboxSecrets } from "../../src/secrets/sandbox-secrets.js";
 import type { Gate, Violation } from "../../src/secrets/types.js";
 import type { ExchangeFilter, RequestFacts } from "../../src/tls/http/passage.js";
@@ -428,6 +429,53 @@ describe("test 36: what comes back from a host that may have it", () => {
     expect((await passing(ORIGIN, withFields("authorization", P))).fields).toContain("new-value-number-4");
     expect(secrets.environment()["TOKEN"]).toBe(P);
     expect(await answered(await passing(ORIGIN, request()), ["former-value-3 new-value-number-4"])).toBe(`${P} ${P}`);
+  });
+  it("test 38: a value that came while the answer was under way", async () => {
+    let time = 0;
+    environment["TOKEN"] = "former-value-3";
+    secrets = await SandboxSecrets.open([secretSpec("TOKEN", { ttl: 1 })], { path: null, environment, clock: { now: () => time } });
+    P = secrets.environment()["TOKEN"] as string;
+    const filter = await passing(ORIGIN, request()), head = await passing(ORIGIN, request()), socket = await passing(ORIGIN, withFields("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="));
+    filter.responseHead(200, "OK", []);
+    const { transform } = filter.responseBody() as { transform: Duplex };
+    const { toGuest } = socket.tunnel?.() as { toGuest: Duplex };
+    const frame = (text: string): Buffer => Buffer.concat([Buffer.of(0x81, text.length), Buffer.from(text)]);
+    let got = "", framed = "";
+    transform.on("data", (piece: Buffer) => { got += piece.toString("latin1"); });
+    toGuest.on("data", (piece: Buffer) => { framed += piece.toString("latin1"); });
+    transform.write("one former-value-3 two ");
+    toGuest.write(frame("hello"));
+    environment["TOKEN"] = "new-value-number-4";
+    time = 1_000;
+    expect((await passing(ORIGIN, withFields("authorization", P))).fields).toContain("new-value-number-4");
+    const over = [new Promise((resolve) => transform.once("end", resolve)), new Promise((resolve) => toGuest.once("error", resolve))];
+    transform.end("three new-value-number-4");
+    toGuest.end(frame("new-value-number-4"));
+    await Promise.all(over);
+    expect(got).toBe(`one ${P} two three ${P}`);
+    expect(framed).toContain("hello");
+    expect(framed).not.toContain("new-value");
+    expect(head.responseHead(200, "OK", ["X-Echo", "new-value-number-4"])?.fields).toEqual(["X-Echo", P]);
+  });
+  it("of a secret that was removed, for the grace time", async () => {
+    let time = 0;
+    environment["TOKEN"] = "removed-value-3";
+    secrets = await SandboxSecrets.open([secretSpec("TOKEN")], { path: null, environment, clock: { now: () => time } });
+    P = secrets.environment()["TOKEN"] as string;
+    await secrets.replace([]);
+    expect(await answered(await passing(ORIGIN, request()), ["<removed-value-3>"])).toBe(`<${P}>`);
+    expect(await answered(await passing(EVIL, request()), ["<removed-value-3>"])).toBe("<removed-value-3>");
+    time = GRACE_MS + 1;
+    expect(await answered(await passing(ORIGIN, request()), ["<removed-value-3>"])).toBe("<removed-value-3>");
+  });
+  it("a CONNECT that is refused: what is said is no WebSocket's octets", async () => {
+    const connect = (): Promise<ExchangeFilter> => passing(ORIGIN, request({ method: "CONNECT", body: { kind: "chunked" } }));
+    const refused = await connect();
+    refused.responseHead(403, "", []);
+    expect(await answered(refused, [`\n\u0003no ${OTHER} here`])).toBe(`\n\u0003no ${Q} here`);
+    const agreed = await connect();
+    agreed.responseHead(200, "", []);
+    await expect(answered(agreed, [`no ${OTHER} here`])).rejects.toThrow("WebSocket");
   });
 });
 

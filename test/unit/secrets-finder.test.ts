@@ -54,7 +54,8 @@ describe("A55, test 34: forms", () => {
   }
   it("none of it is found in octets that have none, nor in a placeholder of another sandbox or a part of one", () => {
     const other = new PlaceholderBook(null).take(secretSpec("TOKEN"), 40);
-    for (const text of [other, placeholder.slice(0, -1), placeholder.slice(5), placeholder.toLowerCase(), `${placeholder.slice(0, 20)} ${placeholder.slice(20)}`, placeholder.split("").reverse().join("")]) {
+    // Two octets less: base64 of one less is the same, by chance, where what follows begins with the same bits.
+    for (const text of [other, placeholder.slice(0, -2), placeholder.slice(5), placeholder.toLowerCase(), `${placeholder.slice(0, 20)} ${placeholder.slice(20)}`, placeholder.split("").reverse().join("")]) {
       for (const [, octets] of formsOf(text)) expect(finder.find(octets)).toEqual([]);
     }
     fc.assert(fc.property(fc.uint8Array({ maxLength: 4096 }), (octets) => { expect(finder.find(Buffer.from(octets))).toEqual([]); }), { numRuns: 200 });
@@ -80,7 +81,7 @@ describe("the search for many texts", () => {
 /** Pieces through a pass that stops at the first match. */
 function stops(pieces: readonly Buffer[]): { stopped: boolean; out: Buffer } {
   const out: Buffer[] = [];
-  const pass = new Pass(finder, false, () => new Error("found"));
+  const pass = new Pass({ finder }, false, () => new Error("found"));
   try {
     for (const piece of pieces) out.push(...pass.push(piece, false));
     out.push(...pass.push(Buffer.alloc(0), true));
@@ -91,7 +92,7 @@ function stops(pieces: readonly Buffer[]): { stopped: boolean; out: Buffer } {
 }
 
 function rewritten(pieces: readonly Buffer[]): Buffer {
-  const pass = new Pass(finder, true, (_hit, _octets, begun) => (begun ? new Error("begun") : Buffer.from("<>")));
+  const pass = new Pass({ finder }, true, (_hit, _octets, begun) => (begun ? new Error("begun") : Buffer.from("<>")));
   return Buffer.concat([...pieces.flatMap((piece) => pass.push(piece, false)), ...pass.push(Buffer.alloc(0), true)]);
 }
 
@@ -132,7 +133,7 @@ describe("A55, test 34: split over writes", () => {
     }), { numRuns: 400 });
   });
   it("what is held back is bounded, and ordinary ends are not held back", () => {
-    const pass = new Pass(finder, false, () => new Error("found"));
+    const pass = new Pass({ finder }, false, () => new Error("found"));
     for (const text of ["data: x\n\n", "g", "ghp", "100%", "a\\", "{}\r\n"]) expect(Buffer.concat(pass.push(Buffer.from(text), false)).toString(), text).toBe(text);
     expect(Buffer.concat(pass.push(Buffer.from(placeholder.slice(0, -1)), false)).length).toBe(0);
     expect(Buffer.concat(pass.push(Buffer.from("!"), false)).toString()).toBe(`${placeholder.slice(0, -1)}!`);
@@ -140,7 +141,7 @@ describe("A55, test 34: split over writes", () => {
     expect(Buffer.concat(pass.push(large, false)).length).toBe(large.length);
   });
   it("a beginning that may be chance is let go when it is asked for, and the rest is still found", () => {
-    const pass = new Pass(finder, true, (_hit, _octets, begun) => (begun ? Buffer.from("[rest]") : Buffer.from("[all]")));
+    const pass = new Pass({ finder }, true, (_hit, _octets, begun) => (begun ? Buffer.from("[rest]") : Buffer.from("[all]")));
     expect(Buffer.concat(pass.push(Buffer.from("xg"), false)).toString()).toBe("x");
     expect(pass.loose).toBe(true);
     expect(Buffer.concat(pass.letGo()).toString()).toBe("g");

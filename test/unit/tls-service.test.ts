@@ -420,6 +420,20 @@ describe("another policy, another sandbox", () => {
     expect(reasons()).toEqual(["policy-changed"]);
   });
 
+  test("an intercepted connection ends when its far side may have a secret from then on: what is under way is not looked through for it", async () => {
+    const tls = "rules:\n  - allow: shop.example\ntls: {intercept: true}\n", secret = (host: string): string => `${tls}secrets:\n  TOKEN: {from: {env: ENFORCER_TEST_TOKEN}, allowed_hosts: [${host}]}\n`;
+    process.env["ENFORCER_TEST_TOKEN"] = "a-value-of-a-secret";
+    await swap(policyOf(tls));
+    const { end } = await knock(helloRecords({ names: ["shop.example"] }));
+    await seen(() => expect(row().outcomes.intercepted).toBe(1));
+    await swap(policyOf(secret("other.example")));
+    expect(row().connections).toBe(1);
+    await swap(policyOf(secret("shop.example")));
+    expect(await end).toBe("reset");
+    expect(reasons()).toEqual(["policy-changed"]);
+    delete process.env["ENFORCER_TEST_TOKEN"];
+  });
+
   test("plain HTTP goes by what was asked last", async () => {
     remotePort = 80;
     origin.removeAllListeners("connection").on("connection", (socket: Socket) => { servers.push(socket); socket.on("data", () => socket.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")); });
