@@ -83,7 +83,7 @@ enum reason {
 	REASON_POLICY_CHANGED,    /* flow was allowed once and is not under the policy in force */
 	REASON_FLOOR,             /* the operator's floor does not allow what the sandbox's policy would */
 	REASON_QUIC,              /* UDP to a port where the agent must look who is meant */
-	REASON_NAME_SERVICE,      /* DoT, DoQ, mDNS, LLMNR, NetBIOS name service */
+	REASON_NAME_SERVICE,      /* DoT, DoQ, mDNS, LLMNR, NetBIOS name service; DNS to a group or a broadcast */
 	REASON_ICMP_TYPE,         /* ICMP other than echo */
 	REASON_PROTOCOL,          /* IP protocol that no rule names */
 	/* denied: identity */

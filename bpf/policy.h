@@ -93,9 +93,14 @@ inline_stage __u32 lowest_bit(__u64 word)
 	return n + !(word & 1);
 }
 
-/* Ports that carry other name services, which would let a guest hear names that nobody judged. */
+/*
+ * Ports that carry other name services, which would let a guest hear names that nobody judged; and DNS itself, where it was not
+ * sent to the resolver: to a group, a broadcast or no address, from where the answer could not be its.
+ */
 inline_stage int is_name_service(__u8 proto, __be16 port)
 {
+	if (port == bpf_htons(53))
+		return proto == IPPROTO_UDP || proto == IPPROTO_TCP;
 	if (proto == IPPROTO_UDP)
 		return port == bpf_htons(853) || port == bpf_htons(5353) || port == bpf_htons(5355) || port == bpf_htons(137);
 	return proto == IPPROTO_TCP && (port == bpf_htons(853) || port == bpf_htons(5355));

@@ -50,10 +50,10 @@ export interface FlowVerdict {
 /** Protocols that pass without being named by number: TCP, UDP and echo. */
 const ordinary: readonly number[] = [Proto.tcp, Proto.udp, Proto.icmp, Proto.icmpv6];
 
-/** Ports of other name services (DoT, DoQ, mDNS, LLMNR, NetBIOS), which would let a guest hear names that nobody judged. */
+/** Ports of other name services (DoT, DoQ, mDNS, LLMNR, NetBIOS), which would let a guest hear names that nobody judged; and DNS to what is no host's address. */
 export function isNameService(protocol: number, port: number): boolean {
-  if (protocol === Proto.udp) return [853, 5353, 5355, 137].includes(port);
-  return protocol === Proto.tcp && [853, 5355].includes(port);
+  if (protocol === Proto.udp) return [53, 853, 5353, 5355, 137].includes(port);
+  return protocol === Proto.tcp && [53, 853, 5355].includes(port);
 }
 
 /** @param groups the address groups of the moment. */

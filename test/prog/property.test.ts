@@ -169,7 +169,7 @@ function build(packet: Packet, i: number): Bytes {
   return ipFrame(ends, packet.proto, packet.proto === PROTOCOL.icmp || packet.proto === PROTOCOL.icmpv6 ? icmp({ type: 8 }) : filler(24));
 }
 
-const NAME_SERVICES: ReadonlyMap<number, readonly number[]> = new Map([[PROTOCOL.udp, [853, 5353, 5355, 137]], [PROTOCOL.tcp, [853, 5355]]]);
+const NAME_SERVICES: ReadonlyMap<number, readonly number[]> = new Map([[PROTOCOL.udp, [53, 853, 5353, 5355, 137]], [PROTOCOL.tcp, [53, 853, 5355]]]);
 /** Extension headers (RFC 8200) stand for no protocol in an IPv6 packet. */
 const WALKED: readonly number[] = [PROTOCOL.hopByHop, PROTOCOL.routing, PROTOCOL.fragment, PROTOCOL.destinationOptions];
 

@@ -155,6 +155,9 @@ for (const [proto, port] of [["udp", 853], ["udp", 5353], ["udp", 5355], ["udp",
   const build = proto === "udp" ? udpFrame : tcpFrame;
   twins("name-service", `${proto} ${port}, whatever the rules`, (s, v6) => out(build(s.to(site(v6)), { sourcePort: 40000, destinationPort: port })), () => policy("{allow: any}", "default_egress: allow"));
 }
+for (const [what, to] of [["no address", "::"], ["a group", "ff02::1"], ["this network", "0.0.0.1"], ["everybody", "255.255.255.255"], ["a group", "224.0.0.1"]] as const) {
+  row("name-service", `DNS to ${what} (${to}), which the resolver cannot answer for`, (s) => out(udpFrame(s.to(to), { sourcePort: 40000, destinationPort: 53 })), policy("{allow: any}", "default_egress: allow"));
+}
 row("name-service", "multicast DNS", (s) => out(udpFrame(s.to("224.0.0.251"), { sourcePort: 5353, destinationPort: 5353 })), policy("{allow: any}", "default_egress: allow"));
 row("icmp-type", "timestamp request", (s) => out(ipFrame(s.to(SITE.v4), PROTOCOL.icmp, icmp({ type: 13, payload: filler(12) }))));
 row("icmp-type", "echo with a code", (s) => out(ipFrame(s.to(SITE.v4), PROTOCOL.icmp, icmp({ type: 8, code: 1 }))));
