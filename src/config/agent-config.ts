@@ -8,7 +8,7 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
-import { LineCounter, isMap, isScalar, isSeq, parseDocument, visit, type Document, type Node } from "yaml";
+import { LineCounter, isMap, isScalar, isSeq, visit, type Document, type Node } from "yaml";
 import { z } from "zod";
 import { parseAddress, parsePrefix } from "../addresses/address.js";
 import { groupTable } from "../addresses/groups.js";
@@ -17,6 +17,7 @@ import { EnforcerError } from "../errors.js";
 import { suggest } from "../policy/diagnostics.js";
 import { parsePolicyText, parseUpstream, readPolicyFile } from "../policy/parse.js";
 import { limitKinds, type Limits, type Upstream } from "../policy/types.js";
+import { readYaml } from "../policy/yaml.js";
 
 export const DEFAULT_CONFIG = "/etc/enforcer/agent.yaml";
 export const DEFAULT_RUN_DIRECTORY = "/run/enforcer";
@@ -103,7 +104,7 @@ export function readAgentConfig(file: string | null): AgentConfig {
 /** @throws EnforcerError E_CONFIG, E_GROUPS. */
 export function parseAgentConfig(text: string, file: string): AgentConfig {
   const lines = new LineCounter();
-  const document = parseDocument(text, { lineCounter: lines, strict: true, uniqueKeys: true, schema: "core", version: "1.2", merge: false, stringKeys: true, prettyErrors: false });
+  const document = parsedOf(text, file, { lineCounter: lines, strict: true, uniqueKeys: true, schema: "core", version: "1.2", merge: false, stringKeys: true, prettyErrors: false });
   const faults = [...document.errors, ...document.warnings].map(({ pos, message }) => `${file}:${lines.linePos(pos[0]).line}: not valid YAML: ${message.split("\n")[0]}`);
   visit(document, { Alias: (_, { range }) => { faults.push(`${file}:${lines.linePos(range?.[0] ?? 0).line}: an alias: write the value out`); } });
   if (faults.length > 0) throw new EnforcerError("E_CONFIG", faults.join("\n"));
@@ -120,6 +121,14 @@ export function parseAgentConfig(text: string, file: string): AgentConfig {
     }).join("\n"));
   }
   return settle(parsed.data, file);
+}
+
+function parsedOf(text: string, file: string, options: Parameters<typeof readYaml>[1]): Document.Parsed {
+  try {
+    return readYaml(text, options);
+  } catch (cause) {
+    throw new EnforcerError("E_CONFIG", `${file}: not valid YAML: ${(cause as Error).message}`, { cause });
+  }
 }
 
 /** Keys that the schema has at a path. */

@@ -7,7 +7,7 @@
  */
 import { readFileSync, statSync } from "node:fs";
 import { dirname, resolve } from "node:path";
-import { LineCounter, type Node, type Pair, type ParsedNode, isAlias, isMap, isScalar, isSeq, parseDocument } from "yaml";
+import { LineCounter, type Node, type Pair, type ParsedNode, isAlias, isMap, isScalar, isSeq } from "yaml";
 import { EnforcerError } from "../errors.js";
 import { parseAddress } from "../addresses/address.js";
 import type { Prefix } from "../addresses/address.js";
@@ -17,6 +17,7 @@ import { type Parsed, accepted, refused } from "./names.js";
 import { type UnplacedRule, assembleRule, parseDestination, parsePolicyPrefix, parsePorts, parseProto, parseRulePattern } from "./rules.js";
 import { type TlsSource, readMethods, readPaths, readSecrets, readTls, scopeOf } from "./parse-tls.js";
 import { type Action, type DnsPolicy, type Limits, type NamePattern, type Place, type PortRange, type SecretSpec, type Upstream, limitKinds } from "./types.js";
+import { readYaml } from "./yaml.js";
 
 /** One file as written; null or absent: not written. */
 export interface PolicySource {
@@ -145,9 +146,8 @@ class Reader {
   #document(): ParsedNode | null {
     let document;
     try {
-      document = parseDocument(this.#text, { lineCounter: this.#lines, strict: true, uniqueKeys: true, schema: "core", version: "1.2", merge: false, stringKeys: false, prettyErrors: false });
+      document = readYaml(this.#text, { lineCounter: this.#lines, strict: true, uniqueKeys: true, schema: "core", version: "1.2", merge: false, stringKeys: false, prettyErrors: false });
     } catch (error) {
-      // The YAML parser recurses over nesting; what is too deep is not a policy.
       this.#report.error({ file: this.#file, line: null, rule: null }, `the file cannot be parsed: ${(error as Error).message}`, "write a policy as in the documentation; it nests four levels deep at most");
       return null;
     }

@@ -62,7 +62,7 @@ attach:
     ["sandboxes: 0", /:1: sandboxes/], ["sandboxes: 5000", /sandboxes/], ["sandboxes: 1.5", /sandboxes/], ["metrics: 9469", /metrics/], ["metrics: localhost:9469", /ADDR:PORT/],
     ["attach: tap*", /attach/], ["attach: [{policy: floor.yaml}]", /attach\.0\.match/], ["upstreams: [dns.example]", /upstreams\.0/], ["groups: {publik: [1.2.3.0/24]}", /groups/],
     ["groups: {private: [1.2.3.4.5]}", /groups\.private\.0/], ["floor: bad.yaml", /bad\.yaml:1.*did you mean allow/s], ["policy: absent.yaml", /absent\.yaml cannot be read/],
-    ["- tap0", /the file/], ["a: b: c", /not valid YAML/], ["sandboxes: 3\nsandboxes: 4", /not valid YAML/], ["a: &x [1]\nb: *x", /:2: an alias/], ["sandboxes: 3\n---\nsandboxes: 4", /not valid YAML/],
+    ["- tap0", /the file/], ["a: b: c", /not valid YAML/], ["[".repeat(100_000), /nests more than 64 levels deep/], ["sandboxes: 3\nsandboxes: 4", /not valid YAML/], ["a: &x [1]\nb: *x", /:2: an alias/], ["sandboxes: 3\n---\nsandboxes: 4", /not valid YAML/],
   ])("%s is refused with its place", (text, words) => {
     const error = fault(text);
     expect(error.code).toBe("E_CONFIG");

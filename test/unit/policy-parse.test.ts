@@ -12,6 +12,12 @@ import { formatPattern } from "../../src/policy/names.js";
 import { parsePolicyFile, parsePolicyText, parseUpstream } from "../../src/policy/parse.js";
 import { formatDestination, formatPorts } from "../../src/policy/rules.js";
 
+/** Texts that nest deeper than any policy; each would use up the stack of whoever recurses over it. */
+const deep: readonly [string, string][] = [
+  ["flow lists", "[".repeat(100_000)], ["flow maps", "{a: ".repeat(100_000)], ["lists on one line", "- ".repeat(100_000)], ["keys that are maps", "? ".repeat(100_000)],
+  ["lists that end", `rules: ${"[".repeat(50_000)}${"]".repeat(50_000)}`], ["indentation", Array.from({ length: 2_000 }, (_, i) => `${" ".repeat(i)}a:`).join("\n")],
+];
+
 /** Milliseconds: a busy machine must not fail a property. */
 const SLOW = 120_000;
 
@@ -41,7 +47,7 @@ describe("files: refusals", () => {
     ["rules: [{allow: !foo public}]", "p.yaml:1: error: not valid YAML: Unresolved tag: !foo; mend the YAML; names that begin with `*` need quotes"],
     ["default_egress: deny\ndefault_egress: allow", "p.yaml:2: error: not valid YAML: Map keys must be unique; remove one of the two"],
     ['{"rules": [{"allow": "a.example", "allow": "b.example"}]}', "p.yaml:1: error: not valid YAML: Map keys must be unique; remove one of the two"],
-    ["rules: []\n---\nrules: []", "p.yaml:2: error: not valid YAML: Source contains multiple documents; please use YAML.parseAllDocuments(); keep one document in the file"],
+    ["rules: []\n---\nrules: []", "p.yaml:2: error: not valid YAML: the source has more than one document; keep one document in the file"],
     ["\t- x", "p.yaml:1: error: not valid YAML: Tabs are not allowed as indentation; indent with spaces"],
     ["[]", "p.yaml:1: error: the policy must be a mapping of keys to values; its keys are: default_egress, default_ingress, rules, dns, tls, secrets, limits"],
     ["dns:", "p.yaml:1: error: dns must be a mapping of keys to values; its keys are: upstreams, block, rebind_protection, allow_private, on_blocked, on_rebind"],
@@ -389,5 +395,14 @@ describe("tls and secrets", () => {
 
   it("requests may be named by method and path", () => {
     expect(read("tls: {intercept: true}\nrules: [{allow: api.example.com, methods: [GET, HEAD], paths: [/repos/**, '/users/*/keys']}]").rules[0]?.http).toEqual({ methods: ["GET", "HEAD"], paths: ["/repos/**", "/users/*/keys"] });
+  });
+});
+
+describe("what nests too deep is refused where it does, before anything recurses over it", () => {
+  it.each(deep)("%s", (_what, text) => {
+    expect(inFile(text)).toEqual([`p.yaml: error: the file cannot be parsed: it nests more than 64 levels deep; write a policy as in the documentation; it nests four levels deep at most`]);
+  });
+  it("64 levels are read", () => {
+    expect(inFile(`rules: ${"[".repeat(60)}${"]".repeat(60)}`)).toEqual([expect.stringContaining("a rule must be a mapping")]);
   });
 });
