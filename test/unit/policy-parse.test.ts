@@ -402,6 +402,9 @@ describe("what nests too deep is refused where it does, before anything recurses
   it.each(deep)("%s", (_what, text) => {
     expect(inFile(text)).toEqual([`p.yaml: error: the file cannot be parsed: it nests more than 64 levels deep; write a policy as in the documentation; it nests four levels deep at most`]);
   });
+  it.each([["block", Array.from({ length: 100_000 }, (_, i) => `k${i}: 1`).join("\n")], ["flow", `{${Array.from({ length: 100_000 }, (_, i) => `k${i}: 1`).join(", ")}}`]])("so is a mapping of too many keys, each of which would be compared with all others (%s)", (_what, text) => {
+    expect(inFile(text)).toEqual([expect.stringContaining("a mapping in it has more than 4096 keys")]);
+  });
   it("64 levels are read", () => {
     expect(inFile(`rules: ${"[".repeat(60)}${"]".repeat(60)}`)).toEqual([expect.stringContaining("a rule must be a mapping")]);
   });
