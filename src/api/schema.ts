@@ -31,8 +31,13 @@ export const policyRequest = z.strictObject({
 });
 export type PolicyRequest = z.infer<typeof policyRequest>;
 
+/** Octets of a sandbox's name as it stands in names of files, which have 255 with their endings. */
+const NAME_OCTETS = 230;
+
 /** Printable, no slash but between namespace and tap. */
-const sandboxName = z.string().min(1).max(120).regex(/^[^\p{Cc}\s/]+(?:\/[^\p{Cc}\s/]+)?$/u, "a name without blanks, and with one slash at most between two parts, is wanted");
+const sandboxName = z.string().min(1).max(120).regex(/^[^\p{Cc}\p{Cs}\s/]+(?:\/[^\p{Cc}\p{Cs}\s/]+)?$/u, "a name without blanks, and with one slash at most between two parts, is wanted")
+  // Files are named after it; half a surrogate pair has no such form, and was refused above.
+  .refine((name) => /\p{Cs}/u.test(name) || encodeURIComponent(name).length <= NAME_OCTETS, "a shorter name is wanted");
 
 export const attachRequest = z.strictObject({
   tap: z.string().min(1).max(15),

@@ -10,7 +10,7 @@ import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Agent } from "../../src/agent/daemon.js";
 import { WatchHub, type Watcher, type WatchEvent } from "../../src/agent/watch.js";
-import type { WatchQuery } from "../../src/api/schema.js";
+import { attachRequest, type WatchQuery } from "../../src/api/schema.js";
 import { AgentClient, EnforcerError } from "../../src/index.js";
 import { serveApi, type ApiServer } from "../../src/api/server.js";
 
@@ -194,4 +194,10 @@ describe("the API", () => {
     await Promise.all(running);
     await expect.poll(() => watchers.size).toBe(0);
   });
+});
+
+it("a sandbox's name that no file can be named after is refused with the request, not met as a fault later", () => {
+  const named = (name: string): boolean => attachRequest.safeParse({ tap: "tap0", name }).success;
+  expect(["box", "ns/tap0", "../x", "%d", "ä b".replace(" ", "_"), "é".repeat(38), "a".repeat(120)].map(named)).toEqual(Array(7).fill(true));
+  expect(["", "a b", "a/b/c", "/a", "a\0", "half \ud83d".replace(" ", ""), "\udc00", "é".repeat(39), "😀".repeat(60), "a".repeat(121)].map(named)).toEqual(Array(10).fill(false));
 });
