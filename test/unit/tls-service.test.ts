@@ -423,6 +423,8 @@ describe("another policy, another sandbox", () => {
   test("an intercepted connection ends when its far side may have a secret from then on: what is under way is not looked through for it", async () => {
     const tls = "rules:\n  - allow: shop.example\ntls: {intercept: true}\n", secret = (host: string): string => `${tls}secrets:\n  TOKEN: {from: {env: ENFORCER_TEST_TOKEN}, allowed_hosts: [${host}]}\n`;
     process.env["ENFORCER_TEST_TOKEN"] = "a-value-of-a-secret";
+    // A far side that says nothing: its handshake is under way as long as the test.
+    origin.removeAllListeners("connection").on("connection", (socket: Socket) => servers.push(socket));
     await swap(policyOf(tls));
     const { end } = await knock(helloRecords({ names: ["shop.example"] }));
     await seen(() => expect(row().outcomes.intercepted).toBe(1));
