@@ -43,20 +43,20 @@ void* Run(void* argument) {
 }
 
 // What programs find at the key now: an inner map's id, 0 for none.
-__u32 Seen(const Change& change) {
+__u32 Seen(int outer, const void* key) {
   __u32 id = 0;
-  return bpf_map_lookup_elem(change.outer.get(), change.key.data(), &id) == 0 ? id : 0;
+  return bpf_map_lookup_elem(outer, key, &id) == 0 ? id : 0;
 }
 
 }  // namespace
 
 int ChangeInner(int outer, const void* key, size_t key_size, int inner, __u32 inner_id) {
+  if (inner < 0 && Seen(outer, key) == 0) return -ENOENT;
   auto change = std::make_shared<Change>();
   change->outer = Fd::Duplicate(outer);
   if (inner >= 0) change->inner = Fd::Duplicate(inner);
   if (!change->outer.valid() || (inner >= 0 && !change->inner.valid())) return -errno;
   change->key.assign(static_cast<const uint8_t*>(key), static_cast<const uint8_t*>(key) + key_size);
-  if (inner < 0 && Seen(*change) == 0) return -ENOENT;
 
   if (waiting++ >= kWaiting) {
     waiting--;
@@ -78,7 +78,7 @@ int ChangeInner(int outer, const void* key, size_t key_size, int inner, __u32 in
   for (;;) {
     int result = change->result;
     if (result <= 0) return result;
-    if (Seen(*change) == (inner < 0 ? 0 : inner_id)) return 0;
+    if (Seen(outer, key) == (inner < 0 ? 0 : inner_id)) return 0;
     sched_yield();
   }
 }

@@ -10,7 +10,7 @@
  * killed process left behind is known and taken back by forgottenExpedite().
  * Does not: fail. Where /sys is read-only the wait is as long as it always was.
  */
-import { readFileSync, writeFileSync } from "node:fs";
+import { closeSync, openSync, readSync, writeSync } from "node:fs";
 
 let path = "/sys/kernel/rcu_expedited";
 /** "enf" in ASCII. The kernel takes any number other than 0 as "yes". */
@@ -18,12 +18,19 @@ export const MARK = 0x656e66;
 
 let allowed = true;
 let depth = 0;
+/** Stays open once it was opened: an attach writes four times. */
+let descriptor: number | null = null;
+const text = Buffer.alloc(32);
 
 /** Whether grace periods may be shortened; the agent's configuration says so (expedite_rcu). */
 export function allowExpedite(yes: boolean): void { allowed = yes; }
 
 /** Another file in the place of the kernel's: for tests. */
-export function useSwitch(file: string): void { path = file; }
+export function useSwitch(file: string): void {
+  path = file;
+  if (descriptor !== null) closeSync(descriptor);
+  descriptor = null;
+}
 
 /** Runs what waits for grace periods in the kernel, with short ones. Its result and errors are passed on. */
 export function expedited<T>(work: () => T): T {
@@ -44,8 +51,9 @@ export function forgottenExpedite(): boolean { return depth === 0 && set(0, [MAR
 /** Writes the value where one of these is in force. False: it is not ours to change, or cannot be. */
 function set(value: number, instead: readonly number[]): boolean {
   try {
-    if (!instead.includes(Number(readFileSync(path, "latin1")))) return false;
-    writeFileSync(path, String(value));
+    descriptor ??= openSync(path, "r+");
+    if (!instead.includes(Number.parseInt(text.toString("latin1", 0, readSync(descriptor, text, 0, text.length, 0))))) return false;
+    writeSync(descriptor, `${value}\n`, 0);
     return true;
   } catch {
     return false;

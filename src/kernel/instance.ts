@@ -47,6 +47,7 @@ export class Instance {
   readonly #object: BpfObject;
   readonly #maps = new Map<string, BpfMap>();
   readonly #programs = new Map<string, BpfProgram>();
+  readonly #programIds = new Map<string, number>();
   #sandboxes: number | null = null;
   /** Version of the maps that this build makes and takes over. */
   static readonly layoutVersion: number = AbiLimit.ABI_VERSION;
@@ -118,6 +119,13 @@ export class Instance {
     for (const name of readdirSync(directory)) if (name.startsWith(PROGRAMS)) removePins(join(directory, name));
     mkdirSync(programs, { recursive: true, mode: 0o700 });
     for (const name of SERVING) this.program(name).pin(join(programs, name));
+  }
+
+  /** The kernel's number of a program, which stays as long as this object. */
+  programId(name: ProgramName): number {
+    let id = this.#programIds.get(name);
+    if (id === undefined) this.#programIds.set(name, (id = this.program(name).info.id));
+    return id;
   }
 
   innerTemplate(outer: MapName): ReturnType<BpfObject["innerTemplate"]> { return this.#object.innerTemplate(outer); }

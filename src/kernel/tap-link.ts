@@ -62,7 +62,7 @@ export function attachHooks(instance: Instance, ifindex: number, name: string, h
     expedited(() => {
       for (const hook of hooks) if (attachOne(instance, ifindex, name, hook, kind)) fresh.push(hook);
     });
-    return { mechanism: kind, before: hooks.flatMap(({ hook }) => standingBefore(ifindex, hook, instance)) };
+    return { mechanism: kind, before: hooks.flatMap((hook) => standingBefore(instance, ifindex, name, hook)) };
   } catch (error) {
     expedited(() => { for (const { hook } of fresh) detachOne(instance, ifindex, hook, kind); });
     if (error instanceof EnforcerError) throw error;
@@ -158,13 +158,17 @@ function detachOne(instance: Instance, ifindex: number, hook: TcHook, kind: Mech
 /** Is our program on every hook of the device, by the kernel's own account? */
 export function hooksInPlace(instance: Instance, ifindex: number, hooks: readonly Hook[]): boolean {
   try {
-    return hooks.every(({ hook, program }) => {
-      const id = instance.program(program).info.id;
-      return tcMechanism() === "tcx" ? queryTcx(ifindex, hook).some((entry) => entry.programId === id) : queryClsact(ifindex, hook)?.programId === id;
-    });
+    return hooks.every(({ hook, program }) => programsOn(ifindex, hook).includes(instance.programId(program)));
   } catch {
     return false;
   }
+}
+
+/** Numbers of the programs on a hook in running order; of a clsact hook only the one in our place. */
+function programsOn(ifindex: number, hook: TcHook): number[] {
+  if (tcMechanism() === "tcx") return queryTcx(ifindex, hook).map(({ programId }) => programId);
+  const there = queryClsact(ifindex, hook);
+  return there === null ? [] : [there.programId];
 }
 
 /**
@@ -207,20 +211,16 @@ export function linkedDevices(instance: Instance): number[] {
 
 /** Programs on a hook in running order, by name, and which of them is ours (-1: none). Empty where there is no TCX. */
 export function chainOf(instance: Instance, ifindex: number, { hook, program }: Hook): { readonly programs: readonly string[]; readonly position: number } {
-  const own = instance.program(program).info.id;
-  const ids = tcMechanism() === "tcx" ? queryTcx(ifindex, hook).map(({ programId }) => programId) : [queryClsact(ifindex, hook)?.programId].filter((id) => id !== undefined);
-  return { programs: ids.map(programName), position: ids.indexOf(own) };
+  const ids = programsOn(ifindex, hook);
+  return { programs: ids.map(programName), position: ids.indexOf(instance.programId(program)) };
 }
 
-function standingBefore(ifindex: number, hook: TcHook, instance: Instance): { hook: TcHook; program: string }[] {
-  if (tcMechanism() === "clsact") return [];
-  const names: { hook: TcHook; program: string }[] = [];
-  const ids = new Set((["from_guest", "to_guest", "from_resolver"] as const).map((name) => instance.program(name).info.id));
-  for (const { programId } of queryTcx(ifindex, hook)) {
-    if (ids.has(programId)) break;
-    names.push({ hook, program: programName(programId) });
-  }
-  return names;
+/** Who runs before ours. @throws Error when ours is not there by the kernel's own account. */
+function standingBefore(instance: Instance, ifindex: number, name: string, { hook, program }: Hook): { hook: TcHook; program: string }[] {
+  const ids = programsOn(ifindex, hook);
+  const own = ids.indexOf(instance.programId(program));
+  if (own < 0) throw new EnforcerError("E_ATTACH", `${name}: the kernel does not show ${program} on its ${hook} hook`);
+  return ids.slice(0, own).map((id) => ({ hook, program: programName(id) }));
 }
 
 function programName(id: number): string {

@@ -4,7 +4,7 @@
  * Holds always: a device name is one path component, taken literally (dots and all) and checked before use; what a write
  * changed is returned as data, so that it can be kept over a restart and taken back. Does not: choose values.
  */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readSync, writeSync } from "node:fs";
 
 import { EnforcerError } from "../errors.js";
 import { interfaceNameFault } from "./links.js";
@@ -38,37 +38,66 @@ export function readSysctl(family: SysctlFamily, device: string, setting: string
 /** A setting that is not per device, such as "core/bpf_jit_enable" or "ipv4/ip_forward"; null when there is none. */
 export function readGlobalSysctl(path: string): string | null { return readText(`/proc/sys/net/${path}`); }
 
+/** A setting's text is a number or a few. */
+const SETTING_OCTETS = 256;
+const scratch = Buffer.alloc(SETTING_OCTETS);
+
+/** By single system calls at the file's start: an attach reads a dozen settings, and readFileSync takes five calls for each. */
+function textOf(fd: number): string { return scratch.toString("latin1", 0, readSync(fd, scratch, 0, SETTING_OCTETS, 0)).trim(); }
+
+function withFile<T>(file: string, flags: "r" | "r+", work: (fd: number) => T): T {
+  const fd = openSync(file, flags);
+  try {
+    return work(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
 function readText(file: string): string | null {
   try {
-    return readFileSync(file, "latin1").trim();
+    return withFile(file, "r", textOf);
   } catch (error) {
     if (errnoOf(error) === "ENOENT") return null;
     throw new EnforcerError("E_NETLINK", `cannot read ${file}: ${errnoOf(error) ?? String(error)}`, { cause: error });
   }
 }
 
+/** What setting it would change now; null when the value is there already or the kernel has no such setting. */
+export function plannedSysctl(family: SysctlFamily, device: string, setting: string, value: string): SysctlChange | null {
+  const before = readSysctl(family, device, setting);
+  return before === null || before === value ? null : { family, setting, before, after: value };
+}
+
+/**
+ * Sets it as planned and reads it back.
+ * @throws EnforcerError E_NETLINK, also where /proc/sys is read-only.
+ */
+export function applySysctl(device: string, { family, setting, after }: SysctlChange): void { writeText(deviceFile(family, device, setting), after); }
+
 /**
  * Sets it and reads it back.
  * @returns the change, or null when the value was there already or the kernel has no such setting.
- * @throws EnforcerError E_NETLINK, also where /proc/sys is read-only.
+ * @throws EnforcerError E_NETLINK.
  */
 export function writeSysctl(family: SysctlFamily, device: string, setting: string, value: string): SysctlChange | null {
-  const file = deviceFile(family, device, setting);
-  const before = readText(file);
-  if (before === null || before === value) return null;
-  writeText(file, value);
-  return { family, setting, before, after: value };
+  const change = plannedSysctl(family, device, setting, value);
+  if (change !== null) applySysctl(device, change);
+  return change;
 }
 
 function writeText(file: string, value: string): void {
+  let now: string;
   try {
-    writeFileSync(file, value);
+    now = withFile(file, "r+", (fd) => {
+      writeSync(fd, value, 0);
+      return textOf(fd);
+    });
   } catch (error) {
     throw new EnforcerError("E_NETLINK", `cannot set ${file} to ${value}: ${errnoOf(error) ?? String(error)}`,
       { cause: error, remedy: "make /proc/sys writable for the enforcer (a container needs it mounted read-write)" });
   }
-  const now = readText(file);
-  if (now !== value) throw new EnforcerError("E_NETLINK", `${file} was set to ${value} and reads ${now ?? "nothing"}`);
+  if (now !== value) throw new EnforcerError("E_NETLINK", `${file} was set to ${value} and reads ${now === "" ? "nothing" : now}`);
 }
 
 /** Takes changes back, last first. A setting that somebody changed since, or that is gone, is left as it is. */

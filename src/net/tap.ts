@@ -10,7 +10,7 @@ import { broadcastsOf } from "./broadcast.js";
 import { findLinkByIndex, findTap, listAddresses, listLinks, listRoutes } from "./links.js";
 import { PrefixSet } from "./prefix-set.js";
 import { isDefaultRoute, LinkFlag, RouteProtocol, RouteType, type InterfaceAddress, type Link, type Route } from "./rtnetlink.js";
-import { kernelHasIpv6, readSysctl, revertSysctls, writeSysctl, type SysctlChange, type SysctlFamily } from "./sysctl.js";
+import { applySysctl, kernelHasIpv6, plannedSysctl, readSysctl, revertSysctls, type SysctlChange, type SysctlFamily } from "./sysctl.js";
 
 export interface TapBridge {
   readonly ifindex: number;
@@ -48,6 +48,8 @@ export interface TapFacts {
   readonly routers: readonly Address[];
   /** A program at XDP sees the guest's frames before ours does. */
   readonly xdp: { readonly programId: number | null } | null;
+  /** Whether the host has IPv6 routes by the tap itself that a router advertisement made. */
+  readonly advertisedRoutes: boolean;
 }
 
 /** @throws EnforcerError E_TAP_MISSING, E_TAP_KIND, E_NETLINK. */
@@ -57,14 +59,15 @@ export function tapFacts(name: string): TapFacts {
   const bridge = master?.kind === "bridge" ? master : null;
   const device = bridge ?? tap;
   const addresses = listAddresses(device.ifindex);
-  const routes = [...listRoutes(4, device.ifindex), ...listRoutes(6, device.ifindex)];
-  const found = addressFacts(addresses, routes, device.ifindex);
+  const routes6 = listRoutes(6, device.ifindex);
+  const found = addressFacts(addresses, [...listRoutes(4, device.ifindex), ...routes6], device.ifindex);
+  const byTap = bridge === null ? routes6 : listRoutes(6, tap.ifindex);
   return {
     name: tap.name, ifindex: tap.ifindex, mac: tap.mac!, mtu: tap.mtu, up: (tap.flags & LinkFlag.up) !== 0,
     bridge: bridge === null ? null : describeBridge(bridge, tap),
     otherMaster: master === null || bridge !== null ? null : master.name,
     ...found, routers: bridge === null ? [] : found.routers,
-    xdp: tap.xdp,
+    xdp: tap.xdp, advertisedRoutes: byTap.some(({ protocol }) => protocol === RouteProtocol.routerAdvertisement),
   };
 }
 
@@ -140,44 +143,42 @@ export interface TapPreparation {
 export function plannedChanges(name: string): TapChange[] {
   const ipv6 = kernelHasIpv6();
   return HYGIENE.flatMap(({ family, setting, value, why }) => {
-    if (family === "ipv6" && !ipv6) return [];
-    const before = readSysctl(family, name, setting);
-    return before === null || before === value ? [] : [{ family, setting, before, after: value, why }];
+    const change = family === "ipv6" && !ipv6 ? null : plannedSysctl(family, name, setting, value);
+    return change === null ? [] : [{ ...change, why }];
   });
 }
 
 /**
  * Sets the tap's protocol settings, without touching forwarding or proxy_arp. All or nothing: on an error what was set is
  * taken back first.
+ * @param tap its name, or what is known of it since a moment.
+ * @param planned what plannedChanges() said of it just now.
  * @throws EnforcerError E_NETLINK, E_TAP_MISSING, E_TAP_KIND.
  */
-export function prepareTap(name: string): TapPreparation {
-  const tap = findTap(name);
-  const ipv6 = kernelHasIpv6();
+export function prepareTap(tap: string | TapFacts, planned?: readonly TapChange[]): TapPreparation {
+  const facts = typeof tap === "string" ? tapFacts(tap) : tap;
   const changes: TapChange[] = [];
   try {
-    for (const { family, setting, value, why } of HYGIENE) {
-      if (family === "ipv6" && !ipv6) continue;
-      const change = writeSysctl(family, tap.name, setting, value);
-      if (change !== null) changes.push({ ...change, why });
+    for (const change of planned ?? plannedChanges(facts.name)) {
+      applySysctl(facts.name, change);
+      changes.push(change);
     }
   } catch (error) {
-    revertSysctls(tap.name, changes);
+    revertSysctls(facts.name, changes);
     throw error;
   }
-  return { name: tap.name, ifindex: tap.ifindex, changes, notes: weaknesses(tap) };
+  return { name: facts.name, ifindex: facts.ifindex, changes, notes: weaknesses(facts) };
 }
 
-function weaknesses(tap: Link): string[] {
+function weaknesses({ name, bridge, advertisedRoutes }: TapFacts): string[] {
   const notes: string[] = [];
   // Reverse path: the greater of "all" and the device counts, and 2 is the looser one.
   if (readSysctl("ipv4", "all", "rp_filter") === "2") notes.push("net.ipv4.conf.all.rp_filter is 2 (loose) and overrides the strict setting of the tap; source addresses are checked by the enforcer all the same");
   // What a guest advertised before it was attached stays when the setting changes.
-  if (listRoutes(6, tap.ifindex).some(({ protocol }) => protocol === RouteProtocol.routerAdvertisement)) notes.push(`the host has routes from router advertisements that came in by ${tap.name}; take them away: ip -6 route flush dev ${tap.name} proto ra`);
-  const master = tap.master === null ? null : findLinkByIndex(tap.master);
-  if (master?.kind === "bridge") {
-    if (kernelHasIpv6() && (readSysctl("ipv6", master.name, "accept_ra") ?? "0") !== "0") notes.push(`bridge ${master.name} accepts router advertisements (net.ipv6.conf.${master.name}.accept_ra); those of this guest are dropped, those of other ports are not`);
-    if (readSysctl("ipv4", master.name, "arp_ignore") === "0" && readSysctl("ipv4", "all", "arp_ignore") === "0") notes.push(`bridge ${master.name} answers ARP for every address of the host (net.ipv4.conf.${master.name}.arp_ignore is 0); this guest may ask for its gateway only`);
+  if (advertisedRoutes) notes.push(`the host has routes from router advertisements that came in by ${name}; take them away: ip -6 route flush dev ${name} proto ra`);
+  if (bridge !== null) {
+    if (kernelHasIpv6() && (readSysctl("ipv6", bridge.name, "accept_ra") ?? "0") !== "0") notes.push(`bridge ${bridge.name} accepts router advertisements (net.ipv6.conf.${bridge.name}.accept_ra); those of this guest are dropped, those of other ports are not`);
+    if (readSysctl("ipv4", bridge.name, "arp_ignore") === "0" && readSysctl("ipv4", "all", "arp_ignore") === "0") notes.push(`bridge ${bridge.name} answers ARP for every address of the host (net.ipv4.conf.${bridge.name}.arp_ignore is 0); this guest may ask for its gateway only`);
   }
   return notes;
 }

@@ -7,7 +7,7 @@ import { allowExpedite, expedited, forgottenExpedite, MARK, useSwitch } from "..
 
 const directory = mkdtempSync(join(tmpdir(), "grace-"));
 const file = join(directory, "rcu_expedited");
-const value = (): number => Number(readFileSync(file, "latin1"));
+const value = (): number => Number.parseInt(readFileSync(file, "latin1"));
 
 beforeEach(() => {
   writeFileSync(file, "0\n");
