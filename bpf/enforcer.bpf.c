@@ -221,6 +221,16 @@ int sweep(struct __sk_buff *skb)
 	return flow_reclaim(skb->mark, 0);
 }
 
+/*
+ * Never attached: the agent runs it so that the frame it gives passes the egress hook of the device in skb->ifindex, as if it came from
+ * the world. A connection that a new policy forbids and that is silent hears of it so; see refuse.h.
+ */
+SEC("tc")
+int nudge(struct __sk_buff *skb)
+{
+	return bpf_clone_redirect(skb, skb->ifindex, 0);
+}
+
 /* The same way in and out with nothing between: what bench/ measures against. */
 SEC("tc")
 int empty(struct __sk_buff *skb __attribute__((unused)))

@@ -774,7 +774,7 @@ export class Agent {
         keys.add(key);
         if (former === null || former.keys.has(key) || told >= FLOWS_TOLD) continue;
         told++;
-        if (!row.intercepted) direct++;
+        if (!row.inspected) direct++;
         const rule = row.rule === null ? null : (sandbox.compiled.bits[row.rule]?.text ?? null);
         this.#events = this.#events.then(async () => {
           const names = await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []);

@@ -27,10 +27,12 @@ import type { TlsDenial, TlsStats } from "../tls/protocol.js";
 import { EnforcerError } from "../errors.js";
 import { readCounters, type Count } from "../kernel/counters.js";
 import { followEvents, type PacketEvent } from "../kernel/events.js";
+import { flowsOf } from "../kernel/flows.js";
 import { Globals } from "../kernel/globals.js";
 import { forgottenExpedite } from "../kernel/grace-period.js";
 import { inForce, Instance, instanceDirectory, removePins } from "../kernel/instance.js";
 import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
+import { nudgeFlows } from "../kernel/nudge.js";
 import { floorUid, SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
 import { selfTest, selfTestTap } from "../kernel/self-test.js";
 import { attachHooks, chainOf, detachHooks, hooksHeld, linkedDevices, RESOLVER_HOOKS, TAP_HOOKS } from "../kernel/tap-link.js";
@@ -43,8 +45,9 @@ import { createResolverLink, removeResolverLink, type ResolverLink } from "../ne
 import { plannedChanges, prepareTap, restoreTap, tapFacts } from "../net/tap.js";
 import { compilePolicy, type CompiledPolicy } from "../policy/compile.js";
 import { buildPolicy } from "../policy/build.js";
+import { judgeFlow } from "../policy/flow-judge.js";
 import { regroup } from "../policy/regroup.js";
-import type { Policy } from "../policy/types.js";
+import { Proto, type Policy } from "../policy/types.js";
 import { Inspection } from "./inspection.js";
 import { ResolverClient } from "./resolver-client.js";
 import type { PinRecord, PolicyState, RunDirectory, SandboxState } from "./run-directory.js";
@@ -62,6 +65,8 @@ const GONE_TAPS = 1024;
 const SKB_MARK = 8, SKB_SIZE = 192;
 /** For how long an end that was meant is not told to guests, ms: twice the five seconds after which a client asks again. */
 const SUCCESSOR_WITHIN = 10_000;
+/** After a swap, ms: when silent connections are looked for. Busy ones have ended by then; all have before a second is over. */
+const NUDGE_AFTER = [200, 800];
 /** Sandboxes that are taken over at the same time. */
 const SERVED_TOGETHER = 64;
 /** Generations begin here; 1 is the self-test's. */
@@ -606,7 +611,33 @@ export class Enforcer {
     tables.describe(sandbox.identity, sizes);
     this.#run.write({ ...state, policy: next, next: null });
     await this.#writePins(sandbox).catch(() => undefined);
+    for (const [turn, after] of NUDGE_AFTER.entries()) setTimeout(() => { this.#nudge(sandbox, uid, turn).catch(() => undefined); }, after).unref();
     return { uid, written, left };
+  }
+
+  /** Connections that nothing has passed since the swap, and that it forbids, end as busy ones do: both ends are told. */
+  async #nudge(sandbox: Sandbox, uid: bigint, turn: number): Promise<void> {
+    const current = (): boolean => !this.#stopped && this.#sandboxes.get(sandbox.name) === sandbox && sandbox.compiled.uid === uid;
+    if (!current()) return;
+    const former = flowsOf(sandbox.tables, Infinity).rows.filter((row) => row.protocol === Proto.tcp && !row.inspected && row.policy !== uid);
+    if (former.length === 0) return;
+    const names = new Map<string, (readonly string[])[]>();
+    for (const { address, labels } of await this.pins(sandbox)) {
+      const key = formatAddress(address);
+      names.set(key, [...(names.get(key) ?? []), labels]);
+    }
+    if (!current()) return;
+    const policies = [sandbox.policy, ...(sandbox.floor === null ? [] : [sandbox.floor])];
+    // One that the agent has to look into from now on ends as well.
+    const forbidden = former.filter(({ direction, remote, remotePort, guestPort }) => policies.some((policy) => {
+      const { verdict, inspected } = judgeFlow(policy, this.#groups, { direction, address: remote, protocol: Proto.tcp, port: direction === "egress" ? remotePort : guestPort, names: names.get(formatAddress(remote)) ?? [], inspect: true });
+      return verdict === "deny" || inspected;
+    }));
+    const { identity: { ifindex, tapMac, guest, mac } } = sandbox, learned = this.learned(sandbox);
+    const known = mac ?? learned.mac;
+    // While the device is still there: its number may be another's by now.
+    if (known === null || !this.carries(ifindex)) return;
+    this.inside(() => nudgeFlows(this.#instance, { ifindex, tapMac, mac: known, guest, learned }, forbidden, turn));
   }
 
   /** Policies whose prefixes lie in other groups since the host's network changed are put in force anew. One operation, as attach is. */

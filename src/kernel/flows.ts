@@ -7,7 +7,7 @@
 import { tickNanoseconds, type BpfMap } from "../../native/index.js";
 import type { Address } from "../addresses/address.js";
 import type { DirectionName } from "./counters.js";
-import { AbiLimit, Direction, layouts, RedirectState } from "./layout.gen.js";
+import { AbiLimit, Direction, FlowFlag, layouts, RedirectState } from "./layout.gen.js";
 
 const key = layouts.flow_key.fields, value = layouts.flow.fields;
 
@@ -28,6 +28,10 @@ export interface FlowRow {
   readonly lasted: number | null;
   /** The kernel's tick at which it was opened; null: not known. */
   readonly opened: bigint | null;
+  /** Which of the guest's addresses: `guest` of flow_key; null: not known. */
+  readonly guest: number | null;
+  /** Its packets go to the agent. */
+  readonly inspected: boolean;
   /** It goes through the agent, which looks who is meant. */
   readonly intercepted: boolean;
 }
@@ -46,7 +50,7 @@ function readFlows(map: BpfMap, limit: number): { readonly rows: FlowRow[]; read
       remote: Uint8Array.from(keys.subarray(k + key.remote.offset, k + key.remote.offset + 16)),
       remotePort: keys.readUInt16BE(k + key.remote_port.offset), guestPort: keys.readUInt16BE(k + key.guest_port.offset),
       rule: rule >= AbiLimit.MAX_RULES ? null : rule, policy: values.readBigUInt64LE(v + value.policy.offset),
-      lasted: Number(seen - created) * tick / 1e9, opened: created, intercepted: false,
+      lasted: Number(seen - created) * tick / 1e9, opened: created, guest: keys[k + key.guest.offset]!, inspected: (values[v + value.flags.offset]! & FlowFlag.FLOW_INSPECT) !== 0, intercepted: false,
     });
   }
   return { rows, total: count };
@@ -64,7 +68,7 @@ function readIntercepted(map: BpfMap, limit: number): { readonly rows: FlowRow[]
     if (total++ >= limit) continue;
     rows.push({
       protocol: entry[fields.proto.offset]!, direction: "egress", remote: Uint8Array.from(entry.subarray(fields.remote.offset, fields.remote.offset + 16)),
-      remotePort: entry.readUInt16BE(fields.remote_port.offset), guestPort: entry.readUInt16BE(fields.guest_port.offset), rule: null, policy: 0n, lasted: null, opened: null, intercepted: true,
+      remotePort: entry.readUInt16BE(fields.remote_port.offset), guestPort: entry.readUInt16BE(fields.guest_port.offset), rule: null, policy: 0n, lasted: null, opened: null, guest: null, inspected: true, intercepted: true,
     });
   }
   return { rows, total };

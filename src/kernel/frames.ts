@@ -1,7 +1,9 @@
 /**
- * The few frames that the self-test sends through the programs.
+ * The few frames that the agent makes itself: those that the self-test sends through the programs, and those by which a silent
+ * connection hears that it is over.
  *
- * Holds always: headers are well formed and checksums of IPv4 headers are right; payloads are empty.
+ * Holds always: headers are well formed and checksums of IPv4 headers are right; payloads are empty. TCP and UDP checksums are 0: what
+ * leaves of these frames is written anew by the kernel program, or completed here (tcpProbe).
  */
 import { isV4, type Address } from "../addresses/address.js";
 
@@ -12,7 +14,7 @@ export interface Endpoints {
   readonly destination: Address;
 }
 
-const TCP = 6, UDP = 17, SYN = 0x02;
+const TCP = 6, UDP = 17, SYN = 0x02, ACK = 0x10;
 
 export function tcpSyn(ends: Endpoints, port: number): Buffer {
   const tcp = Buffer.alloc(20);
@@ -20,6 +22,22 @@ export function tcpSyn(ends: Endpoints, port: number): Buffer {
   tcp.writeUInt16BE(port, 2);
   tcp[12] = 5 << 4;
   tcp[13] = SYN;
+  return packet(ends, TCP, tcp);
+}
+
+/** A segment without payload, with its checksum. */
+export function tcpProbe(ends: Endpoints, sourcePort: number, destinationPort: number, sequence: number): Buffer {
+  const tcp = Buffer.alloc(20);
+  tcp.writeUInt16BE(sourcePort, 0);
+  tcp.writeUInt16BE(destinationPort, 2);
+  tcp.writeUInt32BE(sequence, 4);
+  tcp.writeUInt32BE(sequence, 8);
+  tcp[12] = 5 << 4;
+  tcp[13] = ACK;
+  tcp.writeUInt16BE(1024, 14);
+  const from = isV4(ends.source) ? 12 : 0;
+  const pseudo = Buffer.concat([ends.source.subarray(from), ends.destination.subarray(from), Buffer.from([0, TCP, 0, tcp.length])]);
+  tcp.writeUInt16BE(headerChecksum(Buffer.concat([pseudo, tcp])), 16);
   return packet(ends, TCP, tcp);
 }
 

@@ -27,7 +27,7 @@ const PINNED = [...PER_SANDBOX, ...PER_POLICY, ...TAPS, ...SHARED] as const;
 
 export type MapName = (typeof PINNED)[number];
 /** What serving needs; the rest is for tests and benchmarks, and would be verified at each start for nothing. */
-const SERVING = ["from_guest", "to_guest", "from_resolver", "sweep"] as const;
+const SERVING = ["from_guest", "to_guest", "from_resolver", "sweep", "nudge"] as const;
 const MEASURING = ["from_guest_long", "empty"] as const;
 export type ProgramName = (typeof SERVING)[number] | (typeof MEASURING)[number];
 
@@ -177,8 +177,8 @@ function standingPrograms(programs: string, pins: string): Map<ProgramName, BpfP
       if (!existsSync(path)) break;
       const program = BpfProgram.fromPin(path);
       found.set(name, program);
-      // Maps that were made anew have programs of their own. `sweep` knows only some of them.
-      if (program.info.name !== name || (name !== "sweep" && !program.info.mapIds.includes(sandboxes.info.id))) break;
+      // Maps that were made anew have programs of their own. Those that are never attached know only some of them, or none.
+      if (program.info.name !== name || (name !== "sweep" && name !== "nudge" && !program.info.mapIds.includes(sandboxes.info.id))) break;
       if (found.size === SERVING.length) return found;
     }
   } catch {

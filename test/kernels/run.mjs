@@ -21,7 +21,7 @@ const HERE = path.dirname(fileURLToPath(import.meta.url));
 const ROOT = path.resolve(HERE, "../..");
 const BUILD = path.join(HERE, "build");
 /** A guest that says nothing for so long hangs. Without KVM a file of tests may take minutes before its line comes. */
-const SILENCE_MS = 20 * 60_000;
+const SILENCE_MS = 40 * 60_000;
 
 /** Debian's kernels: name → package. The package that depends on the newest one stands for it. */
 const kernels = new Map([["6.1", "linux-image-cloud-amd64"], ["6.12", "linux-image-6.12-cloud-amd64"]]);

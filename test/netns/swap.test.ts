@@ -112,6 +112,32 @@ test("A21 a connection whose rule is taken away is reset at both ends; one that 
   await server.stop("SIGKILL");
 });
 
+test("A21 a connection that is silent ends as well, at both ends, IPv4 and IPv6; one that is still allowed stays", async () => {
+  const server = world.own(world.internet.start([process.execPath, "-e", `
+    require("node:net").createServer((socket) => { socket.on("error", (error) => console.log("far " + error.code + " " + socket.remotePort)); socket.on("data", () => undefined); }).listen({ port: 7779, host: "::" }, () => console.log("ready"))`]));
+  await server.line((line) => line === "ready");
+  const rules = ["allow@93.184.216.34/32:tcp:7779", `allow@[${ADDRESS.site6}]:tcp:7779`, `allow@${Y}/32:tcp:7779`];
+  await agent.client.attach({ tap: "tap0", policy: { rules } });
+  // Node's clients speak nothing after they have connected, and have no keep-alive.
+  const silent = async (address: string): Promise<Service> => {
+    const client = world.own(world.guest.start([process.execPath, "-e", `
+      const socket = require("node:net").connect(7779, "${address}", () => console.log("ready"));
+      socket.on("error", (error) => console.log("near " + error.code));`]));
+    await client.line((line) => line === "ready");
+    return client;
+  };
+  const [four, six, kept] = [await silent(X), await silent(ADDRESS.site6), await silent(Y)];
+  const began = (await agent.client.flows("tap0")).total;
+  expect(began).toBe(3);
+  await agent.client.setPolicy("tap0", { rules: rules.slice(2) });
+  for (const client of [four, six]) await client.line((line) => line === "near ECONNRESET", { what: "the reset at the guest" });
+  await until("both resets at the far end", () => server.lines.filter((line) => line.startsWith("far ECONNRESET")).length === 2);
+  expect(kept.ended).toBe(null);
+  expect((await agent.client.flows("tap0")).flows.map(({ remote }) => remote)).toEqual([Y]);
+  for (const client of [four, six, kept]) await client.stop("SIGKILL");
+  await server.stop("SIGKILL");
+});
+
 test("A21 a name that was told and that the new policy denies is denied at its address, also where another name or a prefix opens it", async () => {
   const far = world.own(world.internet.start([process.execPath, "-e", `require("node:net").createServer((socket) => { socket.on("error", () => undefined); socket.pipe(socket); }).listen(7778, () => console.log("ready"))`]));
   await far.line((line) => line === "ready");
