@@ -619,7 +619,7 @@ export class Enforcer {
   async #nudge(sandbox: Sandbox, uid: bigint, turn: number): Promise<void> {
     const current = (): boolean => !this.#stopped && this.#sandboxes.get(sandbox.name) === sandbox && sandbox.compiled.uid === uid;
     if (!current()) return;
-    const former = flowsOf(sandbox.tables, Infinity).rows.filter((row) => row.protocol === Proto.tcp && !row.inspected && row.policy !== uid);
+    const former = flowsOf(sandbox.tables, Infinity).rows.filter((row) => row.protocol === Proto.tcp && row.guest !== null && row.policy !== uid);
     if (former.length === 0) return;
     const names = new Map<string, (readonly string[])[]>();
     for (const { address, labels } of await this.pins(sandbox)) {
@@ -628,11 +628,12 @@ export class Enforcer {
     }
     if (!current()) return;
     const policies = [sandbox.policy, ...(sandbox.floor === null ? [] : [sandbox.floor])];
-    // One that the agent has to look into from now on ends as well.
-    const forbidden = former.filter(({ direction, remote, remotePort, guestPort }) => policies.some((policy) => {
-      const { verdict, inspected } = judgeFlow(policy, this.#groups, { direction, address: remote, protocol: Proto.tcp, port: direction === "egress" ? remotePort : guestPort, names: names.get(formatAddress(remote)) ?? [], inspect: true });
-      return verdict === "deny" || inspected;
-    }));
+    const forbidden = former.filter(({ direction, remote, remotePort, guestPort, inspected }) => {
+      const port = direction === "egress" ? remotePort : guestPort;
+      const judged = policies.map((policy) => judgeFlow(policy, this.#groups, { direction, address: remote, protocol: Proto.tcp, port, names: names.get(formatAddress(remote)) ?? [], inspect: true }));
+      // One that the agent has to look into from now on, or no more, ends as well.
+      return judged.some(({ verdict }) => verdict === "deny") || judged.some((one) => one.inspected) !== inspected;
+    });
     const { identity: { ifindex, tapMac, guest, mac } } = sandbox, learned = this.learned(sandbox);
     const known = mac ?? learned.mac;
     // While the device is still there: its number may be another's by now.

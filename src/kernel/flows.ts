@@ -74,16 +74,23 @@ function readIntercepted(map: BpfMap, limit: number): { readonly rows: FlowRow[]
   return { rows, total };
 }
 
-/** Both kinds, of one sandbox's tables. */
+const keyOf = ({ protocol, guestPort, remotePort, remote }: FlowRow): string => `${protocol} ${guestPort} ${remotePort} ${Buffer.from(remote).toString("hex")}`;
+
+/** Both kinds, of one sandbox's tables. A connection that goes through the agent may stand in both: it is one flow, with the rule that allowed it. */
 export function flowsOf(tables: { inner(name: "flows" | "intercepted"): BpfMap | null }, limit: number): { readonly rows: FlowRow[]; readonly total: number } {
-  const both = (["flows", "intercepted"] as const).map((name) => {
+  const read = (name: "flows" | "intercepted", most: number): ReturnType<typeof readFlows> => {
     const map = tables.inner(name);
     if (map === null) return { rows: [], total: 0 };
     try {
-      return name === "flows" ? readFlows(map, limit) : readIntercepted(map, limit);
+      return name === "flows" ? readFlows(map, most) : readIntercepted(map, most);
     } finally {
       map.close();
     }
-  });
-  return { rows: both.flatMap(({ rows }) => rows).slice(0, limit), total: both.reduce((sum, { total }) => sum + total, 0) };
+  };
+  const looked = read("intercepted", Infinity);
+  // A table may hold a million: only where some have to be found among them are all decoded.
+  const flows = read("flows", looked.total === 0 ? limit : Infinity);
+  const through = new Map(looked.rows.map((row) => [keyOf(row), row]));
+  const rows = looked.total === 0 ? flows.rows : flows.rows.map((row) => (row.inspected && through.delete(keyOf(row)) ? { ...row, intercepted: true } : row));
+  return { rows: [...rows, ...through.values()].slice(0, limit), total: flows.total + through.size };
 }

@@ -49,7 +49,7 @@ export function nudgeFlows(instance: Instance, guest: NudgedGuest, rows: readonl
   let sent = 0;
   for (const row of rows) {
     if (sent >= NUDGES) break;
-    const address = row.protocol !== TCP || row.guest === null || row.inspected ? null : guestAddress(guest, row.guest);
+    const address = row.protocol !== TCP || row.guest === null ? null : guestAddress(guest, row.guest);
     if (address === null || isV4(address) !== isV4(row.remote)) continue;
     const data = tcpProbe({ sourceMac: guest.tapMac, destinationMac: guest.mac, source: row.remote, destination: address }, row.remotePort, row.guestPort, (turn * 0x40000000 + 1) >>> 0);
     instance.program("nudge").testRun({ data, context });

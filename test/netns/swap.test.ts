@@ -127,8 +127,7 @@ test("A21 a connection that is silent ends as well, at both ends, IPv4 and IPv6;
     return client;
   };
   const [four, six, kept] = [await silent(X), await silent(ADDRESS.site6), await silent(Y)];
-  const began = (await agent.client.flows("tap0")).total;
-  expect(began).toBe(3);
+  expect((await agent.client.flows("tap0")).total).toBe(3);
   await agent.client.setPolicy("tap0", { rules: rules.slice(2) });
   for (const client of [four, six]) await client.line((line) => line === "near ECONNRESET", { what: "the reset at the guest" });
   await until("both resets at the far end", () => server.lines.filter((line) => line.startsWith("far ECONNRESET")).length === 2);
@@ -136,6 +135,22 @@ test("A21 a connection that is silent ends as well, at both ends, IPv4 and IPv6;
   expect((await agent.client.flows("tap0")).flows.map(({ remote }) => remote)).toEqual([Y]);
   for (const client of [four, six, kept]) await client.stop("SIGKILL");
   await server.stop("SIGKILL");
+});
+
+test("A21 a request whose head is not whole ends when its policy goes, although the agent has not seen for whom it is", async () => {
+  await agent.client.attach({ tap: "tap0", policy: { rules: ["allow@site.example:tcp:80"] } });
+  expect((await world.guest.probe(["dns", "udp", "8.8.8.8", "site.example", "A"], 3000)).ok).toBe(true);
+  const client = world.own(world.guest.start([process.execPath, "-e", `
+    const socket = require("node:net").connect(80, "${X}", () => socket.write("GET / HTTP/1.1\\r\\nHost: site.exa", () => console.log("ready")));
+    socket.on("error", (error) => console.log("near " + error.code)); socket.on("close", () => console.log("closed"));`]));
+  await client.line((line) => line === "ready");
+  await until("it is one flow, and the agent looks into it", async () => {
+    const { total, flows } = await agent.client.flows("tap0");
+    return total === 1 && flows[0]!.intercepted && flows[0]!.rule?.includes("site.example") === true;
+  });
+  await agent.client.setPolicy("tap0", { rules: ["allow@other.example:tcp:80"] });
+  await client.line((line) => line === "near ECONNRESET", { what: "the reset at the guest" });
+  await client.stop("SIGKILL");
 });
 
 test("A21 a name that was told and that the new policy denies is denied at its address, also where another name or a prefix opens it", async () => {
