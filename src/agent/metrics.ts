@@ -107,6 +107,7 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   counter("enforcer_dns_rebind_refused_total", "Answers refused because of an address that the sandbox may not have.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.queries.rebind)));
   gauge("enforcer_dns_in_flight", "Queries waiting for an upstream.", ["sandbox"], (set) => eachDns((sandbox, row) => set({ sandbox }, row.inFlight)));
   gauge("enforcer_dns_in_flight_limit", "Queries that may wait for an upstream at one time.", ["sandbox"], (set) => eachDns((sandbox, { limits }) => set({ sandbox }, limits.inFlight)));
+  gauge("enforcer_dns_queries_left", "Queries that are answered at once before the sandbox's rate refuses one (outcome rate-limit).", ["sandbox"], (set) => eachDns((sandbox, row) => set({ sandbox }, row.queriesLeft)));
   gauge("enforcer_dns_queries_limit", "Queries that are answered a second.", ["sandbox"], (set) => eachDns((sandbox, { limits }) => set({ sandbox }, limits.queriesPerSecond)));
   gauge("enforcer_dns_tcp_connections", "DNS connections of the guest.", ["sandbox"], (set) => eachDns((sandbox, row) => set({ sandbox }, row.connections)));
   gauge("enforcer_dns_tcp_connections_limit", "DNS connections that the guest may have at one time.", ["sandbox"], (set) => eachDns((sandbox, { limits }) => set({ sandbox }, limits.connections)));
@@ -156,6 +157,9 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   gauge("enforcer_tls_handshakes_limit", "Such connections that the sandbox may have at one time; others wait.", ["sandbox"], (set) => eachTls((sandbox, { handshakeLimit }) => set({ sandbox }, handshakeLimit)));
   gauge("enforcer_tls_handshakes_waiting", "Connections that wait for their turn to begin their handshakes.", ["sandbox"], (set) => eachTls((sandbox, { handshakesWaiting }) => set({ sandbox }, handshakesWaiting)));
   gauge("enforcer_tls_connections_left", "Connections that may begin at once before the sandbox's rate refuses one.", ["sandbox"], (set) => eachTls((sandbox, { connectionTokens }) => set({ sandbox }, connectionTokens)));
+  gauge("enforcer_tls_connections_rate_limit", "Connections that may begin a second.", ["sandbox"], (set) => {
+    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, sandbox.policy.limits.connectionsPerSecond);
+  });
   gauge("enforcer_tls_buffered_bytes", "Octets that one side of such connections has sent and the other has not taken.", ["sandbox"], (set) => eachTls((sandbox, { buffered }) => set({ sandbox }, buffered)));
   gauge("enforcer_tls_buffered_bytes_limit", "Such octets that the sandbox may have.", ["sandbox"], (set) => eachTls((sandbox, { bufferedLimit }) => set({ sandbox }, bufferedLimit)));
   counter("enforcer_tls_bytes_total", "Octets of connections that were looked into, on the guest's side.", ["sandbox", "direction"], (add) => eachTls((sandbox, { bytesUp, bytesDown }) => {

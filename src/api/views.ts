@@ -80,7 +80,7 @@ export async function statusView(agent: Agent, known: Known): Promise<SandboxSta
         { what: "queries in flight", used: names.inFlight, limit: names.limits.inFlight }, { what: "DNS connections", used: names.connections, limit: names.limits.connections },
       ]),
       { what: "queries that the resolver has not answered", used: dnsWaiting, limit: AbiLimit.DNS_WAITING }, { what: "denials told a second", used: events, limit: sandbox.policy.limits.eventsPerSecond },
-      ...(looked === undefined ? [] : [{ what: "connections looked into", used: looked.connections, limit: looked.limit }]),
+      ...(looked === undefined ? [] : [{ what: "connections looked into", used: looked.connections, limit: looked.limit }, { what: "octets kept for them", used: looked.buffered, limit: looked.bufferedLimit }]),
       { what: "rule bits", used: sandbox.compiled.bits.length, limit: AbiLimit.MAX_RULES },
     ],
     events_lost: eventsLost, queries: some(names?.queries), connections: some(looked?.outcomes),

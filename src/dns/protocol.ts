@@ -171,6 +171,8 @@ export interface SandboxStats {
   /** gauges. */
   readonly inFlight: number;
   readonly connections: number;
+  /** queries that are answered at once before the rate refuses one. */
+  readonly queriesLeft: number;
   /** most addresses that one name has. */
   readonly addressesPerName: number;
   readonly pins: PinCounters;

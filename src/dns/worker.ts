@@ -284,7 +284,7 @@ class Worker {
         cacheHits: s.counters.cacheHits, cacheMisses: s.counters.cacheMisses, coalesced: s.counters.coalesced,
         truncated: s.counters.truncated, tcpConnections: s.counters.tcpConnections, tcpRefused: s.counters.tcpRefused,
         inFlight: s.inFlight, connections: s.connections, pins: { ...s.pins.counters },
-        addressesPerName: s.pins.largestName(),
+        queriesLeft: s.bucket.left(nowMs()), addressesPerName: s.pins.largestName(),
         limits: {
           queriesPerSecond: s.limits.queriesPerSecond, inFlight: s.limits.inFlight, connections: s.limits.connections,
           names: s.limits.names, addresses: s.limits.addresses, addressesPerName: s.limits.addressesPerName,

@@ -168,6 +168,7 @@ describe("A05 an agent that ends", () => {
     writeFileSync(state("tap0"), readFileSync(state("tap0"), "utf8").slice(0, 60));
     await agent.restart();
     expect(await agent.states()).toEqual({ tap0: "kept", tap1: "enforced" });
+    await agent.notice(/tap0: its state file in .* is torn/);
     expect((await agent.client.sandbox("tap0")).note).toMatch(/missing or torn/);
     expect(await reach(ADDRESS.site4)).toBe(true);
     await held();
