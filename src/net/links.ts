@@ -63,6 +63,8 @@ function getLink(by: { name: string } | { ifindex: number }, label: string): Lin
 export function findTap(name: string): Link {
   const link = findLink(name);
   if (link === null) throw new EnforcerError("E_TAP_MISSING", `there is no device ${name} in this network namespace`, { remedy: `create the tap first: ip tuntap add ${name} mode tap` });
+  // What is held is held by the name that frames come in by; another of the same device would hold nothing.
+  if (link.name !== name) throw new EnforcerError("E_TAP_MISSING", `there is no device ${name} in this network namespace: it is another name of ${link.name}`, { remedy: `name ${link.name} itself` });
   if (!isTap(link)) throw new EnforcerError("E_TAP_KIND", `${name} is ${describeKind(link)}, not a tap`);
   return link;
 }

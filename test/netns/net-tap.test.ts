@@ -71,6 +71,13 @@ describe("tapFacts", () => {
     expect(text(facts)).toMatchObject({ gateways: ["10.1.0.1", expect.stringMatching(/^fe80::/)], subnets: ["10.1.0.0/24"], learn: ["10.1.0.0/24"] });
   });
 
+  test("A06: another name of the tap is not taken for its name: what is held by name would hold nothing", () => {
+    makeTap("tap0");
+    execFileSync("ip", ["link", "property", "add", "dev", "tap0", "altname", "othername"]);
+    expect(() => tapFacts("othername")).toThrow(expect.objectContaining({ code: "E_TAP_MISSING", message: expect.stringContaining("another name of tap0"), remedy: "name tap0 itself" }));
+    expect(tapFacts("tap0").name).toBe("tap0");
+  });
+
   test("a tap without any address has no gateway", () => {
     const tap = makeTap("tap0");
     setLink(tap.ifindex, { up: false });
