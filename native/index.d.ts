@@ -86,6 +86,11 @@ export class BpfMap {
   updateBatch(keys: Uint8Array, values: Uint8Array, count: number, flags?: number): void;
   /** All entries (a snapshot in hash order; entries changed meanwhile may be missed or doubled). */
   entries(): { keys: Buffer; values: Buffer; count: number };
+  /**
+   * The same in parts, for large hash maps: some `room` entries behind `after`, which is `next` of the part before, null at first.
+   * `next` is null when that was the last. For map types with a batch lookup.
+   */
+  page(after: Uint8Array | null, room: number): { keys: Buffer; values: Buffer; count: number; next: Buffer | null };
   deleteBatch(keys: Uint8Array, count: number): number;
   pin(path: string): void;
   close(): void;

@@ -58,6 +58,7 @@ void BpfMap::Init(Napi::Env env, Napi::Object exports) {
           InstanceMethod<&BpfMap::NextKey>("nextKey"),
           InstanceMethod<&BpfMap::UpdateBatch>("updateBatch"),
           InstanceMethod<&BpfMap::Entries>("entries"),
+          InstanceMethod<&BpfMap::Page>("page"),
           InstanceMethod<&BpfMap::DeleteBatch>("deleteBatch"),
           InstanceMethod<&BpfMap::Pin>("pin"),
           InstanceMethod<&BpfMap::Close>("close"),
@@ -367,6 +368,43 @@ Napi::Value BpfMap::Entries(const Napi::CallbackInfo& info) {
   out.Set("keys", Napi::Buffer<uint8_t>::Copy(env, keys.data(), count * info_.key_size));
   out.Set("values", Napi::Buffer<uint8_t>::Copy(env, values.data(), count * element_));
   out.Set("count", static_cast<double>(count));
+  return out;
+}
+
+Napi::Value BpfMap::Page(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (!Open(env, "BpfMap.page")) return {};
+  Args args(env);
+  Bytes after;
+  // A bucket number for a hash, the last key otherwise; see Entries().
+  std::vector<uint8_t> position(std::max<size_t>(info_.key_size, 8));
+  if (!info[0].IsNull()) after = args.ByteArray(info[0], "after", position.size());
+  size_t room = static_cast<size_t>(args.Integer(info[1], "room", 1, INT32_MAX));
+  if (!args.ok()) return {};
+  if (after.data != nullptr) std::copy(after.data, after.data + position.size(), position.begin());
+  std::vector<uint8_t> keys, values;
+  __u32 got;
+  int error;
+  do {
+    if (room * (element_ + info_.key_size) > kReplyLimit) {
+      ThrowErrno(env, EFBIG, {"bpf(BPF_MAP_LOOKUP_BATCH)", {}, 0, "one bucket of the map holds more than 1 GiB"});
+      return {};
+    }
+    keys.resize(room * info_.key_size);
+    values.resize(room * element_);
+    got = static_cast<__u32>(room);
+    error = bpf_map_lookup_batch(fd_.get(), after.data == nullptr ? nullptr : position.data(), position.data(), keys.data(), values.data(), &got, nullptr) == 0 ? 0 : errno;
+    room *= 2;  // only taken where one bucket holds more than there is room for; nothing was consumed
+  } while (error == ENOSPC);
+  if (error != 0 && error != ENOENT) {
+    ThrowErrno(env, error, {"bpf(BPF_MAP_LOOKUP_BATCH)"});
+    return {};
+  }
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("keys", Napi::Buffer<uint8_t>::Copy(env, keys.data(), got * info_.key_size));
+  out.Set("values", Napi::Buffer<uint8_t>::Copy(env, values.data(), got * element_));
+  out.Set("count", static_cast<double>(got));
+  out.Set("next", error == ENOENT ? env.Null() : Napi::Value(Napi::Buffer<uint8_t>::Copy(env, position.data(), position.size())));
   return out;
 }
 

@@ -36,6 +36,7 @@ class BpfMap : public Adopted<BpfMap> {
   Napi::Value NextKey(const Napi::CallbackInfo& info);
   void UpdateBatch(const Napi::CallbackInfo& info);
   Napi::Value Entries(const Napi::CallbackInfo& info);
+  Napi::Value Page(const Napi::CallbackInfo& info);
   Napi::Value DeleteBatch(const Napi::CallbackInfo& info);
   void Pin(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);

@@ -16,6 +16,7 @@
  */
 import { existsSync, readdirSync, rmdirSync } from "node:fs";
 import { join } from "node:path";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { BpfMap, closeFd, createNetns, openNetns, type RingBuffer } from "../../native/index.js";
 import { formatAddress, formatPrefix, type Address } from "../addresses/address.js";
 import { groupTable, type Group, type GroupTable } from "../addresses/groups.js";
@@ -27,7 +28,7 @@ import type { TlsDenial, TlsStats } from "../tls/protocol.js";
 import { EnforcerError } from "../errors.js";
 import { readCounters, type Count } from "../kernel/counters.js";
 import { followEvents, type PacketEvent } from "../kernel/events.js";
-import { flowsOf } from "../kernel/flows.js";
+import { formerTcp, type FlowRow } from "../kernel/flows.js";
 import { Globals } from "../kernel/globals.js";
 import { forgottenExpedite } from "../kernel/grace-period.js";
 import { inForce, Instance, instanceDirectory, removePins } from "../kernel/instance.js";
@@ -67,6 +68,8 @@ const SKB_MARK = 8, SKB_SIZE = 192;
 const SUCCESSOR_WITHIN = 10_000;
 /** After a swap, ms: when silent connections are looked for. Busy ones have ended by then; all have before a second is over. */
 const NUDGE_AFTER = [200, 800];
+/** Silent connections that are told at one time. */
+const NUDGES = 4096;
 /** Sandboxes that are taken over at the same time. */
 const SERVED_TOGETHER = 64;
 /** Generations begin here; 1 is the self-test's. */
@@ -611,7 +614,7 @@ export class Enforcer {
     tables.describe(sandbox.identity, sizes);
     this.#run.write({ ...state, policy: next, next: null });
     await this.#writePins(sandbox).catch(() => undefined);
-    for (const [turn, after] of NUDGE_AFTER.entries()) setTimeout(() => { this.#nudge(sandbox, uid, turn).catch(() => undefined); }, after).unref();
+    for (const [turn, after] of NUDGE_AFTER.entries()) setTimeout(() => { this.#nudge(sandbox, uid, turn).catch((error: unknown) => { if (!this.#stopped) this.#options.onNotice(`${name}: silent connections that the policy forbids stand until they speak: ${text(error)}`); }); }, after).unref();
     return { uid, written, left };
   }
 
@@ -619,26 +622,30 @@ export class Enforcer {
   async #nudge(sandbox: Sandbox, uid: bigint, turn: number): Promise<void> {
     const current = (): boolean => !this.#stopped && this.#sandboxes.get(sandbox.name) === sandbox && sandbox.compiled.uid === uid;
     if (!current()) return;
-    const former = flowsOf(sandbox.tables, Infinity).rows.filter((row) => row.protocol === Proto.tcp && row.guest !== null && row.policy !== uid);
-    if (former.length === 0) return;
     const names = new Map<string, (readonly string[])[]>();
     for (const { address, labels } of await this.pins(sandbox)) {
       const key = formatAddress(address);
       names.set(key, [...(names.get(key) ?? []), labels]);
     }
-    if (!current()) return;
     const policies = [sandbox.policy, ...(sandbox.floor === null ? [] : [sandbox.floor])];
-    const forbidden = former.filter(({ direction, remote, remotePort, guestPort, inspected }) => {
+    const forbidden = ({ direction, remote, remotePort, guestPort, inspected }: FlowRow): boolean => {
       const port = direction === "egress" ? remotePort : guestPort;
       const judged = policies.map((policy) => judgeFlow(policy, this.#groups, { direction, address: remote, protocol: Proto.tcp, port, names: names.get(formatAddress(remote)) ?? [], inspect: true }));
       // One that the agent has to look into from now on, or no more, ends as well.
       return judged.some(({ verdict }) => verdict === "deny") || judged.some((one) => one.inspected) !== inspected;
-    });
-    const { identity: { ifindex, tapMac, guest, mac } } = sandbox, learned = this.learned(sandbox);
-    const known = mac ?? learned.mac;
-    // While the device is still there: its number may be another's by now.
-    if (known === null || !this.carries(ifindex)) return;
-    this.inside(() => nudgeFlows(this.#instance, { ifindex, tapMac, mac: known, guest, learned }, forbidden, turn));
+    };
+    let left = NUDGES;
+    for (const former of formerTcp(sandbox.tables, uid)) {
+      // Others have their turn between the parts of a large table; and the policy, the sandbox or the device may be another after it.
+      await nextTurn();
+      if (!current()) return;
+      const { identity: { ifindex, tapMac, guest, mac } } = sandbox, learned = this.learned(sandbox);
+      const known = mac ?? learned.mac;
+      if (known === null || !this.carries(ifindex)) return;
+      const told = former.filter(forbidden).slice(0, left);
+      left -= this.inside(() => nudgeFlows(this.#instance, { ifindex, tapMac, mac: known, guest, learned }, told, turn));
+      if (left === 0) return;
+    }
   }
 
   /** Policies whose prefixes lie in other groups since the host's network changed are put in force anew. One operation, as attach is. */

@@ -137,6 +137,38 @@ test("A21 a connection that is silent ends as well, at both ends, IPv4 and IPv6;
   await server.stop("SIGKILL");
 });
 
+test("A21 a silent connection ends by whichever of the guest's addresses it was made: the second that was given, or one that was learned beside a link-local one", async () => {
+  const server = world.own(world.internet.start([process.execPath, "-e", `
+    require("node:net").createServer((socket) => { socket.on("error", () => console.log("far")); socket.on("data", () => undefined); }).listen({ port: 7780, host: "::" }, () => console.log("ready"))`]));
+  await server.line((line) => line === "ready");
+  for (const [guest, address] of [[["172.30.0.3", ADDRESS.guest4], X], [[ADDRESS.guest4, "fe80::1234"], ADDRESS.site6]] as const) {
+    await agent.client.attach({ tap: "tap0", guest: [...guest], policy: { rules: [`allow@${X}/32:tcp:7780`, `allow@[${ADDRESS.site6}]:tcp:7780`] } });
+    const client = world.own(world.guest.start([process.execPath, "-e", `
+      const socket = require("node:net").connect(7780, "${address}", () => console.log("ready"));
+      socket.on("error", (error) => console.log("near " + error.code));`]));
+    await client.line((line) => line === "ready");
+    await agent.client.setPolicy("tap0", { rules: [`allow@${Y}/32:tcp:7780`] });
+    await client.line((line) => line === "near ECONNRESET", { what: `the reset of the connection to ${address}` });
+    await client.stop("SIGKILL");
+    await agent.client.detach("tap0");
+  }
+  await server.stop("SIGKILL");
+});
+
+test("A21 a silent connection from the world ends as well, at both ends", async () => {
+  const server = world.own(world.guest.start([process.execPath, "-e", `
+    require("node:net").createServer((socket) => { socket.on("error", (error) => console.log("near " + error.code)); socket.on("data", () => undefined); }).listen({ port: 8088, host: "::" }, () => console.log("ready"))`]));
+  await server.line((line) => line === "ready");
+  await agent.client.attach({ tap: "tap0", guest: [ADDRESS.guest4], policy: { rules: ["allow:ingress@any:tcp:8088"] } });
+  const client = world.own(world.internet.start([process.execPath, "-e", `
+    const socket = require("node:net").connect(8088, "${ADDRESS.guest4}", () => console.log("ready"));
+    socket.on("error", (error) => console.log("far " + error.code));`]));
+  await client.line((line) => line === "ready");
+  await agent.client.setPolicy("tap0", { rules: ["allow:ingress@any:tcp:8089"] });
+  for (const [end, line] of [[server, "near ECONNRESET"], [client, "far ECONNRESET"]] as const) await end.line((seen) => seen === line, { what: line });
+  for (const end of [server, client]) await end.stop("SIGKILL");
+});
+
 test("A21 a request whose head is not whole ends when its policy goes, although the agent has not seen for whom it is", async () => {
   await agent.client.attach({ tap: "tap0", policy: { rules: ["allow@site.example:tcp:80"] } });
   expect((await world.guest.probe(["dns", "udp", "8.8.8.8", "site.example", "A"], 3000)).ok).toBe(true);
