@@ -78,7 +78,7 @@ describe("A05 an agent that ends", () => {
     await client.stop("SIGKILL");
     await server.stop("SIGKILL");
     expect(await agent.states()).toEqual(Object.fromEntries(["tap0", "tap1", ...TAPS].map((name) => [name, "enforced"])));
-    for (const [name, was] of Object.entries(before)) {
+    for (const [name, was] of Object.entries<object>(before)) {
       const now = await agent.client.sandbox(name);
       expect({ slot: now.slot, generation: now.generation, uid: now.policy?.uid, hooks: now.hooks.filter(({ position }) => position === 0).length, adopted: now.adopted }, name).toEqual({ ...was, adopted: true });
     }

@@ -162,8 +162,8 @@ ${extra}`}`;
       return seen().at(-1)?.headers["authorization"] === ROTATED;
     }, 20_000);
     // A59: nor anywhere in the guest's memory. The agent's own holds it, as it must.
-    for (const value of [VALUE, ROTATED]) expect(memoryHolds(client.pid, value)).toBe(false);
-    expect(memoryHolds(client.pid, placeholder)).toBe(true);
+    for (const value of [VALUE, ROTATED]) expect(memoryHolds(client.pid!, value)).toBe(false);
+    expect(memoryHolds(client.pid!, placeholder)).toBe(true);
     await client.stop();
   });
 
@@ -211,7 +211,7 @@ ${extra}`}`;
     await agent.client.setPolicy("tap0", request(policy("", "terminate")));
     await curl("tenant.example", "-H", `Authorization: ${placeholder}`, "https://tenant.example/").catch(() => undefined);
     await agent.notice(/tap0 is cut off: the placeholder of secret TOKEN/);
-    await until("a policy that denies all", async () => (await agent.client.policy("tap0")).request.no_net === true);
+    await until("a policy that denies all", async () => (await agent.client.policy("tap0")).request?.no_net === true);
     expect((await curl("shop.example", "https://shop.example/")).status).toBe("000");
     rmSync(file, { force: true });
   });
