@@ -215,7 +215,7 @@ export function chainOf(instance: Instance, ifindex: number, { hook, program }: 
   return { programs: ids.map(programName), position: ids.indexOf(instance.programId(program)) };
 }
 
-/** Who runs before ours. @throws Error when ours is not there by the kernel's own account. */
+/** Who runs before ours. @throws EnforcerError E_ATTACH when ours is not there by the kernel's own account. */
 function standingBefore(instance: Instance, ifindex: number, name: string, { hook, program }: Hook): { hook: TcHook; program: string }[] {
   const ids = programsOn(ifindex, hook);
   const own = ids.indexOf(instance.programId(program));

@@ -78,7 +78,7 @@ export function applySysctl(device: string, { family, setting, after }: SysctlCh
 /**
  * Sets it and reads it back.
  * @returns the change, or null when the value was there already or the kernel has no such setting.
- * @throws EnforcerError E_NETLINK.
+ * @throws EnforcerError E_NETLINK, as applySysctl.
  */
 export function writeSysctl(family: SysctlFamily, device: string, setting: string, value: string): SysctlChange | null {
   const change = plannedSysctl(family, device, setting, value);
