@@ -312,6 +312,9 @@ export class LabSandbox {
     this.tables.commit(uid);
   }
 
+  /** The guest's addresses are learned anew. */
+  unlearn(): void { this.#lab.instance.map("learned").update(slotKey(this.slot), Buffer.alloc(layouts.learned.size)); }
+
   /** As after an attach, but for what was learned: no flow, no fragment, no conversation with the resolver, no pin. */
   forget(): void {
     this.clearFlows();
