@@ -530,6 +530,22 @@ describe("A54, 29: floods end the session; another one goes on", () => {
     expect(await ask(sibling, { ":path": "/" })).toMatchObject({ status: 200, body: "ok" });
     expect(streams).toBeLessThan(5_000);
   });
+  it("a guest that takes streams back is told to calm down, and counted; a far side that resets them is not the guest's fault", async () => {
+    const w = await h2((stream, headers) => {
+      if (headers[":path"] === "/reset") stream.close(constants.NGHTTP2_CANCEL);
+      else ok(stream, headers, []);
+    }, { limits: { refusedStreams: 10_000 } });
+    const session = await w.client();
+    for (let i = 0; i < 600; i++) expect((await ask(session, { ":path": "/reset" })).code).toBe(constants.NGHTTP2_CANCEL);
+    expect(await ask(session, { ":path": "/" })).toMatchObject({ status: 200 });
+    expect(w.world.counters.refused["limit"]).toBeUndefined();
+    const client = new RawClient((await w.world.guest()).socket as TLSSocket);
+    const taken = (stream: number): Buffer => Buffer.concat([frame(HEADERS, END_STREAM | END_HEADERS, stream, block(GOOD)), frame(RST_STREAM, 0, stream, Buffer.of(0, 0, 0, 8))]);
+    client.socket.write(Buffer.concat(Array.from({ length: 900 }, (_, i) => taken(1 + 2 * i))));
+    await until(() => client.closed);
+    expect(client.frames.find((one) => one.type === GOAWAY)?.payload.readUInt32BE(4)).toBe(constants.NGHTTP2_ENHANCE_YOUR_CALM);
+    expect(w.world.counters.refused["limit"]).toBe(1);
+  });
   it("PING without reading the answers", async () => {
     const w = await h2(ok);
     const client = new RawClient((await w.world.guest()).socket as TLSSocket);

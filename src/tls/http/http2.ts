@@ -31,6 +31,12 @@ const SESSION_MEMORY = 16;
 const SETTINGS_MAX = 32;
 /** PING frames of one session between two looks at it: gRPC's bandwidth probes are some a second. */
 const PINGS_MAX = 256;
+/**
+ * Streams of one session that the guest takes back: so many at once, and so many a second after that (CVE-2023-44487). Below nghttp2's own bound
+ * (1,000 and 33): it answers more with a GOAWAY that Node is not told of, and the session would stand, deaf, until it had been idle for long.
+ */
+const RESETS_MAX = 500;
+const RESETS_PER_MS = 0.03;
 /** Fields that say who asks: never indexed, whether a secret was put into them or not. */
 const sensitive = new Set(["authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie", "proxy-authorization"]);
 
@@ -90,6 +96,10 @@ class Http2Leg implements Watched {
   #streamAt = performance.now();
   #settings = 0;
   #pings = 0;
+  #resets = 0;
+  #resetsAt = 0;
+  /** Streams that were reset from here: not by the guest. */
+  readonly #cut = new WeakSet<ServerHttp2Stream>();
 
   constructor(socket: TLSSocket, private readonly raw: Socket, private readonly passage: Passage, upstream: ClientHttp2Session | UpstreamError) {
     const { limits } = passage;
@@ -139,6 +149,10 @@ class Http2Leg implements Watched {
       this.raw.destroy();
       return;
     }
+    if (this.#resets > RESETS_MAX) {
+      this.#guest.destroy();
+      return;
+    }
     if (this.#streams.size > 0) this.#streamAt = now;
     else if (now - this.#streamAt > limits.idleMs) {
       this.#drain();
@@ -160,7 +174,7 @@ class Http2Leg implements Watched {
   #take(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, flags: number, raw: Fields): void {
     stream.on("error", () => undefined); // its close tells
     if (this.#ending) {
-      stream.close(NGHTTP2_REFUSED_STREAM);
+      this.#cutOff(stream, NGHTTP2_REFUSED_STREAM);
       return;
     }
     this.#streams.set(stream, null);
@@ -205,7 +219,7 @@ class Http2Leg implements Watched {
     }
     if (upstream.closed || upstream.destroyed) {
       filter?.done();
-      stream.close(NGHTTP2_REFUSED_STREAM);
+      this.#cutOff(stream, NGHTTP2_REFUSED_STREAM);
       return;
     }
     let whole: Buffer | null = null;
@@ -228,7 +242,7 @@ class Http2Leg implements Watched {
       whole = got;
       if (!open(stream) || upstream.closed || upstream.destroyed) {
         filter.done();
-        if (open(stream)) stream.close(NGHTTP2_REFUSED_STREAM);
+        if (open(stream)) this.#cutOff(stream, NGHTTP2_REFUSED_STREAM);
         return;
       }
     }
@@ -316,7 +330,7 @@ class Http2Leg implements Watched {
         if (checked !== null) trailers = objectOf(checked);
         else {
           up.close(NGHTTP2_CANCEL);
-          stream.close(NGHTTP2_INTERNAL_ERROR);
+          this.#cutOff(stream, NGHTTP2_INTERNAL_ERROR);
         }
       });
       stream.once("wantTrailers", () => this.#guard(stream, up, () => { if (!stream.destroyed) stream.sendTrailers(trailers); }));
@@ -325,7 +339,7 @@ class Http2Leg implements Watched {
     if (ended || !open(stream) || stream.writableEnded) return;
     if (scrub === null) up.pipe(stream);
     else {
-      scrub.transform.on("error", () => stream.close(NGHTTP2_INTERNAL_ERROR));
+      scrub.transform.on("error", () => this.#cutOff(stream, NGHTTP2_INTERNAL_ERROR));
       up.pipe(scrub.transform).pipe(stream);
     }
   }
@@ -337,7 +351,7 @@ class Http2Leg implements Watched {
     } catch {
       if (!up.destroyed) up.close(NGHTTP2_CANCEL);
       if (!open(stream)) return;
-      if (stream.headersSent) stream.close(NGHTTP2_INTERNAL_ERROR);
+      if (stream.headersSent) this.#cutOff(stream, NGHTTP2_INTERNAL_ERROR);
       else this.#failed(stream, new UpstreamError("upstream-framing", "the message cannot be written anew"));
     }
   }
@@ -346,7 +360,7 @@ class Http2Leg implements Watched {
     countRefusal(this.passage.counters, refusal.reason);
     this.passage.refused(refusal, { method: this.#methods.get(stream) ?? "", host: this.passage.name });
     if (open(stream)) {
-      if (stream.headersSent) stream.close(NGHTTP2_INTERNAL_ERROR);
+      if (stream.headersSent) this.#cutOff(stream, NGHTTP2_INTERNAL_ERROR);
       else {
         const body = refusalBody(refusal);
         stream.respond({ ":status": refusal.status, "content-type": "application/json", "content-length": String(body.length) }, { sendDate: false } as object);
@@ -357,6 +371,20 @@ class Http2Leg implements Watched {
     }
     this.#refused++;
     if (this.#refused === this.passage.limits.refusedStreams) this.#calm();
+  }
+
+  #cutOff(stream: ServerHttp2Stream, code: number): void {
+    this.#cut.add(stream);
+    stream.close(code);
+  }
+
+  /** The guest took a stream back. The session that does it too often is told so, and is cut at the next look at it. */
+  #countReset(): void {
+    if (this.#resets > RESETS_MAX) return;
+    const now = performance.now();
+    this.#resets = Math.max(0, this.#resets - (now - this.#resetsAt) * RESETS_PER_MS) + 1;
+    this.#resetsAt = now;
+    if (this.#resets > RESETS_MAX) this.#calm();
   }
 
   /** Too much of something: what is under way ends, and so does the session. */
@@ -383,8 +411,9 @@ class Http2Leg implements Watched {
     const up = this.#streams.get(stream);
     this.#streams.delete(stream);
     this.#streamAt = performance.now();
-    if (up === undefined || up === null || up.closed || up.destroyed) return;
     const code = stream.rstCode ?? NGHTTP2_NO_ERROR;
+    if (code !== NGHTTP2_NO_ERROR && !this.#cut.has(stream)) this.#countReset();
+    if (up === undefined || up === null || up.closed || up.destroyed) return;
     up.close(code === NGHTTP2_NO_ERROR ? NGHTTP2_CANCEL : code);
   }
 
@@ -392,7 +421,7 @@ class Http2Leg implements Watched {
     if (!open(stream)) return;
     const code = up.rstCode ?? NGHTTP2_NO_ERROR;
     if (code !== NGHTTP2_NO_ERROR) {
-      if (stream.headersSent || this.#upstreamAlive()) stream.close(code);
+      if (stream.headersSent || this.#upstreamAlive()) this.#cutOff(stream, code);
       else this.#failed(stream, new UpstreamError("upstream-failed", "the far side broke off"));
     } else if (!stream.headersSent) this.#failed(stream, new UpstreamError("upstream-failed", "the far side gave no answer"));
   }
