@@ -7,7 +7,7 @@
 import { closeFd, createNetns, openNetns } from "../../native/index.js";
 import { ResolverClient } from "../../dist/agent/resolver-client.js";
 import { formatAddress } from "../../dist/addresses/address.js";
-import { groupTable } from "../../dist/addresses/groups.js";
+import { groupTable, packGroups } from "../../dist/addresses/groups.js";
 import { Globals } from "../../dist/kernel/globals.js";
 import { Instance } from "../../dist/kernel/instance.js";
 import { SandboxTables } from "../../dist/kernel/sandbox-tables.js";
@@ -55,7 +55,7 @@ export class BareAgent {
     this.resolver = new ResolverClient({ onDenied: () => undefined, onResolvers: () => undefined, onFailure: (error) => { throw error; } });
     await this.resolver.ask({
       kind: "start", listen: { netnsFd: this.agentNetns, address4: formatAddress(this.link.addr4), address6: this.link.ipv6 ? formatAddress(this.link.addr6) : null, port: 53, receiveBuffer: 4 << 20 },
-      hostNetnsFd: this.hostNetns, sandboxNet6: this.link.ipv6 ? this.link.net6.bytes : null, groups: this.groups, resolvConf: null,
+      hostNetnsFd: this.hostNetns, sandboxNet6: this.link.ipv6 ? this.link.net6.bytes : null, groups: packGroups(this.groups), resolvConf: null,
     });
   }
 

@@ -262,3 +262,34 @@ export function encodeGroups(table: GroupTable): Record<"groups4" | "groups6", {
   };
   return { groups4: encode(table.v4, 4), groups6: encode(table.v6, 6) };
 }
+
+/** A table as octets, for another thread: a tenth of what cloning its thousands of entries takes. */
+export interface PackedGroups { readonly v4: Uint8Array; readonly v6: Uint8Array }
+
+/** 16 octets of the prefix, its length, group, embed, nothing, and the parent (32 bits). */
+const PACKED_ENTRY = 24;
+
+export function packGroups({ v4, v6 }: GroupTable): PackedGroups { return { v4: packEntries(v4), v6: packEntries(v6) }; }
+
+export function unpackGroups({ v4, v6 }: PackedGroups): GroupTable { return { v4: unpackEntries(v4, 4), v6: unpackEntries(v6, 6) }; }
+
+function packEntries(entries: readonly GroupEntry[]): Uint8Array {
+  const out = new Uint8Array(entries.length * PACKED_ENTRY), parents = new Int32Array(out.buffer);
+  entries.forEach(({ prefix, group, embed, parent }, i) => {
+    const at = i * PACKED_ENTRY;
+    out.set(prefix.bytes, at);
+    out[at + 16] = prefix.length;
+    out[at + 17] = groupNumber(group);
+    out[at + 18] = embed;
+    parents[at / 4 + 5] = parent;
+  });
+  return out;
+}
+
+function unpackEntries(packed: Uint8Array, family: 4 | 6): GroupEntry[] {
+  const parents = new Int32Array(packed.buffer, packed.byteOffset, packed.length / 4);
+  return Array.from({ length: packed.length / PACKED_ENTRY }, (_, i) => {
+    const at = i * PACKED_ENTRY;
+    return { prefix: { bytes: packed.subarray(at, at + 16), length: packed[at + 16]!, family }, group: groups[packed[at + 17]!]!, embed: packed[at + 18] as Embed, parent: parents[at / 4 + 5]! };
+  });
+}

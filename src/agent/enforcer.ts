@@ -19,7 +19,7 @@ import { join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { BpfMap, closeFd, createNetns, openNetns, type RingBuffer } from "../../native/index.js";
 import { formatAddress, formatPrefix, type Address } from "../addresses/address.js";
-import { groupTable, type Group, type GroupTable } from "../addresses/groups.js";
+import { groupTable, packGroups, type Group, type GroupTable } from "../addresses/groups.js";
 import type { DeniedQuery, FormerPinRow, PinRow, Stats } from "../dns/protocol.js";
 import { forgetPlaceholders, keptEnvironment } from "../secrets/placeholder.js";
 import type { Violation } from "../secrets/types.js";
@@ -50,6 +50,7 @@ import { judgeFlow } from "../policy/flow-judge.js";
 import { regroup } from "../policy/regroup.js";
 import { Proto, type Policy } from "../policy/types.js";
 import { Inspection } from "./inspection.js";
+import { ReaderClient } from "./reader-client.js";
 import { ResolverClient } from "./resolver-client.js";
 import type { PinRecord, PolicyState, RunDirectory, SandboxState } from "./run-directory.js";
 import { digestOf, identityKey, identityOf, type AttachOptions, type KeptSandbox, type Sandbox, type UpstreamAddress } from "./sandbox.js";
@@ -238,6 +239,7 @@ export class Enforcer {
         this.#stale.add(event.link.ifindex);
         this.#options.onLink(event);
       },
+      apart: (fd, devices) => new ReaderClient(fd, devices, (error) => this.#options.onNotice(`the host's network is read by the main thread again: ${text(error)}`)),
       onError: (error) => this.#options.onNotice(`a change of the host's addresses is not in force yet and is tried again: ${text(error)}`),
     });
     this.#cleanup.push(() => this.#watch.close());
@@ -255,7 +257,7 @@ export class Enforcer {
       listen: { netnsFd: agentNetns, address4: formatAddress(this.#link.addr4), address6: this.#link.ipv6 ? formatAddress(this.#link.addr6) : null, port: 53, receiveBuffer: 4 << 20 },
       hostNetnsFd: hostNetns,
       sandboxNet6: this.#link.ipv6 ? this.#link.net6.bytes : null,
-      groups: this.#groups,
+      groups: packGroups(this.#groups),
       resolvConf: this.#options.resolvConf,
     });
     this.#inspection = new Inspection({
@@ -949,8 +951,9 @@ export class Enforcer {
     const groups = this.#readGroups();
     this.#globals.setGroups(groups);
     this.#groups = groups;
-    this.#inspection?.setGroups(groups).catch((error: unknown) => this.#failed(error as Error));
-    this.#resolver?.ask({ kind: "groups", groups }).catch((error: unknown) => this.#failed(error as Error));
+    const packed = packGroups(groups);
+    this.#inspection?.setGroups(packed).catch((error: unknown) => this.#failed(error as Error));
+    this.#resolver?.ask({ kind: "groups", groups: packed }).catch((error: unknown) => this.#failed(error as Error));
   }
 
   // ---- slots --------------------------------------------------------------------------------------------------------

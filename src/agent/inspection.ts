@@ -5,7 +5,7 @@
  * has the new policy first, so that in between both must allow. Main thread only.
  */
 import { MessageChannel } from "node:worker_threads";
-import type { GroupTable } from "../addresses/groups.js";
+import { packGroups, type GroupTable, type PackedGroups } from "../addresses/groups.js";
 import { EnforcerError } from "../errors.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import type { SandboxTables } from "../kernel/sandbox-tables.js";
@@ -69,7 +69,7 @@ export class Inspection {
     await (await this.#started()).ask({ kind: "removeSandbox", slot, generation });
   }
 
-  async setGroups(groups: GroupTable): Promise<void> { if (this.#client !== null) await (await this.#client).ask({ kind: "groups", groups }); }
+  async setGroups(groups: PackedGroups): Promise<void> { if (this.#client !== null) await (await this.#client).ask({ kind: "groups", groups }); }
 
   /** null: nothing is looked into. */
   async stats(): Promise<TlsStats | null> { return this.#client === null ? null : (await this.#client).ask({ kind: "stats" }); }
@@ -89,7 +89,7 @@ export class Inspection {
     await resolver.ask({ kind: "connect", port: port1 }, [port1]);
     const client = new TlsClient({ onDenied, onTerminate, onFailure });
     try {
-      await client.ask({ kind: "start", listen: { ...listen, port: AbiLimit.INTERCEPTED_PORT }, hostNetnsFd, sandboxNet6, groups: groups(), port: port2, runDirectory }, [port2]);
+      await client.ask({ kind: "start", listen: { ...listen, port: AbiLimit.INTERCEPTED_PORT }, hostNetnsFd, sandboxNet6, groups: packGroups(groups()), port: port2, runDirectory }, [port2]);
     } catch (error) {
       await client.stop();
       throw error;

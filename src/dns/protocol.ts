@@ -17,7 +17,7 @@
  * and little power: nothing on it changes what is pinned or grants anything; it names texts whose questions are refused.
  */
 import type { MessagePort } from "node:worker_threads";
-import type { GroupTable } from "../addresses/groups.js";
+import type { GroupTable, PackedGroups } from "../addresses/groups.js";
 import type { Policy } from "../policy/types.js";
 import type { NamedPlaceholder } from "../secrets/names.js";
 import type { Form } from "../secrets/types.js";
@@ -42,7 +42,7 @@ export interface StartMessage {
   readonly hostNetnsFd: number | null;
   /** 16 octets: the /96 whose last 32 bits are slot + SANDBOX_ADDR_OFFSET; null: no IPv6. */
   readonly sandboxNet6: Uint8Array | null;
-  readonly groups: GroupTable;
+  readonly groups: PackedGroups;
   /** resolv.conf to follow for sandboxes without upstreams of their own; null: none. */
   readonly resolvConf: string | null;
   /** denials a second and sandbox that are told; the rest are counted. */
@@ -115,7 +115,7 @@ export type Request =
   | { readonly kind: "abortSwap"; readonly slot: number; readonly generation: number }
   | { readonly kind: "removeSandbox"; readonly slot: number; readonly generation: number }
   /** the host's addresses or routes changed. */
-  | { readonly kind: "groups"; readonly groups: GroupTable }
+  | { readonly kind: "groups"; readonly groups: PackedGroups }
   /** see RestorePinsMessage. */
   | RestorePinsMessage
   /** read resolv.conf again now. */

@@ -8,6 +8,7 @@
 import { connect } from "node:net";
 import { setFlagsFromString } from "node:v8";
 import { parentPort, type MessagePort } from "node:worker_threads";
+import { unpackGroups } from "../addresses/groups.js";
 import { BpfMap, UdpBatch, setNetns } from "../../native/index.js";
 import { DenialReport, EVENTS_PER_SECOND } from "./events.js";
 import { followFile, readHostResolvers, upstreamServer } from "./host-resolvers.js";
@@ -95,7 +96,7 @@ class Worker {
         this.swapLimits.delete(request.slot);
         return null;
       case "groups":
-        this.started().setGroups(request.groups);
+        this.started().setGroups(unpackGroups(request.groups));
         return null;
       case "reloadResolvers": return { servers: this.readResolvers() };
       case "stats": return this.stats();
@@ -123,7 +124,7 @@ class Worker {
       createSocket: (family, onBatch) =>
         new UdpBatch({ address: family === 4 ? "0.0.0.0" : "::", port: 0, cellSize: UPSTREAM_CELL, batch: 32, receiveBuffer: 1 << 20 }, onBatch),
       connect: (server) => connect({ host: server.host, port: server.port }),
-    }, message.groups);
+    }, unpackGroups(message.groups));
     service.setSandboxNet6(message.sandboxNet6);
     let port = listen.port;
     try {

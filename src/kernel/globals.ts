@@ -4,7 +4,7 @@
  * Holds always: groups are changed entry by entry, never emptied on the way; the epoch changes after them, so that no
  * packet path cache outlives them. One writer: the agent's main thread.
  */
-import { tickNanoseconds } from "../../native/index.js";
+import { tickNanoseconds, type BpfMap } from "../../native/index.js";
 import { encodeGroups, type GroupTable } from "../addresses/groups.js";
 import { EnforcerError } from "../errors.js";
 import { ALLOWED_MARK } from "../net/base-drop.js";
@@ -20,6 +20,8 @@ const ONLY = slotKey(0);
 export class Globals {
   readonly #instance: Instance;
   readonly #record = Buffer.alloc(layouts.globals.size);
+  /** What the group maps hold, values by key as latin1: read once, since nobody else writes them. */
+  readonly #known: Partial<Record<"groups4" | "groups6", Map<string, string>>> = {};
 
   /** Takes over what the map holds, and says how long a tick is and how large `taps` is. */
   constructor(instance: Instance) {
@@ -65,19 +67,21 @@ export class Globals {
       const valueSize = layouts.group_entry.size;
       if (count > maxEntries) throw new EnforcerError("E_LIMIT", `${count} prefixes in the address groups; ${maxEntries} can be held`, { remedy: "summarise the host's routes or the configured groups" });
       const wanted = new Map<string, number>();
-      for (let i = 0; i < count; i++) wanted.set(Buffer.from(keys.buffer, keys.byteOffset + i * keySize, keySize).toString("latin1"), i);
-      const there = map.entries();
-      const known = new Map<string, string>();
-      for (let i = 0; i < there.count; i++) known.set(there.keys.toString("latin1", i * keySize, (i + 1) * keySize), there.values.toString("latin1", i * valueSize, (i + 1) * valueSize));
+      const texts = Buffer.from(keys.buffer, keys.byteOffset, keys.length);
+      for (let i = 0; i < count; i++) wanted.set(texts.toString("latin1", i * keySize, (i + 1) * keySize), i);
+      const known = (this.#known[name] ??= textsOf(map));
+      const octets = Buffer.from(values.buffer, values.byteOffset, values.length);
       for (const [key, i] of wanted) {
-        const value = values.subarray(i * valueSize, (i + 1) * valueSize);
-        if (known.get(key) === Buffer.from(value).toString("latin1")) continue;
-        map.update(Buffer.from(key, "latin1"), value);
+        const value = octets.toString("latin1", i * valueSize, (i + 1) * valueSize);
+        if (known.get(key) === value) continue;
+        map.update(Buffer.from(key, "latin1"), octets.subarray(i * valueSize, (i + 1) * valueSize));
+        known.set(key, value);
         changed++;
       }
-      for (const key of known.keys()) {
+      for (const key of [...known.keys()]) {
         if (wanted.has(key)) continue;
         map.delete(Buffer.from(key, "latin1"));
+        known.delete(key);
         changed++;
       }
     }
@@ -110,6 +114,11 @@ export class Globals {
   #place(ifindex: number): Buffer { return slotKey(ifindex & (this.#instance.map("taps").info.maxEntries - 1)); }
 
   #write(): void { this.#instance.map("globals").update(ONLY, this.#record); }
+}
+
+function textsOf(map: BpfMap): Map<string, string> {
+  const { keySize, valueSize } = map.info, { count, keys, values } = map.entries();
+  return new Map(Array.from({ length: count }, (_, i) => [keys.toString("latin1", i * keySize, (i + 1) * keySize), values.toString("latin1", i * valueSize, (i + 1) * valueSize)]));
 }
 
 /** HZ of this kernel. */

@@ -6,7 +6,8 @@
  * prefixes are left out: the address tables name them already, and a connected 169.254.0.0/16 must stay in its own group.
  * Does not: read the kernel (host-watch.ts).
  */
-import { addressPrefix, formatAddress, formatPrefix, parsePrefix, prefixWithin, type Address, type Prefix } from "../addresses/address.js";
+import { createHash } from "node:crypto";
+import { addressPrefix, parsePrefix, prefixWithin, type Address, type Prefix } from "../addresses/address.js";
 import { broadcastsOf } from "./broadcast.js";
 import { PrefixSet } from "./prefix-set.js";
 import { isDefaultRoute, RouteTable, RouteType, type InterfaceAddress, type Route } from "./rtnetlink.js";
@@ -87,9 +88,54 @@ const LINK_LOCAL = prefixes("169.254.0.0/16", "fe80::/10");
 
 function inTables(inner: Prefix): boolean { return IN_TABLES.some((outer) => prefixWithin(inner, outer)); }
 
+/** A view as octets, for another thread: a fraction of what its thousands of little arrays cost to clone. Equal for equal views. */
+export interface PackedView {
+  /** 16 octets each. */
+  readonly addresses: Uint8Array;
+  readonly broadcasts: Uint8Array;
+  /** 18 octets each: 16 of the prefix, its length, its family. */
+  readonly localPrefixes: Uint8Array;
+  readonly connectedPrefixes: Uint8Array;
+}
+
+const PREFIX_OCTETS = 18;
+
+export function packView({ addresses, localPrefixes, broadcasts, connectedPrefixes }: HostView): PackedView {
+  return { addresses: packAddresses(addresses), localPrefixes: packPrefixes(localPrefixes), broadcasts: packAddresses(broadcasts), connectedPrefixes: packPrefixes(connectedPrefixes) };
+}
+
+export function unpackView({ addresses, localPrefixes, broadcasts, connectedPrefixes }: PackedView): HostView {
+  return { addresses: unpackAddresses(addresses), localPrefixes: unpackPrefixes(localPrefixes), broadcasts: unpackAddresses(broadcasts), connectedPrefixes: unpackPrefixes(connectedPrefixes) };
+}
+
 /** Equal for equal views: what tells whether anything changed. */
-export function hostViewKey({ addresses, localPrefixes, broadcasts, connectedPrefixes }: HostView): string {
-  const addressList = (list: readonly Address[]): string => list.map(formatAddress).join();
-  const prefixList = (list: readonly Prefix[]): string => list.map(formatPrefix).join();
-  return [addressList(addresses), prefixList(localPrefixes), addressList(broadcasts), prefixList(connectedPrefixes)].join(";");
+export function hostViewKey({ addresses, localPrefixes, broadcasts, connectedPrefixes }: PackedView): string {
+  const hash = createHash("sha256");
+  for (const part of [addresses, localPrefixes, broadcasts, connectedPrefixes]) hash.update(`${part.length} `).update(part);
+  return hash.digest("base64");
+}
+
+function packAddresses(addresses: readonly Address[]): Uint8Array {
+  const out = new Uint8Array(addresses.length * 16);
+  addresses.forEach((address, i) => out.set(address, i * 16));
+  return out;
+}
+
+function unpackAddresses(packed: Uint8Array): Address[] { return Array.from({ length: packed.length / 16 }, (_, i) => packed.subarray(i * 16, (i + 1) * 16)); }
+
+function packPrefixes(list: readonly Prefix[]): Uint8Array {
+  const out = new Uint8Array(list.length * PREFIX_OCTETS);
+  list.forEach(({ bytes, length, family }, i) => {
+    out.set(bytes, i * PREFIX_OCTETS);
+    out[i * PREFIX_OCTETS + 16] = length;
+    out[i * PREFIX_OCTETS + 17] = family;
+  });
+  return out;
+}
+
+function unpackPrefixes(packed: Uint8Array): Prefix[] {
+  return Array.from({ length: packed.length / PREFIX_OCTETS }, (_, i) => {
+    const at = i * PREFIX_OCTETS;
+    return { bytes: packed.subarray(at, at + 16), length: packed[at + 16]!, family: packed[at + 17] === 4 ? 4 : 6 };
+  });
 }

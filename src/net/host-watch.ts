@@ -3,12 +3,14 @@
  *
  * Holds always: a change that the kernel notifies is read and told within READ_PAUSE of the one before, the first at
  * once; when notifications were lost everything is read anew; every REREAD interval everything is read anew in any case.
- * Reading is whole and never patched together from notifications. A callback comes only when something differs. The
- * namespace is the one given, or that of the thread that made the watch. Does not: change anything in the kernel.
+ * Reading is whole and never patched together from notifications. Where it takes longer than READ_APART, a thread of its own
+ * does it, if the caller can give one; what comes of it is told here all the same. A callback comes only when something
+ * differs. The namespace is the one given, or that of the thread that made the watch. Does not: change anything in the kernel.
  */
-import { NetlinkMonitor } from "../../native/index.js";
-import { hostView, hostViewKey, type HostView } from "./host-view.js";
-import { listAddresses, listLinks, listRoutes } from "./links.js";
+import { closeFd, NetlinkMonitor, openNetns } from "../../native/index.js";
+import { HostReader, linkKey, type DeviceTexts, type Reading } from "./host-reading.js";
+import { unpackView, type HostView } from "./host-view.js";
+import { findLinkByIndex, listLinks } from "./links.js";
 import { inNetns } from "./request.js";
 import { decodeLink, Group, type Link } from "./rtnetlink.js";
 
@@ -16,6 +18,8 @@ import { decodeLink, Group, type Link } from "./rtnetlink.js";
 const READ_PAUSE = 50, PAUSE_RATIO = 4, PAUSE_MOST = 500;
 /** Milliseconds between two readings that nothing asked for. */
 const REREAD = 10_000;
+/** Milliseconds of the calling thread that a reading may take: some hundred devices. */
+const READ_APART = 10;
 
 export type LinkEvent =
   /** Gone from this namespace: deleted, or moved to another (movedAway). A tap made again under its name is another link. */
@@ -23,6 +27,14 @@ export type LinkEvent =
   | { readonly type: "added"; readonly link: Link }
   /** Renamed, other master, other MAC, up or down, MTU, XDP. */
   | { readonly type: "changed"; readonly before: Link; readonly link: Link };
+
+/** Readings by another thread. */
+export interface ApartReader {
+  /** As HostReader.read. */
+  read(known: string): Promise<Reading>;
+  /** Readings under way are of no use any more. */
+  stop(): void;
+}
 
 export interface HostWatchOptions {
   /** Namespace to watch; the caller keeps it open. Absent: that of the calling thread. */
@@ -33,32 +45,32 @@ export interface HostWatchOptions {
   readonly onRead?: (changed: ReadonlySet<number>) => void;
   /** In the order in which the kernel tells them. An event is given once, whatever it throws. */
   readonly onLink?: (event: LinkEvent) => void;
+  /**
+   * Starts a thread that reads this namespace (the watch keeps it open), having read `devices` last. Absent: every reading is made by the caller's thread.
+   * When a reading fails there, the next is made here.
+   */
+  readonly apart?: (netnsFd: number, devices: DeviceTexts) => ApartReader;
+  /** Milliseconds that a reading may take here, instead of READ_APART. */
+  readonly apartAfter?: number;
   /** A reading or a callback failed; reading is tried again. Without onError the error is thrown out of the event loop. */
   readonly onError?: (error: unknown) => void;
-}
-
-/** Reads what is there now, once. @throws EnforcerError E_NETLINK. */
-export function readHostView(): HostView { return readHost().view; }
-
-/** The view, and what each device has of it as text: equal where nothing changed. */
-function readHost(): { readonly view: HostView; readonly devices: Map<number, string> } {
-  const addresses = listAddresses(), routes = [...listRoutes(4), ...listRoutes(6)];
-  const devices = new Map<number, string>();
-  const add = (ifindex: number, text: string): void => void devices.set(ifindex, (devices.get(ifindex) ?? "") + text);
-  const octets = (bytes: Uint8Array | null): string => (bytes === null ? "-" : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("latin1"));
-  for (const { ifindex, local, peer, prefixLength, broadcast } of addresses) add(ifindex, `a${octets(local)}${octets(peer)}${octets(broadcast)}${prefixLength}`);
-  for (const { destination, type, hops } of routes) for (const { ifindex, gateway } of hops) if (ifindex !== null) add(ifindex, `r${octets(destination.bytes)}${destination.length}.${type}${octets(gateway)}`);
-  return { view: hostView(addresses, routes), devices };
 }
 
 export class HostWatch {
   readonly #options: HostWatchOptions;
   readonly #monitor: NetlinkMonitor;
   readonly #reread: NodeJS.Timeout;
-  #links = new Map<number, Link>();
+  readonly #reader: HostReader;
+  readonly #netnsFd: number | null;
+  readonly #links = new Map<number, Link>();
+  readonly #linkKeys = new Map<number, string>();
   #view: HostView;
   #key: string;
-  #devices: Map<number, string>;
+  /** Devices that differ and were not told yet. */
+  readonly #untold = new Set<number>();
+  #apart: { readonly reader: ApartReader; readonly ownFd: number | null } | null = null;
+  /** A reading is being made by the other thread. */
+  #asked = false;
   #pause: NodeJS.Timeout | null = null;
   #again = false;
   #closed = false;
@@ -69,14 +81,15 @@ export class HostWatch {
    */
   constructor(options: HostWatchOptions) {
     this.#options = options;
+    this.#netnsFd = options.netnsFd ?? null;
+    this.#reader = new HostReader(this.#netnsFd);
     // The socket first, then the reading: a change between the two is notified.
     this.#monitor = this.#there(() => new NetlinkMonitor([Group.link, Group.address4, Group.address6, Group.route4, Group.route6], (messages) => this.#onMessages(messages)));
     try {
-      const { view, devices } = this.#there(readHost);
-      this.#view = view;
-      this.#devices = devices;
-      this.#key = hostViewKey(this.#view);
-      for (const link of this.#there(listLinks)) this.#links.set(link.ifindex, link);
+      const { view, key } = this.#reader.read("");
+      this.#view = unpackView(view!);
+      this.#key = key;
+      for (const link of this.#there(listLinks)) this.#keep(link, linkKey(link));
     } catch (error) {
       this.#monitor.close();
       throw error;
@@ -88,17 +101,22 @@ export class HostWatch {
   get view(): HostView { return this.#view; }
   get links(): ReadonlyMap<number, Link> { return this.#links; }
 
-  /** Reads everything now and calls back for what differs. */
+  /** Reads everything now and calls back for what differs: before it returns, unless another thread reads. */
   refresh(): void {
     if (this.#closed) return;
+    if (this.#apart !== null) {
+      if (this.#asked) this.#again = true;
+      else void this.#readApart(this.#apart.reader);
+      return;
+    }
     const started = performance.now();
     let pause = PAUSE_MOST;
     try {
-      // What was notified says more than the reading will: that a link which is gone was moved, or made again meanwhile.
-      for (const message of this.#monitor.drain()) this.#onLinkMessage(message);
-      this.#readLinks();
-      this.#readView();
-      pause = Math.min(PAUSE_MOST, Math.max(READ_PAUSE, (performance.now() - started) * PAUSE_RATIO));
+      this.#drain();
+      const reading = this.#reader.read(this.#key), took = performance.now() - started;
+      this.#take(reading);
+      if (took > (this.#options.apartAfter ?? READ_APART)) this.#moveApart();
+      pause = pauseAfter(started);
     } catch (error) {
       this.#again = true;
       this.#failed(error);
@@ -113,7 +131,47 @@ export class HostWatch {
     clearInterval(this.#reread);
     if (this.#pause !== null) clearTimeout(this.#pause);
     this.#monitor.close();
+    this.#endApart();
   }
+
+  async #readApart(reader: ApartReader): Promise<void> {
+    this.#asked = true;
+    const started = performance.now();
+    let pause = PAUSE_MOST;
+    try {
+      this.#drain();
+      // Whatever is the matter with that thread, this one reads on.
+      const reading = await reader.read(this.#key).catch((error: unknown) => { this.#endApart(); throw error; });
+      if (this.#closed) return;
+      this.#take(reading);
+      pause = pauseAfter(started);
+    } catch (error) {
+      if (this.#closed) return;
+      this.#again = true;
+      this.#failed(error);
+    } finally {
+      this.#asked = false;
+      this.#startPause(pause);
+    }
+  }
+
+  #moveApart(): void {
+    const { apart } = this.#options;
+    if (apart === undefined) return;
+    const ownFd = this.#netnsFd === null ? openNetns() : null;
+    this.#apart = { reader: apart((this.#netnsFd ?? ownFd)!, this.#reader.devices), ownFd };
+  }
+
+  #endApart(): void {
+    if (this.#apart === null) return;
+    const { reader, ownFd } = this.#apart;
+    this.#apart = null;
+    reader.stop();
+    if (ownFd !== null) closeFd(ownFd);
+  }
+
+  /** What was notified says more than a reading: that a link which is gone was moved, or made again meanwhile. */
+  #drain(): void { for (const message of this.#monitor.drain()) this.#onLinkMessage(message); }
 
   #onMessages(messages: Buffer[] | null): void {
     if (this.#closed) return;
@@ -136,37 +194,55 @@ export class HostWatch {
   }
 
   #forget(link: Link, movedAway: boolean): void {
+    this.#linkKeys.delete(link.ifindex);
     if (this.#links.delete(link.ifindex)) this.#tell({ type: "removed", link, movedAway });
   }
 
   #learn(link: Link): void {
-    const before = this.#links.get(link.ifindex);
-    this.#links.set(link.ifindex, link);
+    const before = this.#links.get(link.ifindex), keyBefore = this.#linkKeys.get(link.ifindex), key = linkKey(link);
+    this.#keep(link, key);
     if (before === undefined) this.#tell({ type: "added", link });
-    else if (linkKey(before) !== linkKey(link)) this.#tell({ type: "changed", before, link });
+    else if (keyBefore !== key) this.#tell({ type: "changed", before, link });
+  }
+
+  #keep(link: Link, key: string): void {
+    this.#links.set(link.ifindex, link);
+    this.#linkKeys.set(link.ifindex, key);
   }
 
   #tell(event: LinkEvent): void { this.#options.onLink?.(event); }
 
-  #there<T>(read: () => T): T { return this.#options.netnsFd === undefined ? read() : inNetns(this.#options.netnsFd, read); }
+  #there<T>(read: () => T): T { return this.#netnsFd === null ? read() : inNetns(this.#netnsFd, read); }
 
-  #readLinks(): void {
-    const now = new Map(this.#there(listLinks).map((link) => [link.ifindex, link]));
-    for (const link of [...this.#links.values()]) if (!now.has(link.ifindex)) this.#forget(link, false);
-    for (const link of now.values()) this.#learn(link);
-  }
-
-  #readView(): void {
-    const { view, devices } = this.#there(readHost);
-    const changed = new Set([...devices.keys(), ...this.#devices.keys()].filter((ifindex) => devices.get(ifindex) !== this.#devices.get(ifindex)));
-    const key = hostViewKey(view);
-    if (key !== this.#key) {
-      this.#view = view;
-      this.#options.onView(view);
+  #take({ view, key, changed, links }: Reading): void {
+    for (const ifindex of changed) this.#untold.add(ifindex);
+    this.#checkLinks(links);
+    if (view !== null && key !== this.#key) {
+      const unpacked = unpackView(view);
+      this.#view = unpacked;
+      this.#options.onView(unpacked);
       this.#key = key;
     }
-    this.#devices = devices;
-    this.#options.onRead?.(changed);
+    const told = new Set(this.#untold);
+    this.#untold.clear();
+    this.#options.onRead?.(told);
+  }
+
+  /** A reading may be older than what was notified since: where the two differ, the device itself is asked. */
+  #checkLinks(read: ReadonlyMap<number, string>): void {
+    this.#drain();
+    const differing = [...read].filter(([ifindex, key]) => this.#linkKeys.get(ifindex) !== key).map(([ifindex]) => ifindex);
+    for (const ifindex of this.#links.keys()) if (!read.has(ifindex)) differing.push(ifindex);
+    for (const ifindex of differing) {
+      const link = this.#there(() => findLinkByIndex(ifindex));
+      if (link !== null) {
+        this.#learn(link);
+        continue;
+      }
+      this.#drain();
+      const gone = this.#links.get(ifindex);
+      if (gone !== undefined) this.#forget(gone, false);
+    }
   }
 
   #startPause(milliseconds: number): void {
@@ -187,7 +263,4 @@ export class HostWatch {
   }
 }
 
-/** What of a link is worth an event; its flags only as far as up and running go. */
-function linkKey({ name, kind, tunType, mac, mtu, master, flags, xdp }: Link): string {
-  return JSON.stringify([name, kind, tunType, mac === null ? null : Buffer.from(mac).toString("hex"), mtu, master, flags & 0x41, xdp]);
-}
+function pauseAfter(started: number): number { return Math.min(PAUSE_MOST, Math.max(READ_PAUSE, (performance.now() - started) * PAUSE_RATIO)); }

@@ -1,12 +1,13 @@
 /** Prefixes, each once. Holds always: prefixes are masked when they come in. Does not merge or compare coverage. */
-import { addressPrefix, comparePrefixes, formatPrefix, maskPrefix, type Address, type Prefix } from "../addresses/address.js";
+import { addressPrefix, comparePrefixes, maskPrefix, type Address, type Prefix } from "../addresses/address.js";
 
 export class PrefixSet {
   readonly #found = new Map<string, Prefix>();
 
   add(prefix: Prefix): void {
     const masked = maskPrefix(prefix);
-    this.#found.set(`${masked.family} ${formatPrefix(masked)}`, masked);
+    const { bytes } = masked;
+    this.#found.set(`${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1")}${masked.length} ${masked.family}`, masked);
   }
 
   addAddress(address: Address): void { this.add(addressPrefix(address)); }

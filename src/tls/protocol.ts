@@ -5,7 +5,7 @@
  * the worker, so the sender may close its own); no value of a secret is in any message.
  */
 import type { MessagePort } from "node:worker_threads";
-import type { GroupTable } from "../addresses/groups.js";
+import type { PackedGroups } from "../addresses/groups.js";
 import type { Policy } from "../policy/types.js";
 import type { SecretCounters, Violation } from "../secrets/types.js";
 import type { HttpReason } from "./http/refusal.js";
@@ -18,7 +18,7 @@ export interface StartTls {
   readonly hostNetnsFd: number;
   /** 16 octets; null: no IPv6. */
   readonly sandboxNet6: Uint8Array | null;
-  readonly groups: GroupTable;
+  readonly groups: PackedGroups;
   /** To the DNS worker (`connect` of src/dns/protocol.ts). */
   readonly port: MessagePort;
   /** Where CAs are kept between two lives of the agent. */
@@ -40,7 +40,7 @@ export type TlsRequest =
   | StartTls
   | TlsSandboxMessage
   | { readonly kind: "removeSandbox"; readonly slot: number; readonly generation: number }
-  | { readonly kind: "groups"; readonly groups: GroupTable }
+  | { readonly kind: "groups"; readonly groups: PackedGroups }
   | { readonly kind: "stats" }
   | { readonly kind: "stop" };
 

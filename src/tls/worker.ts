@@ -8,6 +8,7 @@ import { createServer, type Server } from "node:net";
 import { setDefaultHighWaterMark } from "node:stream";
 import { parentPort, type MessagePort } from "node:worker_threads";
 import { BpfMap, setNetns } from "../../native/index.js";
+import { unpackGroups } from "../addresses/groups.js";
 import { ResolverLink } from "../dns/link.js";
 import type { FromTls, StartTls, TlsDenial, TlsEnvelope, TlsReplies, TlsRequest } from "./protocol.js";
 import { TlsService } from "./service.js";
@@ -48,7 +49,7 @@ class Worker {
         this.#started().remove(request.slot, request.generation);
         return null;
       case "groups":
-        this.#started().setGroups(request.groups);
+        this.#started().setGroups(unpackGroups(request.groups));
         return null;
       case "stats": return this.#started().stats();
       case "stop":
@@ -67,7 +68,7 @@ class Worker {
   async #start({ listen, hostNetnsFd, sandboxNet6, groups, port, runDirectory }: StartTls): Promise<null> {
     if (this.#service !== null) throw new Error("the TLS service is started already");
     this.#resolver = new ResolverLink(port, (asked) => this.#service?.placeholderAsked(asked));
-    const service = new TlsService({ resolver: this.#resolver, groups, sandboxNet6, runDirectory, onDenied: (denial) => this.#deny(denial), onTerminate: (slot, generation, violation) => this.#post({ kind: "terminate", slot, generation, violation }) });
+    const service = new TlsService({ resolver: this.#resolver, groups: unpackGroups(groups), sandboxNet6, runDirectory, onDenied: (denial) => this.#deny(denial), onTerminate: (slot, generation, violation) => this.#post({ kind: "terminate", slot, generation, violation }) });
     setNetns(listen.netnsFd);
     try {
       for (const address of [listen.address4, listen.address6]) if (address !== null) await this.#listen(service, address, listen.port);

@@ -11,7 +11,7 @@ import { MessageChannel, Worker } from "node:worker_threads";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { BpfMap as BpfMapClass } from "../../native/index.js";
 import { formatAddress, parseAddress } from "../../src/addresses/address.js";
-import { groupTable, staticGroups } from "../../src/addresses/groups.js";
+import { groupTable, packGroups, staticGroups } from "../../src/addresses/groups.js";
 import { ResolverLink } from "../../src/dns/link.js";
 import type { FromWorker, Replies, Request } from "../../src/dns/protocol.js";
 import { layouts } from "../../src/kernel/layout.gen.js";
@@ -104,7 +104,7 @@ describe.skipIf(missing !== undefined)(`worker${missing === undefined ? "" : ` (
     for (const name of ["agent", "host"]) fds.push(native.openNetns(`/run/netns/${space(name)}`));
     const started = await ask<"start">({
       kind: "start", listen: { netnsFd: fds[0]!, address4: "240.0.0.1", address6: "fd00:e::1", port: 53 }, hostNetnsFd: fds[1]!,
-      sandboxNet6: parseAddress("fd00:e::"), groups: staticGroups, resolvConf: join(folder, "resolv.conf"),
+      sandboxNet6: parseAddress("fd00:e::"), groups: packGroups(staticGroups), resolvConf: join(folder, "resolv.conf"),
     });
     expect(started).toEqual({ port: 53, noUpstream: true });
   }, 120_000);
@@ -196,9 +196,9 @@ describe.skipIf(missing !== undefined)(`worker${missing === undefined ? "" : ` (
   });
 
   it("follows the host's addresses", async () => {
-    await ask<"groups">({ kind: "groups", groups: groupTable({ hostAddresses: [parseAddress("93.184.216.35")!] }) });
+    await ask<"groups">({ kind: "groups", groups: packGroups(groupTable({ hostAddresses: [parseAddress("93.184.216.35")!] })) });
     expect((await dig("@240.0.0.1", "two.example")).status).toBe("REFUSED");
-    await ask<"groups">({ kind: "groups", groups: staticGroups });
+    await ask<"groups">({ kind: "groups", groups: packGroups(staticGroups) });
     expect((await dig("@240.0.0.1", "two.example")).status).toBe("NOERROR");
   });
 

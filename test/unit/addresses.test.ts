@@ -6,7 +6,7 @@ import { describe, expect, it } from "vitest";
 import {
   addressPrefix, formatAddress, formatPrefix, hasHostBits, isV4, mask, maskPrefix, parseAddress, parsePrefix, prefixContains, prefixWithin,
 } from "../../src/addresses/address.js";
-import { type GroupInput, classify, encodeGroups, groupNumber, groupOfPrefix, groupTable, groups, staticGroups } from "../../src/addresses/groups.js";
+import { type GroupInput, classify, encodeGroups, groupNumber, groupOfPrefix, groupTable, groups, packGroups, staticGroups, unpackGroups } from "../../src/addresses/groups.js";
 import { Group as KernelGroup } from "../../src/kernel/layout.gen.js";
 import { dohPrefixes, metadataNames } from "../../src/addresses/tables.gen.js";
 
@@ -212,6 +212,11 @@ describe("the kernel's form", () => {
       expect(groupNumber(classify(groupTable({ extra }), address(text)))).toBe(Math.min(...covering));
     }));
   });
+  it("a table packed and unpacked is the same", () => {
+    const table = groupTable({ hostAddresses: [parseAddress("192.0.2.1")!, parseAddress("2001:db8::1")!], connectedPrefixes: [parsePrefix("9.9.9.0/24")!], nat64Prefixes: ["2001:db8:64::/96"] });
+    expect(unpackGroups(packGroups(table))).toEqual(table);
+  });
+
   it("encodes keys and values", () => {
     const { groups4, groups6 } = encodeGroups(staticGroups);
     expect(groups4.keys.length).toBe(groups4.count * 8);

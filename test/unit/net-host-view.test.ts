@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 
 import { formatAddress, formatPrefix, parseAddress, parsePrefix } from "../../src/addresses/address.js";
-import { hostView, hostViewKey } from "../../src/net/host-view.js";
+import { hostView, hostViewKey, packView, unpackView } from "../../src/net/host-view.js";
 import type { InterfaceAddress, NextHop, Route } from "../../src/net/rtnetlink.js";
 import { addressFacts } from "../../src/net/tap.js";
 
@@ -88,8 +88,20 @@ describe("hostView", () => {
 
   test("the key does not depend on order and tells every change", () => {
     const a = [address("192.0.2.10/24", 2), address("192.0.2.11/24", 2)];
-    expect(hostViewKey(hostView(a, []))).toBe(hostViewKey(hostView([...a].reverse(), [])));
-    expect(hostViewKey(hostView(a, []))).not.toBe(hostViewKey(hostView(a.slice(1), [])));
+    const key = (addresses: InterfaceAddress[], routes: Route[] = []): string => hostViewKey(packView(hostView(addresses, routes)));
+    expect(key(a)).toBe(key([...a].reverse()));
+    const others = [key(a), key(a.slice(1)), key([]), key(a, [route("9.9.9.0/24", [eth0])]), key(a, [route("9.9.9.0/25", [eth0])]), key([], [route("192.0.2.10/32", [eth0])])];
+    expect(new Set(others).size).toBe(others.length);
+  });
+
+  test("packed and unpacked it is the same", () => {
+    const view = hostView([address("192.0.2.10/24", eth0), address("2001:db8::10/64", eth0)], [default4, default6, local("198.51.100.0/24", 1), route("9.9.9.0/24", [tun0]), route("2001:db8:9::/48", [tun0])]);
+    expect(view.localPrefixes.length * view.connectedPrefixes.length * view.broadcasts.length).toBeGreaterThan(0);
+    const packed = packView(view);
+    expect(unpackView(packed)).toEqual(view);
+    expect(packView(unpackView(packed))).toEqual(packed);
+    const none = hostView([], []);
+    expect(unpackView(packView(none))).toEqual(none);
   });
 });
 
