@@ -172,7 +172,7 @@ export class Agent {
       const names = new Map(this.#run.names().map((name) => [this.#run.read(name)?.ifindex ?? 0, name]));
       await enforcer.settle((ifindex) => names.get(ifindex) ?? null);
     }
-    for (const name of ending) await this.#finishDetach(name);
+    for (const name of ending) await this.#finishDetach(name).catch((error: unknown) => this.#options.onNotice(`${name}: its detach was begun, and could not be completed: ${text(error)}`));
     this.#closeIdle();
     await this.#attachByPattern();
     if (this.#config.metrics !== null) this.#metrics = await this.#serveMetrics(this.#config);

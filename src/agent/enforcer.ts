@@ -328,13 +328,16 @@ export class Enforcer {
       const changes = former === null ? preparation.changes : mergeChanges(former.changes, preparation.changes);
       undo.push(() => { this.inside(() => restoreTap({ ifindex: facts.ifindex, name: tap, changes })); });
       const inForce = left === null || former === null ? null : former.next !== null && former.next.uid === left.uid.toString() ? former.next : former.policy;
-      const samePolicy = left !== null && inForce !== null && inForce.uid === left.uid.toString() && inForce.digest === digest;
       const tables = left ?? SandboxTables.make(this.#instance, slot, generation, identity, { ...sizes, eventsPerSecond: 0 });
       if (left === null) undo.push(() => tables.clear());
+      const compileAs = (uid: bigint): Pick<Served, "compiled" | "compiledFloor"> => this.#servedAs(slot, generation, uid, digest) ?? {
+        compiled: compilePolicy(policy, { uid, floor: floor !== null, inspect: true }), compiledFloor: floor === null ? null : compilePolicy(floor, { uid: floorUid(uid), inspect: true }),
+      };
+      const standing = left !== null && inForce !== null && inForce.uid === left.uid.toString() && inForce.digest === digest ? compileAs(left.uid) : null;
+      const samePolicy = standing !== null && [standing.compiled, standing.compiledFloor].every((one) => one === null || tables.holds(one));
       const uid = samePolicy ? tables.uid : tables.nextUid();
       const served = samePolicy ? this.#servedAs(slot, generation, uid, digest) : null;
-      const compiled = served?.compiled ?? compilePolicy(policy, { uid, floor: floor !== null, inspect: true });
-      const compiledFloor = served !== null ? served.compiledFloor : floor === null ? null : compilePolicy(floor, { uid: floorUid(uid), inspect: true });
+      const { compiled, compiledFloor } = samePolicy ? standing : compileAs(uid);
       const pins = samePolicy ? tables.pins() : tables.stage(compiled, uid, sizes.pins);
       const floorPins = compiledFloor === null ? null : samePolicy ? tables.pins("floor") : tables.stageFloor(compiledFloor, uid, sizes.pins);
       if (pins === null || (floor !== null && floorPins === null)) throw new EnforcerError("E_ATTACH", `${tap}: the map of pins is missing`);
@@ -399,6 +402,9 @@ export class Enforcer {
       await this.#resolver.ask({
         kind: "restorePins", slot, generation, pinsFd: adopt ? pins.fd : null, floorPinsFd: adopt ? (floorPins?.fd ?? null) : null,
         pins: book === null || book.generation !== generation ? [] : book.pins.map(([labels, address, expires]) => ({ labels, address: Uint8Array.from(Buffer.from(address, "hex")), expires })),
+      }).catch(async (error: unknown) => {
+        await this.#resolver.ask({ kind: "removeSandbox", slot, generation });
+        throw error;
       });
     } finally {
       pins.close();

@@ -99,7 +99,7 @@ export class RunDirectory {
   read(name: string): SandboxState | null {
     const state = this.#json(name, STATE) as Partial<SandboxState> | null;
     if (state === null || state.version !== 1 || state.name !== name || typeof state.ifindex !== "number" || typeof state.device !== "string" || typeof state.slot !== "number"
-      || typeof state.generation !== "number" || !Array.isArray(state.changes) || !isPolicy(state.policy) || (state.next !== null && !isPolicy(state.next))) return null;
+      || typeof state.generation !== "number" || !phases.has(state.phase as string) || !Array.isArray(state.changes) || !state.changes.every(isChange) || !isPolicy(state.policy) || (state.next !== null && !isPolicy(state.next))) return null;
     return state as SandboxState;
   }
 
@@ -109,10 +109,11 @@ export class RunDirectory {
     for (const ending of [STATE, PINS]) rmSync(this.#path(name, ending), { force: true });
   }
 
+  /** Rows that cannot be read are left out: a pin without its name goes on until it expires. */
   readPins(name: string): PinFile | null {
     const file = this.#json(name, PINS) as Partial<PinFile> | null;
     if (file === null || typeof file.generation !== "number" || !Array.isArray(file.pins)) return null;
-    return file as PinFile;
+    return { generation: file.generation, pins: file.pins.filter(isPin) };
   }
 
   writePins(name: string, file: PinFile): void { this.#replace(name, PINS, file); }
@@ -146,6 +147,20 @@ export class RunDirectory {
   }
 
   #path(name: string, ending: string): string { return join(this.path, `${encodeURIComponent(name)}${ending}`); }
+}
+
+const phases: ReadonlySet<string> = new Set<SandboxState["phase"]>(["attaching", "enforced", "detaching", "gone", "waiting"]);
+
+/** A setting names a file under a device's own directory, and nothing else. */
+function isChange(change: unknown): change is TapChange {
+  const { family, setting, before, after } = (change ?? {}) as Partial<TapChange>;
+  return (family === "ipv4" || family === "ipv6") && typeof setting === "string" && /^[a-z0-9_]+$/.test(setting) && typeof before === "string" && typeof after === "string";
+}
+
+function isPin(row: unknown): row is PinRecord {
+  if (!Array.isArray(row)) return false;
+  const [labels, address, expires] = row as unknown[];
+  return Array.isArray(labels) && labels.every((label) => typeof label === "string") && typeof address === "string" && /^[0-9a-f]{32}$/.test(address) && typeof expires === "number";
 }
 
 function isPolicy(policy: unknown): policy is PolicyState {

@@ -205,7 +205,7 @@ export function removePins(directory: string): void {
 export function inForce(pins: string): boolean {
   const path = join(pins, "sandboxes");
   if (!existsSync(path)) return false;
-  const map = BpfMap.fromPin(path);
+  const map = pinnedMap(path);
   try {
     return map.entries().values.some((octet) => octet !== 0);
   } finally {
@@ -213,10 +213,19 @@ export function inForce(pins: string): boolean {
   }
 }
 
+/** @throws EnforcerError E_BPFFS when what lies there is no map. */
+function pinnedMap(path: string): BpfMap {
+  try {
+    return BpfMap.fromPin(path);
+  } catch (cause) {
+    throw new EnforcerError("E_BPFFS", `${path} is no map of the enforcer's: ${describe(cause)}`, { remedy: `look at what put it there; the kernel goes on enforcing. When no sandbox of this host is in force, remove ${join(path, "../..")}`, cause });
+  }
+}
+
 /** Entries of the pinned maps by name: what a former process chose stays. */
 function formerSizes(pins: string): Record<string, number> {
   return Object.fromEntries(PINNED.map((name) => {
-    const map = BpfMap.fromPin(join(pins, name));
+    const map = pinnedMap(join(pins, name));
     try {
       return [name, map.info.maxEntries];
     } finally {

@@ -169,6 +169,13 @@ export class SandboxTables {
     return pinned;
   }
 
+  /** Whether the kernel holds every table of a policy, or of its floor, compiled under its uid. A process that died may have left it without some. */
+  holds(compiled: CompiledPolicy): boolean {
+    const index = this.#index(compiled.uid);
+    return this.#has("policies", index) && this.#has("pins", index) && (!compiled.intercepts || this.#has("intercepted", this.slot))
+      && [["prefixes4", compiled.prefixes4] as const, ["prefixes6", compiled.prefixes6] as const].every(([name, { count }]) => count === 0 || this.#has(name, index));
+  }
+
   /** From this write on packets are judged by the staged policy; flows of the former one are judged again. */
   commit(uid: bigint): void {
     const former = this.#uid;
