@@ -699,8 +699,8 @@ export class Agent {
     // In order, although the names come from another thread.
     this.#events = this.#events.then(async () => {
       for (const event of events) {
-        const sandbox = [...engine.enforcer.sandboxes.values()].find(({ slot, generation }) => slot === event.slot && generation === event.generation);
-        if (sandbox === undefined) continue;
+        const sandbox = engine.enforcer.sandboxAt(event.slot, event.generation);
+        if (sandbox === null) continue;
         const names = await engine.enforcer.namesOf(sandbox, event.direction === "egress" ? event.destination : event.source).catch(() => []);
         const compiled = [sandbox.compiled, sandbox.former].find((one) => one?.uid === event.policy);
         const rule = event.rule === null ? null : (compiled?.bits[event.rule]?.text ?? null);
@@ -718,16 +718,16 @@ export class Agent {
   #onDenials(engine: Engine, denials: readonly TlsDenial[]): void {
     if (this.watchers.size === 0) return;
     for (const denial of denials) {
-      const sandbox = [...engine.enforcer.sandboxes.values()].find(({ slot, generation }) => slot === denial.slot && generation === denial.generation);
-      if (sandbox !== undefined) this.#tell({ ...describeConnection(sandbox.name, denial) });
+      const sandbox = engine.enforcer.sandboxAt(denial.slot, denial.generation);
+      if (sandbox !== null) this.#tell({ ...describeConnection(sandbox.name, denial) });
     }
   }
 
   #onQueries(engine: Engine, queries: readonly DeniedQuery[]): void {
     if (this.watchers.size === 0) return;
     for (const query of queries) {
-      const sandbox = [...engine.enforcer.sandboxes.values()].find(({ slot, generation }) => slot === query.slot && generation === query.generation);
-      if (sandbox !== undefined) this.#tell({ ...describeQuery(sandbox.name, query) });
+      const sandbox = engine.enforcer.sandboxAt(query.slot, query.generation);
+      if (sandbox !== null) this.#tell({ ...describeQuery(sandbox.name, query) });
     }
   }
 

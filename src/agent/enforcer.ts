@@ -52,6 +52,7 @@ import { Proto, type Policy } from "../policy/types.js";
 import { Inspection } from "./inspection.js";
 import { ReaderClient } from "./reader-client.js";
 import { ResolverClient } from "./resolver-client.js";
+import type { Slices } from "./slices.js";
 import type { PinRecord, PolicyState, RunDirectory, SandboxState } from "./run-directory.js";
 import { digestOf, identityKey, identityOf, type AttachOptions, type KeptSandbox, type Sandbox, type UpstreamAddress } from "./sandbox.js";
 
@@ -126,6 +127,7 @@ export class Enforcer {
   readonly #options: EnforcerOptions;
   readonly #run: RunDirectory;
   readonly #sandboxes = new Map<string, Sandbox>();
+  readonly #bySlot = new Map<number, Sandbox>();
   readonly #kept = new Map<string, KeptSandbox>();
   /** Slots that a former process left in force, with their devices, until they are taken over or cleared. */
   readonly #left = new Map<number, number>();
@@ -183,6 +185,11 @@ export class Enforcer {
 
   get groups(): GroupTable { return this.#groups; }
   get sandboxes(): ReadonlyMap<string, Sandbox> { return this.#sandboxes; }
+  /** The one that a worker means; null when it has gone. */
+  sandboxAt(slot: number, generation: number): Sandbox | null {
+    const sandbox = this.#bySlot.get(slot);
+    return sandbox?.generation === generation ? sandbox : null;
+  }
   get kept(): ReadonlyMap<string, KeptSandbox> { return this.#kept; }
   get view(): HostView { return this.#watch.view; }
   get links(): HostWatch["links"] { return this.#watch.links; }
@@ -265,8 +272,8 @@ export class Enforcer {
       hostNetnsFd: hostNetns, sandboxNet6: this.#link.ipv6 ? this.#link.net6.bytes : null, runDirectory: this.#run.path, resolver: this.#resolver, groups: () => this.#groups,
       onDenied: (denials) => this.#options.onDenials(denials),
       onTerminate: (slot, generation, violation) => {
-        const sandbox = [...this.#sandboxes.values()].find((one) => one.slot === slot && one.generation === generation);
-        if (sandbox !== undefined) this.#options.onTerminate(sandbox.name, violation);
+        const sandbox = this.sandboxAt(slot, generation);
+        if (sandbox !== null) this.#options.onTerminate(sandbox.name, violation);
       },
       onFailure: (error) => this.#failed(error),
     });
@@ -372,6 +379,7 @@ export class Enforcer {
       };
       for (const kept of this.#kept.values()) if (kept.slot === slot) this.#kept.delete(kept.name);
       this.#sandboxes.set(name, sandbox);
+      this.#bySlot.set(slot, sandbox);
       this.#left.delete(slot);
       this.#awaited.delete(tap);
       this.#gone.delete(tap);
@@ -544,6 +552,7 @@ export class Enforcer {
     const state = this.#run.read(name);
     if (state !== null) this.#run.write({ ...state, phase: gone ? "gone" : "detaching" });
     this.#sandboxes.delete(name);
+    this.#bySlot.delete(sandbox.slot);
     this.#kept.delete(name);
     this.#written.delete(name);
     // While our programs still show that it is the same device: its number may be another's by now, which is left alone.
@@ -800,13 +809,15 @@ export class Enforcer {
     return { eventsLost: Number(record.readBigUInt64LE(lost.offset)), events: record.readUInt32LE(sent.offset), dnsWaiting: Math.max(0, record.readInt32LE(waiting.offset)) };
   }
 
-  /** Entries now and at most, of the tables that can be full. */
-  fill(sandbox: Sandbox): { map: "flows" | "pins" | "fragments"; entries: number; limit: number }[] {
+  /** Entries now and at most, of the tables that can be full. A table of a million is counted in parts. */
+  async fill(sandbox: Sandbox, slices: Slices): Promise<{ map: "flows" | "pins" | "fragments"; entries: number; limit: number }[]> {
+    // All at once: after a pause the slot may be another sandbox's.
+    const maps = [["flows", sandbox.tables.inner("flows")], ["pins", sandbox.tables.pins()], ["fragments", sandbox.tables.inner("fragments")]] as const;
     const rows: { map: "flows" | "pins" | "fragments"; entries: number; limit: number }[] = [];
-    for (const [name, map] of [["flows", sandbox.tables.inner("flows")], ["pins", sandbox.tables.pins()], ["fragments", sandbox.tables.inner("fragments")]] as const) {
-      if (map === null) continue;
-      rows.push({ map: name, entries: countEntries(map), limit: map.info.maxEntries });
-      map.close();
+    try {
+      for (const [name, map] of maps) if (map !== null) rows.push({ map: name, entries: await countEntries(map, slices), limit: map.info.maxEntries });
+    } finally {
+      for (const [, map] of maps) map?.close();
     }
     return rows;
   }
@@ -1009,7 +1020,19 @@ function sizesOf({ limits }: Policy): { flows: number; pins: number; eventsPerSe
   return { flows: limits.flows, pins: limits.pins, eventsPerSecond: limits.eventsPerSecond };
 }
 
-function countEntries(map: BpfMap): number { return map.entries().count; }
+/** Entries that are counted without a pause; first few, because most tables are nearly empty and room is not free. */
+const COUNTED_FIRST = 64, COUNTED_AT_ONCE = 4096;
+
+async function countEntries(map: BpfMap, slices: Slices): Promise<number> {
+  let sum = 0;
+  for (let after: Buffer | null = null; ;) {
+    const { count, next } = map.page(after, after === null ? COUNTED_FIRST : COUNTED_AT_ONCE);
+    sum += count;
+    if (next === null) return sum;
+    after = next;
+    await slices.pause();
+  }
+}
 
 /** A setting's oldest value is the one to go back to. */
 function mergeChanges<T extends { family: string; setting: string }>(former: readonly T[], now: readonly T[]): T[] {

@@ -10,7 +10,9 @@ import type { Stats } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { TlsStats } from "../tls/protocol.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
-import type { Enforcer, KeptSandbox, Sandbox } from "./enforcer.js";
+import type { Count } from "../kernel/counters.js";
+import type { Enforcer, Sandbox } from "./enforcer.js";
+import { Slices } from "./slices.js";
 
 /** Default: 127.0.0.1:9469. */
 export interface Listen { readonly host: string; readonly port: number }
@@ -18,16 +20,37 @@ export interface Listen { readonly host: string; readonly port: number }
 export function enforcerRegistry(enforcer: Enforcer): Registry {
   const registry = new Registry();
   const registers = [registry];
+  // Of all metrics of all scrapes together.
+  const slices = new Slices();
   const sandboxes = (): Iterable<Sandbox> => enforcer.sandboxes.values();
-  // One reading of the resolver serves all metrics of one scrape.
+  // One reading serves all metrics of one scrape: they ask for it at once, before any of them waits.
   let reading: Promise<Stats> | null = null;
   const stats = (): Promise<Stats> => (reading ??= enforcer.resolverStats().finally(() => setImmediate(() => (reading = null))));
   let tlsReading: Promise<TlsStats | null> | null = null;
   const tls = (): Promise<TlsStats | null> => (tlsReading ??= enforcer.tlsStats().finally(() => setImmediate(() => (tlsReading = null))));
-  const judged = (): Iterable<Sandbox | KeptSandbox> => [...enforcer.sandboxes.values(), ...enforcer.kept.values()];
-  const nameOf = (slot: number, generation: number): string | null => {
-    for (const sandbox of sandboxes()) if (sandbox.slot === slot && sandbox.generation === generation) return sandbox.name;
-    return null;
+  let kernelReading: Promise<readonly KernelRow[]> | null = null;
+  const kernel = (): Promise<readonly KernelRow[]> => (kernelReading ??= readKernel(enforcer, slices).finally(() => setImmediate(() => (kernelReading = null))));
+  /** Rows of a worker, with the name of the sandbox where it is still there. */
+  const eachOf = async <R extends { readonly slot: number; readonly generation: number }>(rows: readonly R[], visit: (sandbox: string, row: R) => void): Promise<void> => {
+    for (const row of rows) {
+      await slices.pause();
+      const sandbox = enforcer.sandboxAt(row.slot, row.generation);
+      if (sandbox !== null) visit(sandbox.name, row);
+    }
+  };
+  const eachKernel = async (visit: (row: KernelRow) => void): Promise<void> => {
+    for (const row of await kernel()) {
+      await slices.pause();
+      visit(row);
+    }
+  };
+  const eachDns = async (visit: (sandbox: string, row: Stats["sandboxes"][number]) => void): Promise<void> => eachOf((await stats()).sandboxes, visit);
+  const eachTls = async (visit: (sandbox: string, row: TlsStats["sandboxes"][number]) => void): Promise<void> => eachOf((await tls())?.sandboxes ?? [], visit);
+  const eachSandbox = async (visit: (sandbox: Sandbox) => void): Promise<void> => {
+    for (const sandbox of [...sandboxes()]) {
+      await slices.pause();
+      visit(sandbox);
+    }
   };
 
   const counter = <L extends string>(name: string, help: string, labelNames: readonly L[], read: (add: (labels: Record<L, string>, value: number) => void) => void | Promise<void>): void => {
@@ -50,54 +73,33 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   };
   const packetLabels = ["sandbox", "direction", "verdict", "reason"] as const;
 
-  counter("enforcer_packets_total", "Frames judged at the tap; direction is the guest's (egress: guest to world).", packetLabels, (add) => {
-    for (const sandbox of judged()) for (const { direction, verdict, reason, packets } of enforcer.counters(sandbox)) add({ sandbox: sandbox.name, direction, verdict, reason }, Number(packets));
-  });
-  counter("enforcer_bytes_total", "Octets of those frames.", packetLabels, (add) => {
-    for (const sandbox of judged()) for (const { direction, verdict, reason, bytes } of enforcer.counters(sandbox)) add({ sandbox: sandbox.name, direction, verdict, reason }, Number(bytes));
-  });
+  counter("enforcer_packets_total", "Frames judged at the tap; direction is the guest's (egress: guest to world).", packetLabels, (add) => eachKernel(({ name, counters }) => {
+    for (const { direction, verdict, reason, packets } of counters) add({ sandbox: name, direction, verdict, reason }, Number(packets));
+  }));
+  counter("enforcer_bytes_total", "Octets of those frames.", packetLabels, (add) => eachKernel(({ name, counters }) => {
+    for (const { direction, verdict, reason, bytes } of counters) add({ sandbox: name, direction, verdict, reason }, Number(bytes));
+  }));
   counter("enforcer_orphan_packets_total", "Frames dropped that belonged to no sandbox.", ["direction", "reason"], (add) => {
     for (const { direction, reason, packets } of enforcer.orphans()) add({ direction, reason }, Number(packets));
   });
   counter("enforcer_unjudged_packets_total", "Frames dropped that came in by a held name without a verdict, such as from a tap that was made again.", [], async (add) => add({}, await enforcer.unjudged()));
-  gauge("enforcer_events", "Denials that the kernel reported in the latest second that had one.", ["sandbox"], (set) => {
-    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, enforcer.limitCounters(sandbox).events);
-  });
-  gauge("enforcer_events_limit", "Denials that are reported a second at most.", ["sandbox"], (set) => {
-    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, sandbox.policy.limits.eventsPerSecond);
-  });
+  gauge("enforcer_events", "Denials that the kernel reported in the latest second that had one.", ["sandbox"], (set) => eachKernel(({ name, own }) => { if (own !== null) set({ sandbox: name }, own.events); }));
+  gauge("enforcer_events_limit", "Denials that are reported a second at most.", ["sandbox"], (set) => eachSandbox(({ name, policy }) => set({ sandbox: name }, policy.limits.eventsPerSecond)));
   counter("enforcer_events_lost_total", "Denials that were not reported, over the sandbox's rate or with the ring full; they are counted in enforcer_packets_total all the same.", ["sandbox", "source"], async (add) => {
-    for (const sandbox of sandboxes()) add({ sandbox: sandbox.name, source: "kernel" }, enforcer.limitCounters(sandbox).eventsLost);
-    for (const { slot, generation, eventsLost } of (await stats()).sandboxes) {
-      const sandbox = nameOf(slot, generation);
-      if (sandbox !== null) add({ sandbox, source: "resolver" }, eventsLost);
-    }
-    for (const { slot, generation, eventsLost } of (await tls())?.sandboxes ?? []) {
-      const sandbox = nameOf(slot, generation);
-      if (sandbox !== null) add({ sandbox, source: "tls" }, eventsLost);
-    }
+    await Promise.all([
+      eachKernel(({ name, own }) => { if (own !== null) add({ sandbox: name, source: "kernel" }, own.eventsLost); }),
+      eachDns((sandbox, { eventsLost }) => add({ sandbox, source: "resolver" }, eventsLost)),
+      eachTls((sandbox, { eventsLost }) => add({ sandbox, source: "tls" }, eventsLost)),
+    ]);
   });
-  gauge("enforcer_map_entries", "Entries in a table that can be full.", ["sandbox", "map"], (set) => {
-    for (const sandbox of sandboxes()) for (const { map, entries } of enforcer.fill(sandbox)) set({ sandbox: sandbox.name, map }, entries);
-  });
-  gauge("enforcer_map_limit", "Entries that the table can hold.", ["sandbox", "map"], (set) => {
-    for (const sandbox of sandboxes()) for (const { map, limit } of enforcer.fill(sandbox)) set({ sandbox: sandbox.name, map }, limit);
-  });
+  gauge("enforcer_map_entries", "Entries in a table that can be full.", ["sandbox", "map"], (set) => eachKernel(({ name, own }) => { for (const { map, entries } of own?.fill ?? []) set({ sandbox: name, map }, entries); }));
+  gauge("enforcer_map_limit", "Entries that the table can hold.", ["sandbox", "map"], (set) => eachKernel(({ name, own }) => { for (const { map, limit } of own?.fill ?? []) set({ sandbox: name, map }, limit); }));
   gauge("enforcer_sandboxes", "Sandboxes in force.", [], (set) => set({}, enforcer.sandboxes.size));
   gauge("enforcer_sandboxes_kept", "Sandboxes in force as a former agent left them, whose policy is not known: they resolve no name until they are attached again.", [], (set) => set({}, enforcer.kept.size));
   gauge("enforcer_taps_awaited", "Taps that are waited for.", [], (set) => set({}, enforcer.awaited.size));
   gauge("enforcer_taps_held", "Names by which only judged frames come in: taps in force, awaited, and deleted under their policy.", [], (set) => set({}, enforcer.heldTaps.size));
-  gauge("enforcer_sandbox_kernel_bytes", "Kernel memory of the sandbox's own tables.", ["sandbox"], (set) => {
-    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, sandbox.tables.memory());
-  });
+  gauge("enforcer_sandbox_kernel_bytes", "Kernel memory of the sandbox's own tables.", ["sandbox"], (set) => eachKernel(({ name, own }) => { if (own !== null) set({ sandbox: name }, own.memory); }));
 
-  type Row = Stats["sandboxes"][number];
-  const eachDns = async (visit: (sandbox: string, row: Row) => void): Promise<void> => {
-    for (const row of (await stats()).sandboxes) {
-      const sandbox = nameOf(row.slot, row.generation);
-      if (sandbox !== null) visit(sandbox, row);
-    }
-  };
   counter("enforcer_dns_queries_total", "Queries of guests by outcome.", ["sandbox", "outcome"], (add) => eachDns((sandbox, { queries }) => {
     for (const [outcome, value] of Object.entries(queries)) if (value > 0) add({ sandbox, outcome }, value);
   }));
@@ -112,12 +114,8 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   gauge("enforcer_dns_tcp_connections", "DNS connections of the guest.", ["sandbox"], (set) => eachDns((sandbox, row) => set({ sandbox }, row.connections)));
   gauge("enforcer_dns_tcp_connections_limit", "DNS connections that the guest may have at one time.", ["sandbox"], (set) => eachDns((sandbox, { limits }) => set({ sandbox }, limits.connections)));
   counter("enforcer_dns_tcp_refused_total", "DNS connections closed because the guest had as many as it may have.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.tcpRefused)));
-  gauge("enforcer_dns_waiting", "UDP queries that the resolver has not answered yet; those over the limit are packets denied as redirect-table-full.", ["sandbox"], (set) => {
-    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, enforcer.limitCounters(sandbox).dnsWaiting);
-  });
-  gauge("enforcer_dns_waiting_limit", "UDP queries that may wait for the resolver at one time.", ["sandbox"], (set) => {
-    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, AbiLimit.DNS_WAITING);
-  });
+  gauge("enforcer_dns_waiting", "UDP queries that the resolver has not answered yet; those over the limit are packets denied as redirect-table-full.", ["sandbox"], (set) => eachKernel(({ name, own }) => { if (own !== null) set({ sandbox: name }, own.dnsWaiting); }));
+  gauge("enforcer_dns_waiting_limit", "UDP queries that may wait for the resolver at one time.", ["sandbox"], (set) => eachSandbox(({ name }) => set({ sandbox: name }, AbiLimit.DNS_WAITING)));
   gauge("enforcer_pins", "Pins now: names and addresses with a lease, and addresses of the name that has most.", ["sandbox", "kind"], (set) => eachDns((sandbox, { pins, addressesPerName }) => {
     set({ sandbox, kind: "name" }, pins.names);
     set({ sandbox, kind: "address" }, pins.addresses);
@@ -137,13 +135,6 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
     add({ sandbox, bound: "addresses-per-name" }, pins.refusedAddressesPerName);
     add({ sandbox, bound: "rules-per-address" }, pins.refusedBits);
   }));
-  type TlsRow = TlsStats["sandboxes"][number];
-  const eachTls = async (visit: (sandbox: string, row: TlsRow) => void): Promise<void> => {
-    for (const row of (await tls())?.sandboxes ?? []) {
-      const sandbox = nameOf(row.slot, row.generation);
-      if (sandbox !== null) visit(sandbox, row);
-    }
-  };
   counter("enforcer_tls_connections_total", "Connections that were looked into, by what came of them.", ["sandbox", "outcome"], (add) => eachTls((sandbox, { outcomes }) => {
     for (const [outcome, value] of Object.entries(outcomes)) add({ sandbox, outcome }, value);
   }));
@@ -157,9 +148,7 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   gauge("enforcer_tls_handshakes_limit", "Such connections that the sandbox may have at one time; others wait.", ["sandbox"], (set) => eachTls((sandbox, { handshakeLimit }) => set({ sandbox }, handshakeLimit)));
   gauge("enforcer_tls_handshakes_waiting", "Connections that wait for their turn to begin their handshakes.", ["sandbox"], (set) => eachTls((sandbox, { handshakesWaiting }) => set({ sandbox }, handshakesWaiting)));
   gauge("enforcer_tls_connections_left", "Connections that may begin at once before the sandbox's rate refuses one.", ["sandbox"], (set) => eachTls((sandbox, { connectionTokens }) => set({ sandbox }, connectionTokens)));
-  gauge("enforcer_tls_connections_rate_limit", "Connections that may begin a second.", ["sandbox"], (set) => {
-    for (const sandbox of sandboxes()) set({ sandbox: sandbox.name }, sandbox.policy.limits.connectionsPerSecond);
-  });
+  gauge("enforcer_tls_connections_rate_limit", "Connections that may begin a second.", ["sandbox"], (set) => eachSandbox(({ name, policy }) => set({ sandbox: name }, policy.limits.connectionsPerSecond)));
   gauge("enforcer_tls_buffered_bytes", "Octets that one side of such connections has sent and the other has not taken.", ["sandbox"], (set) => eachTls((sandbox, { buffered }) => set({ sandbox }, buffered)));
   gauge("enforcer_tls_buffered_bytes_limit", "Such octets that the sandbox may have.", ["sandbox"], (set) => eachTls((sandbox, { bufferedLimit }) => set({ sandbox }, bufferedLimit)));
   counter("enforcer_tls_bytes_total", "Octets of connections that were looked into, on the guest's side.", ["sandbox", "direction"], (add) => eachTls((sandbox, { bytesUp, bytesDown }) => {
@@ -190,6 +179,30 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   return registry;
 }
 
+/** What the kernel holds of one sandbox. `own` is null for one that a former agent left: its policy is not known. */
+interface KernelRow {
+  readonly name: string;
+  readonly counters: readonly Count[];
+  readonly own: { readonly fill: Awaited<ReturnType<Enforcer["fill"]>>; readonly memory: number; readonly events: number; readonly eventsLost: number; readonly dnsWaiting: number } | null;
+}
+
+/** Once for all metrics of a scrape. */
+async function readKernel(enforcer: Enforcer, slices: Slices): Promise<readonly KernelRow[]> {
+  const rows: KernelRow[] = [];
+  for (const kept of [...enforcer.kept.values()]) {
+    await slices.pause();
+    if (enforcer.kept.get(kept.name) === kept) rows.push({ name: kept.name, counters: enforcer.counters(kept), own: null });
+  }
+  for (const sandbox of [...enforcer.sandboxes.values()]) {
+    await slices.pause();
+    const { name } = sandbox;
+    if (enforcer.sandboxes.get(name) !== sandbox) continue;
+    const counters = enforcer.counters(sandbox), memory = sandbox.tables.memory(), limits = enforcer.limitCounters(sandbox);
+    rows.push({ name, counters, own: { ...limits, memory, fill: await enforcer.fill(sandbox, slices) } });
+  }
+  return rows;
+}
+
 /** The worker keeps the buckets; prom-client's Histogram can only observe. */
 function latencyHistogram(stats: () => Promise<Stats>): object {
   const name = "enforcer_dns_upstream_latency_seconds";
@@ -207,12 +220,22 @@ function latencyHistogram(stats: () => Promise<Stats>): object {
 
 /** @throws EnforcerError E_METRICS_LISTEN. */
 export async function serveMetrics(registry: Pick<Registry, "contentType" | "metrics">, { host, port }: Listen): Promise<Server> {
+  // One at a time: every reading fills the same counters. Who asks meanwhile gets the next one, together with all others that do.
+  let current: Promise<string> | null = null, next: Promise<string> | null = null;
+  const read = (): Promise<string> => (current = registry.metrics().finally(() => { current = null; }));
+  const scrape = (): Promise<string> => {
+    if (current === null) return read();
+    return (next ??= current.catch(() => "").then(() => {
+      next = null;
+      return read();
+    }));
+  };
   const server = createServer((request, response) => {
     if (request.url !== "/metrics" || (request.method !== "GET" && request.method !== "HEAD")) {
       response.writeHead(request.url === "/metrics" ? 405 : 404, { "content-type": "text/plain" }).end("metrics are at /metrics\n");
       return;
     }
-    registry.metrics().then(
+    scrape().then(
       (text) => response.writeHead(200, { "content-type": registry.contentType }).end(text),
       (error: unknown) => response.writeHead(503, { "content-type": "text/plain" }).end(`${error instanceof Error ? error.message : String(error)}\n`),
     );

@@ -6,6 +6,7 @@
 import { clockMonotonicCoarse, libbpfVersion } from "../../native/index.js";
 import { formatAddress, formatPrefix } from "../addresses/address.js";
 import type { Agent, Known } from "../agent/daemon.js";
+import { Slices } from "../agent/slices.js";
 import { protocolName } from "../agent/verdicts.js";
 import { flowsOf } from "../kernel/flows.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
@@ -58,7 +59,7 @@ export async function statusView(agent: Agent, known: Known): Promise<SandboxSta
   }
   const { sandbox, source } = known;
   const learned = enforcer.learned(sandbox), { eventsLost, events, dnsWaiting } = enforcer.limitCounters(sandbox);
-  const [dns, tls] = await Promise.all([enforcer.resolverStats(), enforcer.tlsStats()]);
+  const [dns, tls, fill] = await Promise.all([enforcer.resolverStats(), enforcer.tlsStats(), enforcer.fill(sandbox, new Slices())]);
   const own = ({ slot, generation }: { slot: number; generation: number }): boolean => slot === sandbox.slot && generation === sandbox.generation;
   const names = dns.sandboxes.find(own), looked = tls?.sandboxes.find(own);
   const some = (counts: object | undefined): Record<string, number> => Object.fromEntries(Object.entries((counts ?? {}) as Record<string, number>).filter(([, count]) => count > 0));
@@ -74,7 +75,7 @@ export async function statusView(agent: Agent, known: Known): Promise<SandboxSta
     notes: [...sandbox.preparation.notes, ...sandbox.before.map((program) => `${program} stands before the enforcer and may end the chain`)],
     counters: counters(sandbox),
     limits: [
-      ...enforcer.fill(sandbox).map(({ map, entries, limit }) => ({ what: map, used: entries, limit })),
+      ...fill.map(({ map, entries, limit }) => ({ what: map, used: entries, limit })),
       ...(names === undefined ? [] : [
         { what: "names", used: names.pins.names, limit: names.limits.names }, { what: "addresses of one name", used: names.addressesPerName, limit: names.limits.addressesPerName },
         { what: "queries in flight", used: names.inFlight, limit: names.limits.inFlight }, { what: "DNS connections", used: names.connections, limit: names.limits.connections },
