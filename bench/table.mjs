@@ -66,10 +66,10 @@ function groupsOf(rows) {
 
 /** @param {import("./lib/results.mjs").Results} results */
 export function document({ machine, git, rows }) {
-  const { commit, changed } = /** @type {any} */ (git);
+  const { commit, changed, earlier = {} } = /** @type {any} */ (git);
   const groups = groupsOf(inOrder([...rows]));
   const parts = [`Measured at commit ${commit}${changed ? " with changes" : ""} on: ${machineLine(machine)}`, targetTable(rows)];
-  for (const [name, group] of groups) parts.push(`### ${name}`, markdown([HEAD, ...group.map((row) => cells(row).map((cell, i) => (i === 0 ? `\`${cell}\`` : cell)))], 2));
+  for (const [name, group] of groups) parts.push(`### ${name}${earlier[name] === undefined ? "" : `, measured at commit ${earlier[name]}`}`, markdown([HEAD, ...group.map((row) => cells(row).map((cell, i) => (i === 0 ? `\`${cell}\`` : cell)))], 2));
   return parts.join("\n\n");
 }
 

@@ -1,7 +1,8 @@
 /**
  * The file of results: {machine, git, rows}, rows in the order of the benchmarks.
  *
- * Holds always: a benchmark that ran alone replaces its own rows only; a row that it no longer has goes.
+ * Holds always: a benchmark that ran alone replaces its own rows only; a row that it no longer has goes. `git.earlier` names the commit of
+ * the other rows, by the first word of their ids, where that is not git.commit.
  */
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import path from "node:path";
@@ -23,10 +24,14 @@ export function readResults(file = LATEST) {
  * @param {ReadonlyMap<string, {rows: readonly Row[], owns: (id: string) => boolean}>} measured by benchmark, in order
  */
 export function writeResults(file, facts, measured) {
-  const kept = (readResults(file)?.rows ?? []).filter(({ id }) => ![...measured.values()].some(({ owns }) => owns(id)));
+  const former = /** @type {any} */ (readResults(file));
+  const kept = /** @type {Row[]} */ (former?.rows ?? []).filter(({ id }) => ![...measured.values()].some(({ owns }) => owns(id)));
   const rows = [...kept, ...[...measured.values()].flatMap(({ rows }) => rows)];
+  const parts = [...new Set(inOrder([...kept]).map(({ id }) => id.split(".")[0]))].map((part) => [part, former.git.earlier?.[part] ?? former.git.commit]);
+  const earlier = Object.fromEntries(parts.filter(([, commit]) => commit !== facts.git.commit));
+  const git = Object.keys(earlier).length === 0 ? facts.git : { ...facts.git, earlier };
   mkdirSync(path.dirname(file), { recursive: true });
-  const text = `{\n  "machine": ${JSON.stringify(facts.machine)},\n  "git": ${JSON.stringify(facts.git)},\n  "rows": [\n${inOrder(rows).map((row) => `    ${JSON.stringify(row)}`).join(",\n")}\n  ]\n}\n`;
+  const text = `{\n  "machine": ${JSON.stringify(facts.machine)},\n  "git": ${JSON.stringify(git)},\n  "rows": [\n${inOrder(rows).map((row) => `    ${JSON.stringify(row)}`).join(",\n")}\n  ]\n}\n`;
   writeFileSync(`${file}.new`, text);
   renameSync(`${file}.new`, file);
 }

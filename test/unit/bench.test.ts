@@ -17,7 +17,7 @@ import { LATEST, readResults, writeResults } from "../../bench/lib/results.mjs";
 // @ts-expect-error plain JavaScript of the tree
 import { owns, SUITES } from "../../bench/lib/suites.mjs";
 // @ts-expect-error plain JavaScript of the tree
-import { documents, summary, textTable, withGenerated } from "../../bench/table.mjs";
+import { document, documents, summary, textTable, withGenerated } from "../../bench/table.mjs";
 // @ts-expect-error plain JavaScript of the tree
 import { judged } from "../../bench/targets.mjs";
 
@@ -102,7 +102,12 @@ describe("results", () => {
     writeResults(file, { ...facts, git: { commit: "def", changed: true } }, new Map([of("tap", ["tap.drop", "tap.new"])] as never));
     const results = readResults(file);
     expect(Object.keys(results)).toEqual(["machine", "git", "rows"]);
-    expect(results.git).toEqual({ commit: "def", changed: true });
+    expect(results.git).toEqual({ commit: "def", changed: true, earlier: { prog: facts.git.commit, attach: facts.git.commit, mem: facts.git.commit } });
+    expect(document(results as never)).toContain(`### prog, measured at commit ${facts.git.commit}\n`);
+    expect(document(results as never)).toContain("### tap\n");
+    // Measured anew, all of it is of one commit.
+    writeResults(file, { ...facts, git: { commit: "def", changed: false } }, new Map([of("prog", ["prog.established"]), of("attach", ["attach.p50", "mem.sandbox.kernel"])] as never));
+    expect(readResults(file).git).toEqual({ commit: "def", changed: false });
     expect(results.rows.map(({ id }: Row) => id)).toEqual(["prog.established", "tap.drop", "tap.new", "attach.p50", "mem.sandbox.kernel"]);
   });
 
