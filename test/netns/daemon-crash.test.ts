@@ -122,6 +122,37 @@ describe("A05 an agent that ends", () => {
     expect(await reach(ADDRESS.metadata4)).toBe(false);
   });
 
+  test("kill -9 at any moment of a reload: the successor has every sandbox under the new floor, and nothing is open", async () => {
+    const floor = path.join(world.dir, "floor.yaml");
+    const names = ["other.example", "site.example"];
+    await agent.client.attach({ tap: "tap0", policy: { rules: ["allow@site.example:tcp:8080", "allow@other.example:tcp:8080"] } });
+    await Promise.all(TAPS.slice(0, 12).map((tap) => agent.client.attach({ tap, policy: { rules: [`allow@${tap}.example:tcp:443`] } })));
+    try {
+      for (let round = 0; round < 5; round++) {
+        const [denied, other] = round % 2 === 0 ? names : [...names].reverse();
+        writeFileSync(floor, `default_ingress: allow\nrules: [{deny: ${denied}}, {allow: public}]\n`);
+        agent.configure(`floor: ${floor}\n`);
+        const reloading = agent.client.reload().catch(() => undefined);
+        await new Promise((resolve) => setTimeout(resolve, 2 + 23 * round));
+        await agent.kill();
+        await reloading;
+        expect(await reach(ADDRESS.metadata4)).toBe(false);
+        await agent.restart();
+        const states = await agent.states();
+        expect(Object.keys(states).length).toBe(13);
+        expect(Object.values(states).every((one) => one === "enforced"), JSON.stringify(states)).toBe(true);
+        // A start takes the configuration as it is.
+        expect(await pinned(denied), `${denied} under a floor that denies it`).toBe(false);
+        expect(await pinned(other), `${other} under a floor that allows it`).toBe(true);
+        expect(await reach(ADDRESS.metadata4)).toBe(false);
+      }
+    } finally {
+      agent.configure("");
+    }
+    await agent.client.reload();
+    expect(await pinned("site.example")).toBe(true);
+  });
+
   test("A06 killed while it gave up taps that were deleted: their names stay held, and who waits is attached when it is there again", async () => {
     await agent.client.attach({ tap: "many20", wait: true });
     await agent.client.attach({ tap: "many21" });
