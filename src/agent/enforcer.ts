@@ -246,7 +246,10 @@ export class Enforcer {
         this.#stale.add(event.link.ifindex);
         this.#options.onLink(event);
       },
-      apart: (fd, devices) => new ReaderClient(fd, devices, (error) => this.#options.onNotice(`the host's network is read by the main thread again: ${text(error)}`)),
+      apart: (fd, devices, ended) => new ReaderClient(fd, devices, (error) => {
+        ended();
+        this.#options.onNotice(`the host's network is read by the main thread again: ${text(error)}`);
+      }),
       onError: (error) => this.#options.onNotice(`a change of the host's addresses is not in force yet and is tried again: ${text(error)}`),
     });
     this.#cleanup.push(() => this.#watch.close());

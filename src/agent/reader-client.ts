@@ -12,7 +12,7 @@ export class ReaderClient implements ApartReader {
   constructor(netnsFd: number, devices: DeviceTexts, onFailure: (error: Error) => void) {
     this.#client = new WorkerClient<ReadRequest, ReadReplies, never>({ url: new URL("../net/read-worker.js", import.meta.url), what: "the reading thread", error: "E_NETLINK", onTold: () => undefined, onFailure });
     this.#started = this.#client.ask({ kind: "start", netnsFd, devices });
-    // Whoever reads is told.
+    // read() tells of it.
     this.#started.catch(() => undefined);
   }
 

@@ -46,10 +46,10 @@ export interface HostWatchOptions {
   /** In the order in which the kernel tells them. An event is given once, whatever it throws. */
   readonly onLink?: (event: LinkEvent) => void;
   /**
-   * Starts a thread that reads this namespace (the watch keeps it open), having read `devices` last. Absent: every reading is made by the caller's thread.
-   * When a reading fails there, the next is made here.
+   * Starts a thread that reads this namespace (the watch keeps it open), having read `devices` last; it calls `ended` when it ends by
+   * itself, and from then on every reading is made here. Absent: so it is from the start.
    */
-  readonly apart?: (netnsFd: number, devices: DeviceTexts) => ApartReader;
+  readonly apart?: (netnsFd: number, devices: DeviceTexts, ended: () => void) => ApartReader;
   /** Milliseconds that a reading may take here, instead of READ_APART. */
   readonly apartAfter?: number;
   /** A reading or a callback failed; reading is tried again. Without onError the error is thrown out of the event loop. */
@@ -69,6 +69,7 @@ export class HostWatch {
   /** Devices that differ and were not told yet. */
   readonly #untold = new Set<number>();
   #apart: { readonly reader: ApartReader; readonly ownFd: number | null } | null = null;
+  #apartEnded = false;
   /** A reading is being made by the other thread. */
   #asked = false;
   #pause: NodeJS.Timeout | null = null;
@@ -140,8 +141,7 @@ export class HostWatch {
     let pause = PAUSE_MOST;
     try {
       this.#drain();
-      // Whatever is the matter with that thread, this one reads on.
-      const reading = await reader.read(this.#key).catch((error: unknown) => { this.#endApart(); throw error; });
+      const reading = await reader.read(this.#key);
       if (this.#closed) return;
       this.#take(reading);
       pause = pauseAfter(started);
@@ -157,9 +157,19 @@ export class HostWatch {
 
   #moveApart(): void {
     const { apart } = this.#options;
-    if (apart === undefined) return;
+    if (apart === undefined || this.#apartEnded) return;
     const ownFd = this.#netnsFd === null ? openNetns() : null;
-    this.#apart = { reader: apart((this.#netnsFd ?? ownFd)!, this.#reader.devices), ownFd };
+    const ended = (): void => {
+      this.#apartEnded = true;
+      this.#endApart();
+    };
+    try {
+      this.#apart = { reader: apart((this.#netnsFd ?? ownFd)!, this.#reader.devices, ended), ownFd };
+    } catch (error) {
+      this.#apartEnded = true;
+      if (ownFd !== null) closeFd(ownFd);
+      throw error;
+    }
   }
 
   #endApart(): void {

@@ -7,8 +7,8 @@ import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { BpfMap } from "../../native/index.js";
 import { slotKey } from "../../src/kernel/sandbox-tables.js";
-import { ADDRESS, World } from "../lib/world.mjs";
-import { TestAgent } from "./daemon.js";
+import { ADDRESS, type World } from "../lib/world.mjs";
+import { agentWithTaps, type TestAgent } from "./daemon.js";
 
 type State = Record<string, unknown>;
 const policy = { rules: ["allow@site.example:tcp:8080"] };
@@ -46,9 +46,7 @@ describe("A05 files that no agent wrote so", () => {
   let world: World;
   let agent: TestAgent;
   beforeAll(async () => {
-    world = await World.create({ sibling: true, zone: { "site.example": { A: [ADDRESS.site4] }, "other.example": { A: [ADDRESS.site4b] } } });
-    await world.host.ip(TAPS.map((tap, i) => `tuntap add ${tap} mode tap\nlink set ${tap} up\naddr add 10.77.${i}.1/30 dev ${tap}`).join("\n"));
-    agent = await TestAgent.start(world);
+    ({ world, agent } = await agentWithTaps(TAPS));
   });
   afterAll(async () => {
     await agent?.stop();

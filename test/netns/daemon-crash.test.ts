@@ -4,8 +4,8 @@
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { ADDRESS, ENFORCER, World } from "../lib/world.mjs";
-import { TestAgent } from "./daemon.js";
+import { ADDRESS, ENFORCER, type World } from "../lib/world.mjs";
+import { agentWithTaps, type TestAgent } from "./daemon.js";
 
 // A port whose connections nobody looks into: those that the agent looks into fail closed while there is none.
 const policy = { rules: ["allow@site.example:tcp:8080", "allow@site.example:tcp:7777"] };
@@ -15,9 +15,7 @@ describe("A05 an agent that ends", () => {
   let world: World;
   let agent: TestAgent;
   beforeAll(async () => {
-    world = await World.create({ sibling: true, zone: { "site.example": { A: [ADDRESS.site4] }, "other.example": { A: [ADDRESS.site4b] } } });
-    await world.host.ip(TAPS.map((tap, i) => `tuntap add ${tap} mode tap\nlink set ${tap} up\naddr add 10.77.${i}.1/30 dev ${tap}`).join("\n"));
-    agent = await TestAgent.start(world);
+    ({ world, agent } = await agentWithTaps(TAPS));
   });
   afterEach(async () => {
     if (agent.service.ended !== null) await agent.restart();

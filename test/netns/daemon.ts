@@ -4,7 +4,7 @@ import path from "node:path";
 import { AgentClient } from "../../src/api/client.js";
 import type { WatchQuery } from "../../src/api/schema.js";
 import type { WatchEvent } from "../../src/agent/watch.js";
-import { ADDRESS, ENFORCER, type Service, until, type World } from "../lib/world.mjs";
+import { ADDRESS, ENFORCER, type Service, until, World } from "../lib/world.mjs";
 
 export interface Ran { readonly status: number | null; readonly out: string; readonly err: string }
 
@@ -80,4 +80,11 @@ export class TestAgent {
 
   kill(): Promise<number | null> { return this.service.stop("SIGKILL"); }
   stop(): Promise<number | null> { return this.service.stop("SIGTERM", 20_000); }
+}
+
+/** A world with a sibling, two names, and further taps without guests, each with a subnet; and an agent in it. */
+export async function agentWithTaps(taps: readonly string[]): Promise<{ readonly world: World; readonly agent: TestAgent }> {
+  const world = await World.create({ sibling: true, zone: { "site.example": { A: [ADDRESS.site4] }, "other.example": { A: [ADDRESS.site4b] } } });
+  await world.host.ip(taps.map((tap, i) => `tuntap add ${tap} mode tap\nlink set ${tap} up\naddr add 10.${77 + (i >> 8)}.${i & 255}.1/30 dev ${tap}`).join("\n"));
+  return { world, agent: await TestAgent.start(world) };
 }

@@ -5,6 +5,7 @@ import { closeFd, createNetns, openNetns, setNetns, Tap } from "../../native/ind
 import { formatAddress, formatPrefix, parseAddress, parsePrefix } from "../../src/addresses/address.js";
 import type { HostView } from "../../src/net/host-view.js";
 import { ReaderClient } from "../../dist/agent/reader-client.js";
+import { HostReader, type Reading } from "../../src/net/host-reading.js";
 import { HostWatch, type HostWatchOptions, type LinkEvent } from "../../src/net/host-watch.js";
 import { addAddress, addRoute, createLink, createVeth, deleteLink, findLink, setLink } from "../../src/net/links.js";
 import { request } from "../../src/net/request.js";
@@ -198,28 +199,59 @@ describe.each<[string, Partial<HostWatchOptions>]>([["read here", {}], ["read by
   });
 });
 
-test("a thread that cannot read is replaced by the watch's own, and what it missed is told", async () => {
-  host = createNetns();
-  setNetns(host);
-  const errors: unknown[] = [], stopped: string[] = [];
-  let started = 0;
-  watch = new HostWatch({
-    onView: () => undefined, onError: (error) => errors.push(error), apartAfter: 0,
-    apart: () => {
-      const name = `thread ${++started}`;
-      return { read: () => Promise.reject(new Error(`${name} has ended`)), stop: () => stopped.push(name) };
-    },
+describe("a thread that fails", () => {
+  interface Thread { readonly ended: () => void; stopped: boolean }
+  const threads: Thread[] = [];
+  const errors: unknown[] = [];
+  let read: () => Promise<Reading>;
+  beforeEach(() => {
+    threads.length = errors.length = 0;
+    host = createNetns();
+    setNetns(host);
+    watch = new HostWatch({
+      onView: () => undefined, onError: (error) => errors.push(error), apartAfter: 0,
+      apart: (fd, devices, ended) => {
+        const thread = { ended, stopped: false }, reader = new HostReader(fd, devices);
+        threads.push(thread);
+        read = () => Promise.resolve(reader.read(""));
+        return { read: () => read(), stop: () => { thread.stopped = true; } };
+      },
+    });
+    watch.refresh();
   });
-  watch.refresh();
-  expect(started).toBe(1);
-  addAddress(makePair(), parseAddress("198.51.100.7")!, 24);
-  await until(has("198.51.100.7"));
-  expect(errors[0]).toEqual(new Error("thread 1 has ended"));
-  expect(stopped[0]).toBe("thread 1");
-  watch.close();
-  expect(stopped.length).toBe(started);
-  setNetns(home);
-  closeFd(host);
+  afterEach(() => {
+    watch.close();
+    expect(threads.every(({ stopped }) => stopped)).toBe(true);
+    setNetns(home);
+    closeFd(host);
+  });
+
+  test("to read, as when the table kept changing, is asked again, and stays", async () => {
+    const able = read;
+    let failures = 0;
+    read = () => {
+      if (++failures > 2) read = able;
+      return Promise.reject(new Error("the table kept changing"));
+    };
+    addAddress(makePair(), parseAddress("198.51.100.7")!, 24);
+    await until(has("198.51.100.7"));
+    expect(errors).toEqual([1, 2, 3].map(() => new Error("the table kept changing")));
+    expect(threads.map(({ stopped }) => stopped)).toEqual([false]);
+  });
+
+  test("and ends, within a reading: the watch reads by itself from then on, and what was missed is told", async () => {
+    read = () => {
+      threads[0]!.ended();
+      return Promise.reject(new Error("it has ended"));
+    };
+    const ifindex = makePair();
+    addAddress(ifindex, parseAddress("198.51.100.7")!, 24);
+    await until(has("198.51.100.7"));
+    addAddress(ifindex, parseAddress("198.51.100.8")!, 24);
+    await until(has("198.51.100.8"));
+    expect(errors).toEqual([new Error("it has ended")]);
+    expect(threads.map(({ stopped }) => stopped)).toEqual([true]);
+  });
 });
 
 /** RTM_SETLINK with one attribute that the product never sets. */
