@@ -23,13 +23,9 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   // Of all metrics of all scrapes together.
   const slices = new Slices();
   const sandboxes = (): Iterable<Sandbox> => enforcer.sandboxes.values();
-  // One reading serves all metrics of one scrape: they ask for it at once, before any of them waits.
-  let reading: Promise<Stats> | null = null;
-  const stats = (): Promise<Stats> => (reading ??= enforcer.resolverStats().finally(() => setImmediate(() => (reading = null))));
-  let tlsReading: Promise<TlsStats | null> | null = null;
-  const tls = (): Promise<TlsStats | null> => (tlsReading ??= enforcer.tlsStats().finally(() => setImmediate(() => (tlsReading = null))));
-  let kernelReading: Promise<readonly KernelRow[]> | null = null;
-  const kernel = (): Promise<readonly KernelRow[]> => (kernelReading ??= readKernel(enforcer, slices).finally(() => setImmediate(() => (kernelReading = null))));
+  const stats = shared(() => enforcer.resolverStats());
+  const tls = shared(() => enforcer.tlsStats());
+  const kernel = shared(() => readKernel(enforcer, slices));
   /** Rows of a worker, with the name of the sandbox where it is still there. */
   const eachOf = async <R extends { readonly slot: number; readonly generation: number }>(rows: readonly R[], visit: (sandbox: string, row: R) => void): Promise<void> => {
     for (const row of rows) {
@@ -177,6 +173,12 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   });
   registry.registerMetric(latencyHistogram(stats) as unknown as Metric<string>);
   return registry;
+}
+
+/** One reading serves all metrics of one scrape: they ask for it at once, before any of them waits. */
+function shared<T>(read: () => Promise<T>): () => Promise<T> {
+  let current: Promise<T> | null = null;
+  return () => (current ??= read().finally(() => setImmediate(() => { current = null; })));
 }
 
 /** What the kernel holds of one sandbox. `own` is null for one that a former agent left: its policy is not known. */

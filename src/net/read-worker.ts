@@ -6,7 +6,7 @@
 import { parentPort } from "node:worker_threads";
 import { HostReader, type DeviceTexts, type Reading } from "./host-reading.js";
 
-export interface StartReading {
+interface StartReading {
   readonly kind: "start";
   /** namespace to read; it stays the sender's. */
   readonly netnsFd: number;
@@ -14,7 +14,7 @@ export interface StartReading {
 }
 export type ReadRequest = StartReading | { readonly kind: "read"; readonly known: string } | { readonly kind: "stop" };
 export interface ReadReplies { readonly start: null; readonly read: Reading; readonly stop: null }
-export type FromReader =
+type FromReader =
   | { readonly kind: "reply"; readonly id: number; readonly ok: true; readonly value: ReadReplies[keyof ReadReplies] }
   | { readonly kind: "reply"; readonly id: number; readonly ok: false; readonly code: string; readonly message: string };
 
