@@ -4,7 +4,7 @@
  * Holds always: every integer from JavaScript is range-checked (RangeError); every failed system call throws a
  * NativeError with code, syscall and, where known, path, ifindex and the verifier's last useful line; close() is
  * idempotent; using a closed object throws EBADF. What is attached to the event loop (RingBuffer, NetlinkMonitor,
- * UdpBatch, Tap.onFrames) keeps the loop alive and itself from being collected until it is closed; what its callback
+ * UdpBatch, SplicePump, Tap.onFrames) keeps the loop alive and itself from being collected until it is closed; what its callback
  * throws becomes an uncaught exception. Everything else is released with its last reference. All calls are synchronous.
  * The module may be loaded in any number of worker threads; descriptors are per process, so a map's fd number may be
  * handed to a worker and opened there with fromFd.
@@ -222,6 +222,36 @@ export class UdpBatch {
   send(data: Uint8Array, offset: number, length: number, peers: Buffer, peerIndex: number): void;
   flush(): void;
   readonly dropped: number;
+  close(): void;
+}
+
+export interface SpliceCounters {
+  /** octets of a that b's socket has taken, and of b that a's has. */
+  forth: number;
+  back: number;
+}
+
+/**
+ * Moves octets between pairs of stream sockets on a thread of its own, without JavaScript and without copying: splice(2). What
+ * comes is passed on unaltered and in order; a side that ends its sending ends that direction alone; an error on either side, or
+ * end(), resets both. A pair is over when both directions have ended. At most 256 KiB of each direction are kept, in a pipe
+ * that a pair has only while something is in it; beyond 2,048 pipes, or where none can be had, octets are copied and none kept.
+ */
+export class SplicePump {
+  /** Starts the thread. @param onEnded pairs that are over, told once each. @throws NativeError EAGAIN, EMFILE: no thread, no descriptors. */
+  constructor(onEnded: (ended: ({ id: number } & SpliceCounters)[]) => void);
+  /** Pairs that have not been told to be over. */
+  readonly size: number;
+  /**
+   * Duplicates both descriptors; the caller closes its own and reads and writes nothing any more. The sockets become non-blocking.
+   * @param forth, back octets that were read of a and of b before, and go out first. @returns the pair's id, never used again.
+   */
+  add(a: number, b: number, forth: Uint8Array, back: Uint8Array): number;
+  /** held: octets that one side has sent and the other has not taken. null: told to be over. */
+  counters(id: number): (SpliceCounters & { held: number }) | null;
+  /** Resets both sides. When it returns, at most the system call under way moves octets of the pair. */
+  end(id: number): void;
+  /** Ends the thread; what is left is reset, and nothing is told any more. */
   close(): void;
 }
 

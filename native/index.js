@@ -21,7 +21,7 @@ function load() {
 const binding = load();
 
 export const {
-  BpfObject, BpfMap, BpfProgram, BpfLink, RingBuffer, NetlinkMonitor, UdpBatch, Tap,
+  BpfObject, BpfMap, BpfProgram, BpfLink, RingBuffer, NetlinkMonitor, UdpBatch, SplicePump, Tap,
   queryTcx, attachClsact, detachClsact, queryClsact, removeClsact,
   netlinkRequest, netlinkBatch, openNetns, setNetns, createNetns, netnsInode, closeFd, lockFile, mountBpffs, fsType, notifySocket,
   clockMonotonicCoarse, tickNanoseconds, possibleCpus, libbpfVersion, effectiveCapabilities, execConfined,

@@ -21,6 +21,7 @@ import { refuse } from "../../dist/tls/http/refusal.js";
 import { trustContext } from "../../dist/tls/http/trust.js";
 import { Watch } from "../../dist/tls/http/watch.js";
 import { ConnectionJudge } from "../../dist/tls/judge.js";
+import { Pump } from "../../dist/tls/pump.js";
 import { SecondHello } from "../../dist/tls/second-hello.js";
 import { splice } from "../../dist/tls/splice.js";
 import { policyOf } from "./kernel.mjs";
@@ -32,6 +33,7 @@ const judge = new ConnectionJudge(policyOf(`tls: {intercept: ${mode === "interce
 const groups = groupTable({});
 const certificates = new SandboxCertificates(keptAuthority(directory, "bench"));
 const context = trustContext({ hostCas: false, extra: [readFileSync(originCa, "utf8")] });
+const pump = mode === "splice" ? Pump.start() : null;
 const watch = new Watch(), counters = { requests: 0, refused: {}, upgrades: 0 };
 
 /** @param {readonly string[]} labels */
@@ -64,7 +66,7 @@ const server = createServer(/** @type {import("node:net").ServerOpts} */ ({ allo
     }
     const { labels } = hello.serverName;
     if (mode === "splice") {
-      dial().then((upstream) => splice(guest, upstream, reader.read, reader.after, new SecondHello(labels.join(".")), () => undefined), () => guest.destroy());
+      dial().then((upstream) => splice({ guest, upstream, hello: reader.read, after: reader.after, watch: new SecondHello(labels.join(".")), refused: () => undefined, pump, pumped: () => undefined, over: () => undefined }), () => guest.destroy());
       return;
     }
     guest.unshift(reader.octets);

@@ -53,6 +53,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitSystem(env, exports);
   InitUdp(env, exports);
   InitTap(env, exports);
+  InitSplice(env, exports);
   return exports;
 }
 

@@ -75,6 +75,7 @@ void InitNetns(Napi::Env env, Napi::Object exports);
 void InitSystem(Napi::Env env, Napi::Object exports);
 void InitUdp(Napi::Env env, Napi::Object exports);
 void InitTap(Napi::Env env, Napi::Object exports);
+void InitSplice(Napi::Env env, Napi::Object exports);
 
 // "bpf-map", "bpf-prog", "bpf-link" …: what kind of BPF descriptor fd is, from /proc/self/fd; empty when it is none.
 std::string BpfKind(int fd);

@@ -10,7 +10,7 @@
  * Does not: listen (worker.ts), read HTTP (http/), know what becomes of secrets (src/secrets).
  */
 import { existsSync } from "node:fs";
-import { connect, type Socket, type TcpNetConnectOpts } from "node:net";
+import { connect, Socket, type TcpNetConnectOpts } from "node:net";
 import type { BpfMap } from "../../native/index.js";
 import { formatAddress, isV4, parseAddress } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
@@ -42,6 +42,7 @@ import { matchesPattern } from "../policy/names.js";
 import type { TlsDenial, TlsStats } from "./protocol.js";
 import { type ConnectionOutcome, connectionOutcomes, refusedOutcomes } from "./reasons.js";
 import { SecondHello } from "./second-hello.js";
+import { Pump } from "./pump.js";
 import { splice } from "./splice.js";
 import { Turns, UNDER_WAY } from "./turns.js";
 
@@ -106,12 +107,15 @@ interface Sandbox {
 }
 
 interface Connection {
-  readonly socket: Socket;
+  /** One that is closed, when the splicing thread has the connection. */
+  socket: Socket;
   readonly meant: Intercepted;
   /** What it was judged for; plain HTTP: what its last request was. null: nothing yet. */
   question: NameQuestion | null;
   /** Octets of it that one side has sent and the other has not taken. */
   held(): number;
+  /** From the guest, and to it. */
+  octets(): { readonly up: number; readonly down: number };
   end(): void;
 }
 
@@ -121,6 +125,8 @@ export class TlsService {
   readonly #watch = new Watch();
   readonly #turns = new Turns<Sandbox>();
   #counting: NodeJS.Timeout | null = null;
+  /** undefined: not needed yet; null: not to be had. */
+  #pump: Pump | null | undefined;
   #groups: GroupTable;
   #strangers = 0;
 
@@ -190,6 +196,8 @@ export class TlsService {
   close(): void {
     if (this.#counting !== null) clearInterval(this.#counting);
     for (const slot of [...this.#sandboxes.keys()]) this.remove(slot, null);
+    this.#pump?.close();
+    this.#pump = null;
   }
 
   stats(): TlsStats {
@@ -199,7 +207,7 @@ export class TlsService {
         slot, generation, connections: connections.size, limit: CONNECTIONS, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused },
         hellos: hellos.size, helloLimit: HELLOS, helloOctets, helloOctetsLimit: HELLO_OCTETS, eventsLost,
         handshakes: turns.underWay, handshakeLimit: UNDER_WAY, handshakesWaiting: turns.waiting, connectionTokens: bucket.left(performance.now()), buffered, bufferedLimit: judge.policy.limits.bufferedKib * 1024,
-        bytesUp: [...connections].reduce((sum, { socket }) => sum + socket.bytesRead, bytesUp), bytesDown: [...connections].reduce((sum, { socket }) => sum + socket.bytesWritten, bytesDown),
+        ...octetsOf(connections, bytesUp, bytesDown),
         secrets: secrets?.counters() ?? {},
         leaves: certificates === null ? { issued: 0, hits: 0, evicted: 0 } : { ...certificates.counters },
       })),
@@ -226,14 +234,10 @@ export class TlsService {
       socket.resetAndDestroy();
       return;
     }
-    const connection: Connection = { socket, meant, question: null, held: () => socket.readableLength + socket.writableLength, end: () => { socket.resetAndDestroy(); } };
+    const connection: Connection = { socket, meant, question: null, held: () => socket.readableLength + socket.writableLength, octets: () => ({ up: socket.bytesRead, down: socket.bytesWritten }), end: () => { socket.resetAndDestroy(); } };
     sandbox.connections.add(connection);
     this.#counting ??= setInterval(() => this.#countBuffered(), COUNT_MS).unref();
-    socket.on("close", () => {
-      sandbox.connections.delete(connection);
-      sandbox.bytesUp += socket.bytesRead;
-      sandbox.bytesDown += socket.bytesWritten;
-    });
+    socket.on("close", () => over(sandbox, connection));
     socket.on("error", () => socket.destroy());
     socket.setNoDelay(true);
     socket.setKeepAlive(true, KEEP_ALIVE_MS);
@@ -405,11 +409,30 @@ export class TlsService {
         upstream.resetAndDestroy();
       };
       connection.held = () => socket.readableLength + socket.writableLength + upstream.readableLength + upstream.writableLength;
-      splice(socket, upstream, reader.read, reader.after, new SecondHello(labels.join(".")), () => this.#count(sandbox, "name-changed", meant, labels));
+      splice({
+        guest: socket, upstream, hello: reader.read, after: reader.after, watch: new SecondHello(labels.join(".")), refused: () => this.#count(sandbox, "name-changed", meant, labels),
+        pump: this.#splicing(),
+        pumped: (pumped) => {
+          const { bytesRead, bytesWritten } = socket;
+          connection.socket = GONE;
+          connection.held = pumped.held;
+          connection.end = pumped.end;
+          connection.octets = () => {
+            const { up, down } = pumped.octets();
+            return { up: bytesRead + up, down: bytesWritten + down };
+          };
+        },
+        over: () => over(sandbox, connection),
+      });
     }, () => {
       this.#bump(sandbox, "no-upstream");
       socket.resetAndDestroy();
     });
+  }
+
+  #splicing(): Pump | null {
+    if (this.#pump === undefined) this.#pump = Pump.start();
+    return this.#pump;
   }
 
   // ---- DNS over TLS -------------------------------------------------------------------------------------------------
@@ -586,6 +609,25 @@ export class TlsService {
     }
     this.#options.onDenied({ slot, generation, time: Date.now(), reason, name, address: remote, port: remotePort, method, text, ...(violation === undefined ? {} : { violation }) });
   }
+}
+
+/** What a connection holds for its socket once the splicing thread has that. */
+const GONE = new Socket().destroy();
+
+function over(sandbox: Sandbox, connection: Connection): void {
+  const { up, down } = connection.octets();
+  sandbox.connections.delete(connection);
+  sandbox.bytesUp += up;
+  sandbox.bytesDown += down;
+}
+
+function octetsOf(connections: Iterable<Connection>, bytesUp: number, bytesDown: number): { bytesUp: number; bytesDown: number } {
+  for (const connection of connections) {
+    const { up, down } = connection.octets();
+    bytesUp += up;
+    bytesDown += down;
+  }
+  return { bytesUp, bytesDown };
 }
 
 function bucketOf({ limits: { connectionsPerSecond } }: Policy): TokenBucket { return new TokenBucket(connectionsPerSecond, BURST * connectionsPerSecond, performance.now()); }

@@ -2,24 +2,58 @@
  * Passing octets on between guest and far side, both ways, unaltered.
  *
  * Holds always: each side is read only as fast as the other takes it; a side that ends its sending ends only that direction; an
- * error on either side resets both. Keeps no octets but those a SecondHello holds back.
+ * error on either side resets both. Keeps no octets but those a SecondHello holds back. When that has seen enough, the
+ * connection goes to the splicing thread (pump.ts) if there is one, at the first moment at which nothing waits to be written.
  */
 import type { Socket } from "node:net";
+import { isPumped, type Pump, type Pumped } from "./pump.js";
 import type { SecondHello } from "./second-hello.js";
 
-/**
- * @param guest paused. @param upstream connected. @param hello what was read of the guest and looked at. @param after what was
- * read of it besides. @param watch looks at what passes after the hello, until it is done. @param refused called when it ends the
- * connection.
- */
-export function splice(guest: Socket, upstream: Socket, hello: Buffer, after: Buffer, watch: SecondHello, refused: () => void): void {
+const NOTHING: Buffer = Buffer.alloc(0);
+
+export interface Spliced {
+  /** paused. */
+  readonly guest: Socket;
+  /** connected. */
+  readonly upstream: Socket;
+  /** What was read of the guest and looked at, and what was read of it besides. */
+  readonly hello: Buffer;
+  readonly after: Buffer;
+  /** Looks at what passes after the hello, until it is done. */
+  readonly watch: SecondHello;
+  /** Called when the watch ends the connection. */
+  readonly refused: () => void;
+  /** null: all of it stays in JavaScript. */
+  readonly pump: Pump | null;
+  /** Called when the thread has taken it over: neither socket tells anything from then on. */
+  readonly pumped: (pumped: Pumped) => void;
+  /** Called when the thread is done with it. */
+  readonly over: () => void;
+}
+
+export function splice({ guest, upstream, hello, after, watch, refused, pump, pumped, over }: Spliced): void {
   const reset = (): void => {
     guest.resetAndDestroy();
     upstream.resetAndDestroy();
   };
-  let watching = true;
+  let watching = true, mayPump = pump !== null;
+  /** Octets of the guest and of the far side, in one go. */
+  const pass = (up: Buffer, down: Buffer): void => {
+    let rest = { up, down };
+    if (mayPump && !watching && pump !== null) {
+      const taken = pump.take(guest, upstream, up, down, over);
+      if (isPumped(taken)) {
+        pumped(taken);
+        return;
+      }
+      mayPump = taken.again;
+      rest = taken;
+    }
+    if (rest.up.length > 0 && !upstream.write(rest.up)) guest.pause();
+    if (rest.down.length > 0 && !guest.write(rest.down)) upstream.pause();
+  };
   const fromGuest = (chunk: Buffer): void => {
-    let pass = chunk;
+    let up = chunk;
     if (watching) {
       const passed = watch.fromGuest(chunk);
       if (passed === "refuse") {
@@ -27,18 +61,25 @@ export function splice(guest: Socket, upstream: Socket, hello: Buffer, after: Bu
         reset();
         return;
       }
-      pass = passed.pass;
+      up = passed.pass;
       watching = !watch.done;
     }
-    if (pass.length > 0 && !upstream.write(pass)) guest.pause();
+    pass(up, NOTHING);
   };
   upstream.write(hello);
   if (after.length > 0) fromGuest(after);
   if (guest.destroyed) return;
   guest.on("data", fromGuest);
   upstream.on("data", (chunk: Buffer) => {
-    if (watching) watch.fromServer(chunk);
-    if (!guest.write(chunk)) upstream.pause();
+    let up = NOTHING;
+    if (watching) {
+      watch.fromServer(chunk);
+      watching = !watch.done;
+      // What it held back of the guest, not knowing what it was.
+      const passed = watching ? null : watch.fromGuest(NOTHING);
+      if (passed !== null && passed !== "refuse") up = passed.pass;
+    }
+    pass(up, chunk);
   });
   for (const [from, to] of [[guest, upstream], [upstream, guest]] as const) {
     to.on("drain", () => from.resume());

@@ -1,0 +1,111 @@
+/**
+ * Connections that only pass, moved out of JavaScript: to the addon's splicing thread.
+ *
+ * Holds always: a connection is handed over as a whole or stays as it was: octets that Node has read go first, none that it
+ * still has to write are left behind, and its sockets are closed here without a word to either side. What is handed over can be
+ * counted, asked for what it keeps, and ended at any time. Where no thread can be made all stays in JavaScript.
+ */
+import type { Socket } from "node:net";
+import { type SpliceCounters, SplicePump } from "../../native/index.js";
+
+/** A connection that the thread has. */
+export interface Pumped {
+  /** Of the guest and to it, since it was handed over; what was read before and is not passed on yet is taken off. */
+  octets(): { readonly up: number; readonly down: number };
+  /** Octets that one side has sent and the other has not taken. */
+  held(): number;
+  /** Resets both sides. */
+  end(): void;
+}
+
+/** They could not be handed over and stand as they stood, but for what was read besides: all of it is to be passed on. */
+export interface NotPumped {
+  readonly up: Buffer;
+  readonly down: Buffer;
+  /** Another time it may do. */
+  readonly again: boolean;
+}
+
+export function isPumped(taken: Pumped | NotPumped): taken is Pumped { return "end" in taken; }
+
+export class Pump {
+  readonly #native: SplicePump;
+  readonly #over = new Map<number, (last: SpliceCounters) => void>();
+
+  private constructor() {
+    this.#native = new SplicePump((ended) => {
+      for (const last of ended) {
+        const over = this.#over.get(last.id);
+        this.#over.delete(last.id);
+        over?.(last);
+      }
+    });
+  }
+
+  /** null: this host gives no thread, or no descriptors for it. */
+  static start(): Pump | null {
+    try {
+      return new Pump();
+    } catch {
+      return null;
+    }
+  }
+
+  get size(): number { return this.#over.size; }
+
+  /**
+   * @param guest and far: connected. @param up octets read of the guest and not passed on, `down` of the far side.
+   * @param over called once, when both directions have ended or either side broke.
+   */
+  take(guest: Socket, far: Socket, up: Buffer, down: Buffer, over: () => void): Pumped | NotPumped {
+    if (!handedOut(guest) || !handedOut(far)) return { up, down, again: true };
+    const sides = [guest, far].map((socket) => ({ socket, listeners: socket.listeners("data") as ((chunk: Buffer) => void)[] }));
+    for (const { socket } of sides) socket.removeAllListeners("data");
+    // All within one turn of the event loop: nothing more is read of either until its descriptor is closed.
+    const first = { up: all(guest, up), down: all(far, down) };
+    let id: number;
+    try {
+      id = this.#native.add(descriptorOf(guest), descriptorOf(far), first.up, first.down);
+    } catch {
+      for (const { socket, listeners } of sides) for (const listener of listeners) socket.on("data", listener);
+      return { ...first, again: false };
+    }
+    for (const { socket } of sides) {
+      socket.removeAllListeners();
+      socket.on("error", () => undefined);
+      socket.destroy(); // closes its own descriptor; the connection is the thread's
+    }
+    const state: { last: SpliceCounters | null } = { last: null };
+    this.#over.set(id, (last) => {
+      state.last = last;
+      over();
+    });
+    const firstUp = first.up.length, firstDown = first.down.length;
+    return {
+      octets: () => {
+        const { forth, back } = state.last ?? this.#native.counters(id) ?? { forth: firstUp, back: firstDown };
+        return { up: forth - firstUp, down: back - firstDown };
+      },
+      held: () => (state.last === null ? this.#native.counters(id)?.held ?? 0 : 0),
+      end: () => this.#native.end(id),
+    };
+  }
+
+  /** What it has is reset, and not told to be over. */
+  close(): void {
+    this.#native.close();
+    this.#over.clear();
+  }
+}
+
+/** Of a node:net socket; there is no public way to it. */
+function descriptorOf(socket: Socket): number { return (socket as unknown as { _handle: { fd: number } })._handle.fd; }
+
+/** Nothing is left to write, nor has it been said that nothing more will be. */
+function handedOut(socket: Socket): boolean { return socket.writableLength === 0 && !socket.destroyed && !socket.writableEnded && socket.errored === null; }
+
+function all(socket: Socket, before: Buffer): Buffer {
+  const read: Buffer[] = [before];
+  for (let chunk = socket.read() as Buffer | null; chunk !== null; chunk = socket.read() as Buffer | null) read.push(chunk);
+  return read.length === 1 ? before : Buffer.concat(read);
+}
