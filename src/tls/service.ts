@@ -77,6 +77,8 @@ export interface ServiceOptions {
   readonly onTerminate: (slot: number, generation: number, violation: Violation) => void;
   /** For tests; default: a connection to exactly this address from the calling thread's namespace. */
   readonly dial?: (address: Uint8Array, port: number) => Socket;
+  /** For tests; default: a splicing thread where one can be had. */
+  readonly startPump?: () => Pump | null;
 }
 
 interface Sandbox {
@@ -431,7 +433,7 @@ export class TlsService {
   }
 
   #splicing(): Pump | null {
-    if (this.#pump === undefined) this.#pump = Pump.start();
+    if (this.#pump === undefined) this.#pump = (this.#options.startPump ?? Pump.start)();
     return this.#pump;
   }
 

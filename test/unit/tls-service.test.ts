@@ -3,6 +3,7 @@
  * where a connection comes from and the kernel's table are made up here; test/netns/tls*.test.ts has the real ones.
  */
 import { createServer as createNetServer, connect as netConnect, type AddressInfo, type Server, type Socket } from "node:net";
+import { randomBytes } from "node:crypto";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,6 +16,7 @@ import { AbiLimit, layouts, RedirectState } from "../../src/kernel/layout.gen.js
 import { buildPolicy } from "../../src/policy/build.js";
 import { parsePolicyText } from "../../src/policy/parse.js";
 import type { Policy } from "../../src/policy/types.js";
+import { Pump } from "../../src/tls/pump.js";
 import type { TlsDenial } from "../../src/tls/protocol.js";
 import { CONNECTIONS, HELLO_OCTETS, HELLOS, TlsService } from "../../src/tls/service.js";
 import { UNDER_WAY } from "../../src/tls/turns.js";
@@ -47,6 +49,7 @@ function table(portOf: (port: number) => number | null): BpfMap {
 
 let service: TlsService, listener: Server, origin: Server, tlsServer: Server;
 let denials: TlsDenial[], dialled: { address: string; port: number }[], servers: Socket[], clients: Socket[];
+let pumps: Pump[], withPump: boolean;
 let pinned: (labels: readonly string[]) => boolean;
 let from: string, remotePort: number | null;
 let dir: string;
@@ -57,6 +60,7 @@ const listening = (server: Server): Promise<number> => new Promise((resolve) => 
 
 beforeEach(async () => {
   [denials, dialled, servers, clients, wire] = [[], [], [], [], []];
+  [pumps, withPump] = [[], true];
   [pinned, from, remotePort] = [(labels) => labels.join(".") === "shop.example", `240.0.1.${SLOT}`, 443];
   dir = mkdtempSync(join(tmpdir(), "enf-tls-"));
   const { key, certificate } = originAuthority.issue({ kind: "name", labels: ["shop", "example"] }, Date.now());
@@ -79,6 +83,11 @@ beforeEach(async () => {
   const originPort = await listening(origin);
   service = new TlsService({
     groups, sandboxNet6: parseAddress("fd00:1::"), runDirectory: dir, onTerminate: () => undefined, onDenied: (denial) => denials.push(denial),
+    startPump: () => {
+      const pump = withPump ? Pump.start() : null;
+      if (pump !== null) pumps.push(pump);
+      return pump;
+    },
     resolver: { pinned: async (_slot, _generation, _address, labels) => pinned(labels), answer: async (_slot, _generation, message) => Uint8Array.from(message).reverse(), placeholders: async () => true },
     dial: (address, port) => {
       dialled.push({ address: [...address.slice(12)].join("."), port });
@@ -151,6 +160,81 @@ describe("passed on", () => {
     await seen(() => expect(row()).toMatchObject({ connections: 0, outcomes: { spliced: 1 } }));
     expect(row().bytesUp).toBe(Buffer.concat(wire).length);
     expect(row().bytesDown).toBeGreaterThan(500);
+  });
+
+  describe.each([true, false])("by the splicing thread: %s", (thread) => {
+    beforeEach(() => { withPump = thread; });
+    const inThread = (): number => pumps.reduce((sum, { size }) => sum + size, 0);
+
+    test("large bodies both ways, counted; nothing is left when it is over", async () => {
+      const stream = await secure();
+      const octets = randomBytes(24 << 20), back: Buffer[] = [];
+      stream.on("data", (chunk: Buffer) => {
+        back.push(chunk);
+        if (Math.random() < 0.02) {
+          stream.pause();
+          setTimeout(() => stream.resume(), 3);
+        }
+      });
+      for (let at = 0; at < octets.length; at += 777_777) if (!stream.write(octets.subarray(at, at + 777_777))) await new Promise((resolve) => stream.once("drain", resolve));
+      await seen(() => expect(back.reduce((sum, { length }) => sum + length, 0)).toBe(octets.length));
+      expect(Buffer.concat(back).equals(octets)).toBe(true);
+      expect(inThread()).toBe(thread ? 1 : 0);
+      expect(row().connections).toBe(1);
+      expect(row().bytesDown).toBeGreaterThan(octets.length);
+      stream.end();
+      await closed(stream);
+      await seen(() => expect(row()).toMatchObject({ connections: 0, bytesUp: Buffer.concat(wire).length }));
+      expect(inThread()).toBe(0);
+    });
+
+    /** A connection past its hellos between sockets that do nothing by themselves. */
+    async function passing(): Promise<{ guest: Heard; far: Socket }> {
+      const serverHello = Buffer.alloc(127);
+      serverHello.set([22, 3, 3, 0, 122, 2, 0, 0, 118, 3, 3]);
+      const accepted = new Promise<Socket>((resolve) => origin.removeAllListeners("connection").on("connection", (socket: Socket) => {
+        servers.push(socket);
+        socket.on("error", () => undefined).once("data", () => socket.write(serverHello));
+        resolve(socket);
+      }));
+      const guest = await knock(helloRecords({ names: ["shop.example"] }));
+      const far = await accepted;
+      await seen(() => expect(guest.octets().equals(serverHello)).toBe(true));
+      return { guest, far };
+    }
+
+    test("a side that resets resets the other", async () => {
+      for (const who of ["guest", "far"]) {
+        const { guest, far } = await passing();
+        expect(inThread()).toBe(thread ? 1 : 0);
+        const [from, other] = who === "guest" ? [guest.socket, far] : [far, guest.socket];
+        const failed = new Promise<boolean>((resolve) => other.once("close", resolve));
+        from.resetAndDestroy();
+        expect(await failed).toBe(true);
+        await seen(() => expect(row().connections).toBe(0));
+        expect(inThread()).toBe(0);
+      }
+    });
+
+    test("a policy that forbids it, and a sandbox that goes, end it", async () => {
+      for (const end of [() => service.setPolicy(SLOT, GENERATION, NONE, null, table(() => remotePort)), async () => service.remove(SLOT, GENERATION)]) {
+        await service.setPolicy(SLOT, GENERATION, SHOP, null, table(() => remotePort));
+        const streams = [await secure(), await secure()];
+        expect(inThread()).toBe(thread ? 2 : 0);
+        const gone = streams.map(closed);
+        await end();
+        await Promise.all(gone);
+        await seen(() => expect(inThread()).toBe(0));
+      }
+    });
+
+    test("octets that it keeps are counted", async () => {
+      const { guest, far } = await passing();
+      guest.socket.pause();
+      far.write(randomBytes(32 << 20));
+      await seen(() => expect(row().buffered).toBeGreaterThan(0));
+      expect(row()).toMatchObject({ connections: 1, outcomes: { spliced: 1 } });
+    });
   });
 
   test("TLS test 16: the far side sees the guest's hello octet by octet", async () => {
