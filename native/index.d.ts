@@ -235,7 +235,8 @@ export interface SpliceCounters {
  * Moves octets between pairs of stream sockets on a thread of its own, without JavaScript and without copying: splice(2). What
  * comes is passed on unaltered and in order; a side that ends its sending ends that direction alone; an error on either side, or
  * end(), resets both. A pair is over when both directions have ended. At most 256 KiB of each direction are kept, in a pipe
- * that a pair has only while something is in it; beyond 2,048 pipes, or where none can be had, octets are copied and none kept.
+ * that a pair has only while something is in it; beyond 128 pipes of an owner or 2,048 of all (4 are sure for each owner), or where
+ * none can be had, octets are copied and none kept. Owners take turns.
  */
 export class SplicePump {
   /** Starts the thread. @param onEnded pairs that are over, told once each. @throws NativeError EAGAIN, EMFILE: no thread, no descriptors. */
@@ -243,16 +244,17 @@ export class SplicePump {
   /** Pairs that have not been told to be over. */
   readonly size: number;
   /**
+   * @param owner 0 to 2^32-1, numbers that are used again: something is kept for each that ever had a pair.
    * Duplicates both descriptors; the caller closes its own and reads and writes nothing any more. The sockets become non-blocking.
    * @param forth, back octets that were read of a and of b before, and go out first. @returns the pair's id, never used again.
    */
-  add(a: number, b: number, forth: Uint8Array, back: Uint8Array): number;
-  /** held: octets that one side has sent and the other has not taken. null: told to be over. */
+  add(owner: number, a: number, b: number, forth: Uint8Array, back: Uint8Array): number;
+  /** held: octets that one side has sent and the other has not taken. null: told to be over, or by close(). */
   counters(id: number): (SpliceCounters & { held: number }) | null;
   /** Resets both sides. When it returns, at most the system call under way moves octets of the pair. */
   end(id: number): void;
-  /** Ends the thread; what is left is reset, and nothing is told any more. */
-  close(): void;
+  /** Ends the thread; what is left is reset, and returned as the last that is told. */
+  close(): ({ id: number } & SpliceCounters)[];
 }
 
 /**

@@ -66,7 +66,7 @@ const server = createServer(/** @type {import("node:net").ServerOpts} */ ({ allo
     }
     const { labels } = hello.serverName;
     if (mode === "splice") {
-      dial().then((upstream) => splice({ guest, upstream, hello: reader.read, after: reader.after, watch: new SecondHello(labels.join(".")), refused: () => undefined, pump, pumped: () => undefined, over: () => undefined }), () => guest.destroy());
+      dial().then((upstream) => splice({ guest, upstream, hello: reader.read, after: reader.after, watch: new SecondHello(labels.join(".")), refused: () => undefined, owner: 0, pump, pumped: () => undefined, over: () => undefined }), () => guest.destroy());
       return;
     }
     guest.unshift(reader.octets);

@@ -15,7 +15,9 @@ namespace enforcer {
 namespace {
 
 constexpr int kPipeOctets = 256 << 10;     // within fs.pipe-max-size, so no capability is needed
-constexpr size_t kPipes = 2048;            // two descriptors each; a way that finds none left is copied
+constexpr size_t kPipes = 2048;            // in use, of all; two descriptors each
+constexpr size_t kPipesOfOwner = 128;      // at most,
+constexpr size_t kPipesSure = 4;           // and though all others are in use
 constexpr size_t kPipesKept = 16;          // empty ones
 constexpr size_t kTurnOctets = 256 << 10;  // of one direction, before others have their turn
 constexpr size_t kCopyOctets = 64 << 10;
@@ -117,7 +119,7 @@ std::vector<uint64_t> Pump::TakeEnded() {
 void Pump::Run() {
   epoll_event events[256];
   for (;;) {
-    int count = epoll_wait(epoll_.get(), events, 256, queue_.empty() ? -1 : 0);
+    int count = epoll_wait(epoll_.get(), events, 256, ready_.empty() ? -1 : 0);
     bool woken = false;
     for (int i = 0; i < count; i++) {
       uint64_t data = events[i].data.u64;
@@ -137,14 +139,20 @@ void Pump::Run() {
       Queue(pair);
     }
     if (woken && !TakeCommands()) break;
-    // Those that are queued now; who has more to move stands behind those that have become ready meanwhile.
-    for (size_t left = queue_.size(); left > 0; left--) {
-      uint64_t id = queue_.front();
-      queue_.pop_front();
-      auto found = pairs_.find(id);
-      if (found == pairs_.end()) continue;
-      found->second->queued = false;
-      Turn(*found->second);
+    // Each owner once, with what it has queued now or what makes up one turn; then whatever has become ready meanwhile has its place.
+    for (size_t owners = ready_.size(); owners > 0; owners--) {
+      Owner& owner = *ready_.front();
+      ready_.pop_front();
+      size_t moved = 0;
+      for (size_t left = owner.queue.size(); left > 0 && moved < kTurnOctets; left--) {
+        auto found = pairs_.find(owner.queue.front());
+        owner.queue.pop_front();
+        if (found == pairs_.end()) continue;  // ended since
+        found->second->queued = false;
+        moved += Turn(*found->second);
+      }
+      owner.ready = !owner.queue.empty();
+      if (owner.ready) ready_.push_back(&owner);
     }
   }
   while (!pairs_.empty()) Finish(*pairs_.begin()->second, true);
@@ -187,19 +195,27 @@ bool Pump::TakeCommands() {
 void Pump::Queue(Pair& pair) {
   if (pair.queued) return;
   pair.queued = true;
-  queue_.push_back(pair.id);
+  Owner& owner = owners_[pair.owner];
+  owner.queue.push_back(pair.id);
+  if (owner.ready) return;
+  owner.ready = true;
+  ready_.push_back(&owner);
 }
 
-void Pump::Turn(Pair& pair) {
+// Octets moved.
+size_t Pump::Turn(Pair& pair) {
+  const uint64_t before = pair.passed[0] + pair.passed[1];
   Result result[2] = {Result::kIdle, Result::kIdle};
   for (int from = 0; from < 2; from++) {
     if (!pair.broken[1 - from]) result[from] = Move(pair, from, kTurnOctets);
   }
+  const size_t moved = pair.passed[0] + pair.passed[1] - before;
   bool broken = result[0] == Result::kBroken || result[1] == Result::kBroken;
   // A reset: what came before it was passed on as far as the other side takes it at once.
   if (broken || pair.broken[0] || pair.broken[1] || pair.condemned) Finish(pair, true);
   else if (pair.way[0].shut && pair.way[1].shut) Finish(pair, false);
   else if (result[0] == Result::kMore || result[1] == Result::kMore) Queue(pair);
+  return moved;
 }
 
 Pump::Result Pump::Move(Pair& pair, int from, size_t budget) {
@@ -229,7 +245,7 @@ Pump::Result Pump::Move(Pair& pair, int from, size_t budget) {
     if (result != Result::kMore) break;
     result = Result::kIdle;
   }
-  if (way.piped == 0) PutPipe(way);
+  if (way.piped == 0) PutPipe(pair, way);
   pair.held = Held(pair.way[0]) + Held(pair.way[1]);
   return result;
 }
@@ -261,7 +277,7 @@ Pump::Result Pump::Drain(Pair& pair, int from) {
 // The pipe, which is empty, is filled. kMore: there is something in it, or the sender has ended.
 Pump::Result Pump::Fill(Pair& pair, int from) {
   Way& way = pair.way[from];
-  if (!way.out.valid() && !GetPipe(way)) return Copy(pair, from);
+  if (!way.out.valid() && !GetPipe(pair, way)) return Copy(pair, from);
   ssize_t got = Again([&] { return splice(pair.side[from].get(), nullptr, way.in.get(), nullptr, kPipeOctets, SPLICE_F_MOVE | SPLICE_F_NONBLOCK); });
   if (got > 0) {
     way.piped = static_cast<size_t>(got);
@@ -270,6 +286,11 @@ Pump::Result Pump::Fill(Pair& pair, int from) {
   if (got < 0 && errno == EAGAIN) {
     pair.readable[from] = false;
     return Result::kIdle;
+  }
+  // The kernel does not splice this socket, or has no memory for it: what is wrong with the connection is told by the copying too.
+  if (got < 0 && (errno == EINVAL || errno == ENOSYS || errno == EPERM || errno == ENOMEM)) {
+    way.copying = true;
+    return Result::kMore;
   }
   if (got < 0) return Result::kBroken;
   // Zero is the sender's end, or urgent data with its end behind.
@@ -310,43 +331,38 @@ Pump::Result Pump::Copy(Pair& pair, int from) {
   return Result::kMore;
 }
 
-bool Pump::GetPipe(Way& way) {
+bool Pump::GetPipe(Pair& pair, Way& way) {
+  size_t& own = owners_[pair.owner].pipes;
+  if (own >= kPipesOfOwner || (pipesUsed_ >= kPipes && own >= kPipesSure)) return false;
   if (!pipes_.empty()) {
     way.out = std::move(pipes_.back().out);
     way.in = std::move(pipes_.back().in);
     pipes_.pop_back();
-    return true;
+  } else {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return false;
+    way.out.reset(ends[0]);
+    way.in.reset(ends[1]);
+    fcntl(ends[1], F_SETPIPE_SZ, kPipeOctets);  // where that is not to be had, a smaller one does
   }
-  int ends[2];
-  if (pipesOpen_ >= kPipes || pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return false;
-  pipesOpen_++;
-  way.out.reset(ends[0]);
-  way.in.reset(ends[1]);
-  fcntl(ends[1], F_SETPIPE_SZ, kPipeOctets);  // where that is not to be had, a smaller one does
+  own++;
+  pipesUsed_++;
   return true;
 }
 
-void Pump::PutPipe(Way& way) {
+void Pump::PutPipe(Pair& pair, Way& way) {
   if (!way.out.valid()) return;
-  if (pipes_.size() < kPipesKept) {
-    pipes_.push_back({std::move(way.out), std::move(way.in)});
-    return;
-  }
-  DropPipe(way);
-}
-
-void Pump::DropPipe(Way& way) {
-  if (!way.out.valid()) return;
+  if (way.piped == 0 && pipes_.size() < kPipesKept) pipes_.push_back({std::move(way.out), std::move(way.in)});
   way.out.reset();
   way.in.reset();
-  pipesOpen_--;
+  owners_[pair.owner].pipes--;
+  pipesUsed_--;
 }
 
 void Pump::Finish(Pair& pair, bool reset) {
   const uint64_t id = pair.id;
   for (Way& way : pair.way) {
-    if (way.piped == 0) PutPipe(way);
-    DropPipe(way);
+    PutPipe(pair, way);
     way.first = {};
   }
   pair.held = 0;

@@ -4,8 +4,9 @@
 // set; other threads hand pairs over and ask for their end. What one side sent reaches the other unaltered and in order; a
 // side that ends its sending ends that direction alone; an error on either side resets both. A side is read only while
 // what was read of it before is gone. No pair keeps a pipe that is empty, so an idle one costs its two sockets and nothing
-// else; where no pipe can be had octets are copied. In one turn a pair moves a bounded number of octets. Once Condemn() has
-// returned, at most the system call under way still moves octets of the pair.
+// else. An owner has a bounded number of pipes and, however many others have, some that are sure; where none is to be had, or the
+// kernel does not splice, octets are copied and none kept. Owners take turns, and in one turn a bounded number of octets moves.
+// Once Condemn() has returned, at most the system call under way still moves octets of the pair.
 #pragma once
 
 #include <pthread.h>
@@ -28,13 +29,13 @@ struct Way {
   size_t piped = 0;
   std::vector<uint8_t> first;  // what was read before the hand-over
   size_t firstSent = 0;
-  bool copying = false;  // urgent data stops splice(2)
+  bool copying = false;  // urgent data stops splice(2), or the kernel has none for this socket
   bool ended = false;    // the sender's end was read
   bool shut = false;     // and was passed on
 };
 
 struct Pair {
-  uint64_t id = 0;
+  uint64_t id = 0, owner = 0;
   Fd side[2];
   // Of each side's socket, as far as the last call told.
   bool readable[2] = {true, true}, writable[2] = {true, true}, broken[2] = {false, false};
@@ -66,14 +67,13 @@ class Pump {
 
   void Run();
   bool TakeCommands();
-  void Turn(Pair& pair);
+  size_t Turn(Pair& pair);
   Result Move(Pair& pair, int from, size_t budget);
   Result Drain(Pair& pair, int from);
   Result Fill(Pair& pair, int from);
   Result Copy(Pair& pair, int from);
-  bool GetPipe(Way& way);
-  void PutPipe(Way& way);
-  void DropPipe(Way& way);
+  bool GetPipe(Pair& pair, Way& way);
+  void PutPipe(Pair& pair, Way& way);
   void Queue(Pair& pair);
   void Finish(Pair& pair, bool reset);
   void Wake();
@@ -89,12 +89,18 @@ class Pump {
 
   // The thread's own.
   std::unordered_map<uint64_t, std::shared_ptr<Pair>> pairs_;
-  std::deque<uint64_t> queue_;
+  struct Owner {
+    std::deque<uint64_t> queue;  // pairs that may have something to move
+    bool ready = false;
+    size_t pipes = 0;
+  };
+  std::unordered_map<uint64_t, Owner> owners_;  // all that ever were: they are numbered by places that are used again
+  std::deque<Owner*> ready_;                    // those with a queue
   struct Pipe {
     Fd out, in;
   };
   std::vector<Pipe> pipes_;  // empty ones
-  size_t pipesOpen_ = 0;     // these and those in use
+  size_t pipesUsed_ = 0;     // others
   std::vector<uint8_t> scratch_;
 };
 

@@ -36,13 +36,14 @@ class SplicePump : public Napi::ObjectWrap<SplicePump> {
  private:
   void Stop();
   void Ended();
+  static Napi::Object LastOf(Napi::Env env, const Pair& pair);
   static void EnvironmentEnds(void* self) { static_cast<SplicePump*>(self)->Stop(); }
 
   Napi::Value GetSize(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), static_cast<double>(pairs_.size())); }
   Napi::Value Add(const Napi::CallbackInfo& info);
   Napi::Value Counters(const Napi::CallbackInfo& info);
   void End(const Napi::CallbackInfo& info);
-  void Close(const Napi::CallbackInfo& info);
+  Napi::Value Close(const Napi::CallbackInfo& info);
 
   napi_env env_;
   std::unique_ptr<Pump> pump_;
@@ -78,8 +79,15 @@ void SplicePump::Stop() {
   if (poll_ != nullptr) poll_->Close();
   if (pump_ == nullptr) return;
   pump_.reset();
-  pairs_.clear();
   napi_remove_env_cleanup_hook(env_, EnvironmentEnds, this);
+}
+
+Napi::Object SplicePump::LastOf(Napi::Env env, const Pair& pair) {
+  Napi::Object last = Napi::Object::New(env);
+  last.Set("id", Napi::Number::New(env, static_cast<double>(pair.id)));
+  last.Set("forth", Napi::Number::New(env, static_cast<double>(pair.passed[0])));
+  last.Set("back", Napi::Number::New(env, static_cast<double>(pair.passed[1])));
+  return last;
 }
 
 void SplicePump::Ended() {
@@ -92,12 +100,7 @@ void SplicePump::Ended() {
   for (uint64_t id : ids) {
     auto found = pairs_.find(id);
     if (found == pairs_.end()) continue;
-    const Pair& pair = *found->second;
-    Napi::Object one = Napi::Object::New(env);
-    one.Set("id", Napi::Number::New(env, static_cast<double>(id)));
-    one.Set("forth", Napi::Number::New(env, static_cast<double>(pair.passed[0])));
-    one.Set("back", Napi::Number::New(env, static_cast<double>(pair.passed[1])));
-    ended.Set(count++, one);
+    ended.Set(count++, LastOf(env, *found->second));
     pairs_.erase(found);
   }
   CallFromLoop(env, onEnded_, {ended});
@@ -110,8 +113,9 @@ Napi::Value SplicePump::Add(const Napi::CallbackInfo& info) {
     return {};
   }
   Args args(env);
-  int side[2] = {args.Descriptor(info[0], "a"), args.Descriptor(info[1], "b")};
-  Bytes first[2] = {args.ByteArray(info[2], "forth"), args.ByteArray(info[3], "back")};
+  uint64_t owner = static_cast<uint64_t>(args.Integer(info[0], "owner", 0, UINT32_MAX));
+  int side[2] = {args.Descriptor(info[1], "a"), args.Descriptor(info[2], "b")};
+  Bytes first[2] = {args.ByteArray(info[3], "forth"), args.ByteArray(info[4], "back")};
   if (!args.ok()) return {};
   auto pair = std::make_shared<Pair>();
   for (int i = 0; i < 2; i++) {
@@ -138,6 +142,8 @@ Napi::Value SplicePump::Add(const Napi::CallbackInfo& info) {
     setsockopt(pair->side[i].get(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
     pair->way[i].first.assign(first[i].data, first[i].data + first[i].length);
   }
+  pair->held = first[0].length + first[1].length;
+  pair->owner = owner;
   pair->id = ++lastId_;
   pairs_.emplace(pair->id, pair);
   Napi::Value id = Napi::Number::New(env, static_cast<double>(pair->id));
@@ -165,15 +171,21 @@ void SplicePump::End(const Napi::CallbackInfo& info) {
   uint64_t id = static_cast<uint64_t>(args.Integer(info[0], "id", 1, INT64_C(1) << 53));
   if (!args.ok()) return;
   auto found = pairs_.find(id);
-  if (found != pairs_.end()) pump_->Condemn(found->second);
+  if (pump_ != nullptr && found != pairs_.end()) pump_->Condemn(found->second);
 }
 
-void SplicePump::Close(const Napi::CallbackInfo&) {
-  if (pump_ == nullptr) return;
+Napi::Value SplicePump::Close(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Napi::Array left = Napi::Array::New(env);
+  if (pump_ == nullptr) return left;
   Stop();
+  uint32_t count = 0;
+  for (const auto& [id, pair] : pairs_) left.Set(count++, LastOf(env, *pair));
+  pairs_.clear();
   // The callback usually holds whoever holds this object.
   onEnded_.Reset();
   Unref();
+  return left;
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ import { type SpliceCounters, SplicePump } from "../../native/index.js";
 
 /** A connection that the thread has. */
 export interface Pumped {
-  /** Of the guest and to it, since it was handed over; what was read before and is not passed on yet is taken off. */
+  /** Of the guest beyond those that were read of it before, and to the guest, since it was handed over. They only grow, and stay when it is over. */
   octets(): { readonly up: number; readonly down: number };
   /** Octets that one side has sent and the other has not taken. */
   held(): number;
@@ -30,15 +30,22 @@ export function isPumped(taken: Pumped | NotPumped): taken is Pumped { return "e
 
 export class Pump {
   readonly #native: SplicePump;
-  readonly #over = new Map<number, (last: SpliceCounters) => void>();
+  readonly #running = new Map<number, { last: SpliceCounters | null; readonly over: () => void }>();
 
   private constructor() {
     this.#native = new SplicePump((ended) => {
-      for (const last of ended) {
-        const over = this.#over.get(last.id);
-        this.#over.delete(last.id);
-        over?.(last);
-      }
+      // Whoever is told that one is over may ask for the others of the batch.
+      for (const { over } of this.#keep(ended)) over();
+    });
+  }
+
+  #keep(ended: readonly ({ readonly id: number } & SpliceCounters)[]): { readonly over: () => void }[] {
+    return ended.flatMap((last) => {
+      const one = this.#running.get(last.id);
+      if (one === undefined) return [];
+      this.#running.delete(last.id);
+      one.last = last;
+      return [one];
     });
   }
 
@@ -51,13 +58,14 @@ export class Pump {
     }
   }
 
-  get size(): number { return this.#over.size; }
+  get size(): number { return this.#running.size; }
 
   /**
+   * @param owner whose share of the thread and its pipes it takes: the sandbox's slot.
    * @param guest and far: connected. @param up octets read of the guest and not passed on, `down` of the far side.
    * @param over called once, when both directions have ended or either side broke.
    */
-  take(guest: Socket, far: Socket, up: Buffer, down: Buffer, over: () => void): Pumped | NotPumped {
+  take(owner: number, guest: Socket, far: Socket, up: Buffer, down: Buffer, over: () => void): Pumped | NotPumped {
     if (!handedOut(guest) || !handedOut(far)) return { up, down, again: true };
     const sides = [guest, far].map((socket) => ({ socket, listeners: socket.listeners("data") as ((chunk: Buffer) => void)[] }));
     for (const { socket } of sides) socket.removeAllListeners("data");
@@ -65,7 +73,7 @@ export class Pump {
     const first = { up: all(guest, up), down: all(far, down) };
     let id: number;
     try {
-      id = this.#native.add(descriptorOf(guest), descriptorOf(far), first.up, first.down);
+      id = this.#native.add(owner, descriptorOf(guest), descriptorOf(far), first.up, first.down);
     } catch {
       for (const { socket, listeners } of sides) for (const listener of listeners) socket.on("data", listener);
       return { ...first, again: false };
@@ -75,27 +83,21 @@ export class Pump {
       socket.on("error", () => undefined);
       socket.destroy(); // closes its own descriptor; the connection is the thread's
     }
-    const state: { last: SpliceCounters | null } = { last: null };
-    this.#over.set(id, (last) => {
-      state.last = last;
-      over();
-    });
-    const firstUp = first.up.length, firstDown = first.down.length;
+    const state: { last: SpliceCounters | null; readonly over: () => void } = { last: null, over };
+    this.#running.set(id, state);
+    const firstUp = first.up.length;
     return {
       octets: () => {
-        const { forth, back } = state.last ?? this.#native.counters(id) ?? { forth: firstUp, back: firstDown };
-        return { up: forth - firstUp, down: back - firstDown };
+        const { forth, back } = (state.last ?? this.#native.counters(id)) as SpliceCounters;
+        return { up: Math.max(0, forth - firstUp), down: back };
       },
       held: () => (state.last === null ? this.#native.counters(id)?.held ?? 0 : 0),
       end: () => this.#native.end(id),
     };
   }
 
-  /** What it has is reset, and not told to be over. */
-  close(): void {
-    this.#native.close();
-    this.#over.clear();
-  }
+  /** What it has is reset, keeps its octets, and is not told to be over. */
+  close(): void { this.#keep(this.#native.close()); }
 }
 
 /** Of a node:net socket; there is no public way to it. */

@@ -413,7 +413,7 @@ export class TlsService {
       connection.held = () => socket.readableLength + socket.writableLength + upstream.readableLength + upstream.writableLength;
       splice({
         guest: socket, upstream, hello: reader.read, after: reader.after, watch: new SecondHello(labels.join(".")), refused: () => this.#count(sandbox, "name-changed", meant, labels),
-        pump: this.#splicing(),
+        owner: sandbox.slot, pump: this.#splicing(),
         pumped: (pumped) => {
           const { bytesRead, bytesWritten } = socket;
           connection.socket = GONE;

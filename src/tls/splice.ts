@@ -23,6 +23,8 @@ export interface Spliced {
   readonly watch: SecondHello;
   /** Called when the watch ends the connection. */
   readonly refused: () => void;
+  /** Whose share of the thread it takes. */
+  readonly owner: number;
   /** null: all of it stays in JavaScript. */
   readonly pump: Pump | null;
   /** Called when the thread has taken it over: neither socket tells anything from then on. */
@@ -31,7 +33,7 @@ export interface Spliced {
   readonly over: () => void;
 }
 
-export function splice({ guest, upstream, hello, after, watch, refused, pump, pumped, over }: Spliced): void {
+export function splice({ guest, upstream, hello, after, watch, refused, owner, pump, pumped, over }: Spliced): void {
   const reset = (): void => {
     guest.resetAndDestroy();
     upstream.resetAndDestroy();
@@ -41,7 +43,7 @@ export function splice({ guest, upstream, hello, after, watch, refused, pump, pu
   const pass = (up: Buffer, down: Buffer): void => {
     let rest = { up, down };
     if (mayPump && !watching && pump !== null) {
-      const taken = pump.take(guest, upstream, up, down, over);
+      const taken = pump.take(owner, guest, upstream, up, down, over);
       if (isPumped(taken)) {
         pumped(taken);
         return;

@@ -15,7 +15,8 @@ const probe = compileProbe(folder);
 /** What each script begins with: a namespace of its own and one of every object with a handle on the loop. */
 const prelude = `
 import * as native from ${JSON.stringify(addonUrl)};
-import { readdirSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
+import { createServer, connect } from "node:net";
 import { Worker, isMainThread, parentPort, workerData } from "node:worker_threads";
 const descriptors = () => readdirSync("/proc/self/fd").length;
 function openAll(onRecords = () => {}) {
@@ -28,11 +29,37 @@ function openAll(onRecords = () => {}) {
     monitor: new native.NetlinkMonitor([1], () => {}),
     udp: new native.UdpBatch({ address: "0.0.0.0", port: 0 }, () => {}),
     tap: new native.Tap("t0"),
+    pump: new native.SplicePump(() => {}),
   };
   all.tap.onFrames(() => {});
   all.link = native.BpfLink.attachTcx(tell, all.tap.ifindex, "ingress");
   native.setNetns(before); native.closeFd(before); native.closeFd(made);
   return all;
+}
+// Pairs with octets under way in a pump, and what is at their other ends.
+async function spliced(pump, count) {
+  const home = native.openNetns(), made = native.createNetns(); native.setNetns(made);
+  const { execFileSync } = await import("node:child_process"); execFileSync("ip", ["link", "set", "lo", "up"]);
+  const server = createServer({ pauseOnConnect: true });
+  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  const make = async () => {
+    const outer = connect(server.address().port, "127.0.0.1");
+    const taken = await new Promise((done) => server.once("connection", done));
+    outer.on("error", () => {}); taken.on("error", () => {});
+    return { outer, taken };
+  };
+  const outers = [];
+  for (let i = 0; i < count; i++) {
+    const [a, b] = [await make(), await make()];
+    const id = pump.add(i, a.taken._handle.fd, b.taken._handle.fd, new Uint8Array(10), new Uint8Array(0));
+    a.taken.destroy(); b.taken.destroy();
+    a.outer.write(Buffer.alloc(32 << 20));
+    while (pump.counters(id).held === 0) await new Promise((done) => setTimeout(done, 1));
+    outers.push(a.outer, b.outer.pause());
+  }
+  server.close();
+  native.setNetns(home); native.closeFd(home); native.closeFd(made);
+  return outers;
 }
 const fire = (all, count = 1) => all.tell.testRun({ data: new Uint8Array(64), repeat: count });
 const turns = async (count) => { for (let i = 0; i < count; i++) await new Promise((done) => setImmediate(done)); };
@@ -121,6 +148,7 @@ describe("a process", () => {
           (callback) => new native.NetlinkMonitor([1], callback),
           (callback) => new native.UdpBatch({ address: "0.0.0.0", port: 0 }, callback),
           (callback) => { const tap = new native.Tap("t1"); tap.onFrames(callback); return tap; },
+          (callback) => new native.SplicePump(callback),
         ]) {
           const holder = { self: null };
           holder.self = make(() => holder.self);
@@ -131,7 +159,7 @@ describe("a process", () => {
       })();
       for (let i = 0; i < 100 && watched.some((one) => one.deref() !== undefined); i++) { await turns(2); globalThis.gc(); }
       console.log(watched.map((one) => one.deref() === undefined).join());`;
-    expect(await run(script, "--expose-gc")).toMatchObject({ ...quietly, stdout: "true,true,true,true\n" });
+    expect(await run(script, "--expose-gc")).toMatchObject({ ...quietly, stdout: "true,true,true,true,true\n" });
   });
 
   it("loses nothing when it forgets a batch's memory first", async () => {
@@ -151,6 +179,43 @@ describe("a process", () => {
       const before = native.openNetns(), made = native.createNetns(); native.setNetns(made);
       const { execFileSync } = await import("node:child_process"); execFileSync("ip", ["link", "set", "lo", "up"]);
       ${script}`, "--expose-gc")).toMatchObject({ ...quietly, stdout: "kept\n" });
+  });
+});
+
+describe("a splicing thread", () => {
+  it("ends with a process that exits while octets are stuck in it", async () => {
+    expect(await run(`const pump = new native.SplicePump(() => {}); await spliced(pump, 3); process.exit(0);`)).toMatchObject(quietly);
+  });
+
+  it("is closed within its own callback, and tells the last of what is left once", async () => {
+    expect(await run(`
+      let told = 0, left;
+      const pump = new native.SplicePump((ended) => { told += ended.length; left ??= pump.close(); console.log(pump.close().length, pump.size); });
+      const outers = await spliced(pump, 3);
+      outers[0].resetAndDestroy();
+      while (left === undefined) await turns(1);
+      for (const outer of outers) outer.destroy();
+      await turns(20);
+      console.log(told, left.map(({ id, forth, back }) => [id, forth > 0, back].join(":")).sort().join(" "));
+    `)).toMatchObject({ ...quietly, stdout: "0 0\n1 2:true:0 3:true:0\n" });
+  });
+
+  it("is ended with the worker, octets stuck in it", async () => {
+    expect(await run(`
+      if (isMainThread) {
+        void process.stdout; void process.stderr;
+        const before = descriptors(), tasks = readdirSync("/proc/self/task").length;
+        for (let round = 0; round < 3; round++) {
+          const worker = new Worker(new URL(import.meta.url));
+          await new Promise((done) => worker.once("message", done));
+          await worker.terminate();
+        }
+        console.log("left", descriptors() - before, readdirSync("/proc/self/task").filter((task) => readFileSync("/proc/self/task/" + task + "/comm", "utf8") === "enf-splice\\n").length);
+      } else {
+        globalThis.pump = new native.SplicePump(() => {});
+        globalThis.outers = await spliced(globalThis.pump, 3);
+        parentPort.postMessage("up");
+      }`)).toMatchObject({ ...quietly, stdout: "left 0 0\n" });
   });
 });
 

@@ -203,6 +203,31 @@ describe("passed on", () => {
       return { guest, far };
     }
 
+    test("each octet is counted once, at once, and never less than before", async () => {
+      const { guest, far } = await passing();
+      const hello = helloRecords({ names: ["shop.example"] }).length;
+      let last = { bytesUp: 0, bytesDown: 0 };
+      const now = (): { bytesUp: number; bytesDown: number } => {
+        const { bytesUp, bytesDown } = row();
+        expect(bytesUp >= last.bytesUp && bytesDown >= last.bytesDown).toBe(true);
+        return (last = { bytesUp, bytesDown });
+      };
+      await seen(() => expect(now()).toEqual({ bytesUp: hello, bytesDown: 127 }));
+      expect(inThread()).toBe(thread ? 1 : 0);
+      const got: Buffer[] = [];
+      far.on("data", (chunk: Buffer) => got.push(chunk));
+      guest.socket.write(Buffer.alloc(3_000_000));
+      far.write(Buffer.alloc(5_000_000));
+      await seen(() => {
+        now();
+        expect([Buffer.concat(got).length, guest.octets().length]).toEqual([3_000_000, 5_000_127]);
+      });
+      await seen(() => expect(now()).toEqual({ bytesUp: hello + 3_000_000, bytesDown: 5_000_127 }));
+      far.resetAndDestroy();
+      await seen(() => expect(row().connections).toBe(0));
+      expect(now()).toEqual({ bytesUp: hello + 3_000_000, bytesDown: 5_000_127 });
+    });
+
     test("a side that resets resets the other", async () => {
       for (const who of ["guest", "far"]) {
         const { guest, far } = await passing();
