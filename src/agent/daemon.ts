@@ -20,7 +20,6 @@ import { readAgentConfig, type AgentConfig, type AttachPattern } from "../config
 import type { DeniedQuery } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
-import { flowsOf } from "../kernel/flows.js";
 import { allowExpedite } from "../kernel/grace-period.js";
 import { tcMechanism } from "../kernel/tap-link.js";
 import { holdable } from "../net/base-drop.js";
@@ -45,6 +44,7 @@ import { enforcerRegistry, serveMetrics } from "./metrics.js";
 import { buildFloor, buildRequested, requestOfText, type Built, type Floor } from "./policy-source.js";
 import { RunDirectory } from "./run-directory.js";
 import type { KeptSandbox, Sandbox, UpstreamAddress } from "./sandbox.js";
+import { FlowWatch } from "./flow-watch.js";
 import { WatchHub, type Watcher, type WatchEvent } from "./watch.js";
 
 /** What is kept of a request in the state file, beside the policy. */
@@ -74,13 +74,6 @@ export interface AgentOptions {
   readonly onFailure: (error: Error) => void;
 }
 
-/** How often the flow tables are read for who watches what is let through, ms. */
-const FLOWS_EVERY = 500;
-/** And at most this part of the time goes into it: one in so many. */
-const FLOWS_SHARE = 4;
-/** Flows that a watcher is told of one reading. */
-const FLOWS_TOLD = 1000;
-
 export class Agent {
   readonly watchers = new WatchHub();
   readonly since = Date.now();
@@ -89,13 +82,24 @@ export class Agent {
   readonly #engines = new Map<number, Engine>();
   readonly #waiting = new Map<string, Waiting>();
   readonly #unlock: (() => void)[] = [];
-  /** By sandbox that is watched: what its flow table held, and how many flows are accounted for: told, or told of as a number. */
-  readonly #flowsSeen = new Map<string, { readonly generation: number; readonly keys: ReadonlySet<string>; readonly accounted: number }>();
+  readonly #flows = new FlowWatch({
+    known: () => this.known().filter((known) => known.state === "enforced"),
+    wanted: (name) => this.watchers.wantsFlows(name),
+    // In order, although the names come from another thread.
+    onAllowed: ({ engine, sandbox }, row) => {
+      const rule = row.rule === null ? null : (sandbox.compiled.bits[row.rule]?.text ?? null);
+      this.#events = this.#events.then(async () => {
+        const names = await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []);
+        this.#tell({ ...describeAllowed(sandbox.name, row, names, rule) });
+      });
+    },
+    onUnseen: (name, count) => { this.#events = this.#events.then(() => this.#tell({ event: "unseen", time: now(), sandbox: name, count })); },
+    onError: (error) => this.#notice(`flows that are let through could not be read: ${text(error)}`),
+  });
   #config: AgentConfig;
   #floor: Floor | null = null;
   #own!: Engine;
   #metrics: Server | null = null;
-  #flowTimer: NodeJS.Timeout | null = null;
   #queue: Promise<unknown> = Promise.resolve();
   #events: Promise<void> = Promise.resolve();
   #ended = false;
@@ -176,7 +180,7 @@ export class Agent {
     this.#closeIdle();
     await this.#attachByPattern();
     if (this.#config.metrics !== null) this.#metrics = await this.#serveMetrics(this.#config);
-    this.#tellFlows();
+    this.#flows.start();
   }
 
   // ---- engines -------------------------------------------------------------------------------------------------------
@@ -362,7 +366,7 @@ export class Agent {
         this.#run.remove(name);
       } else {
         await known.engine.enforcer.detach(name);
-        this.#flowsSeen.delete(name);
+        this.#flows.forget(name);
       }
       this.#closeIdle();
       this.#tell({ event: "detached", time: now(), sandbox: name });
@@ -532,7 +536,7 @@ export class Agent {
     const spec = sandbox?.options.spec as Spec | undefined;
     if (spec?.wait === true) enforcer.awaitTap(spec.tap);
     await enforcer.detach(name, { gone: true, awaited: spec?.wait === true });
-    this.#flowsSeen.delete(name);
+    this.#flows.forget(name);
     this.#notice(`${name}: its tap ${link.name} ${movedAway ? "was moved to another network namespace" : "was deleted"}`);
     this.#tell({ event: "detached", time: now(), sandbox: name, why: movedAway ? "moved" : "deleted" });
     if (spec?.wait === true) {
@@ -738,56 +742,8 @@ export class Agent {
   watch(watcher: Watcher): (() => void) | null {
     if (watcher.query.sandbox !== undefined) this.need(watcher.query.sandbox);
     const end = this.watchers.add(watcher);
-    if (end !== null) this.#readFlows(true);
+    if (end !== null) this.#flows.joined();
     return end;
-  }
-
-  /** Flow tables are read while somebody watches what is let through, and less often where that takes long. */
-  #tellFlows(): void {
-    const began = performance.now();
-    this.#readFlows(false);
-    this.#flowTimer = setTimeout(() => this.#tellFlows(), Math.max(FLOWS_EVERY, FLOWS_SHARE * (performance.now() - began)));
-    this.#flowTimer.unref();
-  }
-
-  /**
-   * Flows that were let through since the last reading, each once; and the number of those that nobody saw, because they began and
-   * ended in between, or were too many. The kernel counts each flow that it opens.
-   * @param joined somebody has just begun to watch: sandboxes that nobody watched so far have nothing to tell yet.
-   */
-  #readFlows(joined: boolean): void {
-    const all = this.known();
-    const names = new Set(all.map(({ name }) => name));
-    for (const name of this.#flowsSeen.keys()) if (!names.has(name) || !this.watchers.wantsFlows(name)) this.#flowsSeen.delete(name);
-    for (const known of all) {
-      if (known.state !== "enforced" || !this.watchers.wantsFlows(known.name)) continue;
-      const { sandbox, engine } = known;
-      const before = this.#flowsSeen.get(sandbox.name);
-      if (joined && before !== undefined) continue;
-      const opened = engine.enforcer.counters(sandbox).reduce((sum, { reason, packets }) => (reason === "rule-allow" || reason === "default-allow" ? sum + Number(packets) : sum), 0);
-      const { rows } = flowsOf(sandbox.tables, Infinity);
-      const keys = new Set<string>();
-      // One that came while somebody watches has told nothing yet; one that was there has told all that it shows.
-      const former = before?.generation === sandbox.generation ? before : joined || sandbox.adopted ? null : { keys: new Set<string>(), accounted: 0 };
-      let told = 0, direct = 0;
-      for (const row of rows) {
-        const key = `${row.protocol} ${row.guestPort} ${row.remotePort} ${Buffer.from(row.remote).toString("hex")} ${row.opened ?? ""}`;
-        keys.add(key);
-        if (former === null || former.keys.has(key) || told >= FLOWS_TOLD) continue;
-        told++;
-        if (!row.inspected) direct++;
-        const rule = row.rule === null ? null : (sandbox.compiled.bits[row.rule]?.text ?? null);
-        this.#events = this.#events.then(async () => {
-          const names = await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []);
-          this.#tell({ ...describeAllowed(sandbox.name, row, names, rule) });
-        });
-      }
-      // The table is read after the counter: what came in between is counted at the next look.
-      const total = former === null ? opened : former.accounted + direct;
-      const unseen = opened - total;
-      if (unseen > 0) this.#events = this.#events.then(() => this.#tell({ event: "unseen", time: now(), sandbox: sandbox.name, count: unseen }));
-      this.#flowsSeen.set(sandbox.name, { generation: sandbox.generation, keys, accounted: Math.max(opened, total) });
-    }
   }
 
   // ---- metrics -------------------------------------------------------------------------------------------------------
@@ -822,7 +778,7 @@ export class Agent {
     const queue = this.#queue;
     this.#ended = true;
     await queue;
-    if (this.#flowTimer !== null) clearTimeout(this.#flowTimer);
+    this.#flows.stop();
     this.#closeMetrics();
     for (const engine of this.#engines.values()) {
       await engine.enforcer.release();

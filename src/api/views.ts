@@ -8,7 +8,7 @@ import { formatAddress, formatPrefix } from "../addresses/address.js";
 import type { Agent, Known } from "../agent/daemon.js";
 import { Slices } from "../agent/slices.js";
 import { protocolName } from "../agent/verdicts.js";
-import { flowsOf } from "../kernel/flows.js";
+import { flowParts, type FlowRow } from "../kernel/flows.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import { version } from "../version.js";
 import { API_VERSION, type AgentStatus, type FlowsAnswer, type PinsAnswer, type SandboxStatus, type SandboxSummary, type VersionAnswer } from "./schema.js";
@@ -100,7 +100,13 @@ export async function pinsView(agent: Agent, name: string): Promise<PinsAnswer> 
 
 export async function flowsView(agent: Agent, name: string, limit: number): Promise<FlowsAnswer> {
   const { engine, sandbox } = agent.enforced(name);
-  const { rows, total } = flowsOf(sandbox.tables, limit);
+  const rows: FlowRow[] = [], slices = new Slices();
+  let total = 0, taken = 0;
+  for (const part of flowParts(sandbox.tables, () => taken++ < limit)) {
+    rows.push(...part.rows);
+    total += part.count;
+    await slices.pause();
+  }
   const names = await Promise.all(rows.map(({ remote }) => engine.enforcer.namesOf(sandbox, remote).catch(() => [])));
   return {
     total,

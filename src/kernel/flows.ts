@@ -52,35 +52,18 @@ function rowOf(keys: Buffer, values: Buffer, i: number): FlowRow {
 
 function isInspected(values: Buffer, i: number): boolean { return (values[i * layouts.flow.size + value.flags.offset]! & FlowFlag.FLOW_INSPECT) !== 0; }
 
-/** @param limit rows at most, and those that the agent looks into where these are wanted as well; `total` counts all. */
-function readFlows(map: BpfMap, limit: number, inspected: boolean): { readonly rows: FlowRow[]; readonly total: number } {
-  const { keys, values, count } = map.entries();
-  const rows: FlowRow[] = [];
-  for (let i = 0; i < count; i++) {
-    if (i < limit || (inspected && isInspected(values, i))) rows.push(rowOf(keys, values, i));
-    else if (!inspected) break;
-  }
-  return { rows, total: count };
-}
-
-/** Entries of one part of formerTcp. */
+/** Entries of one part. */
 const PART = 4096;
 
 /**
- * TCP flows that another policy than this one has judged last, in parts of a few milliseconds each: a table may hold a million, and
- * who reads it all at once does nothing else for seconds.
+ * What one map holds, in parts of a few milliseconds each: a table may hold a million, and who reads it all at once does nothing else
+ * for seconds. What comes in between may be missed. Closes the map.
  */
-export function* formerTcp(tables: { inner(name: "flows"): BpfMap | null }, uid: bigint): Generator<FlowRow[]> {
-  const map = tables.inner("flows");
-  if (map === null) return;
+function* parts(map: BpfMap): Generator<{ readonly keys: Buffer; readonly values: Buffer; readonly count: number }> {
   try {
     for (let after: Buffer | null = null; ;) {
       const { keys, values, count, next } = map.page(after, PART);
-      const rows: FlowRow[] = [];
-      for (let i = 0; i < count; i++) {
-        if (keys[i * layouts.flow_key.size + key.proto.offset] === Proto.tcp && values.readBigUInt64LE(i * layouts.flow.size + value.policy.offset) !== uid) rows.push(rowOf(keys, values, i));
-      }
-      yield rows;
+      yield { keys, values, count };
       if (next === null) return;
       after = next;
     }
@@ -89,40 +72,69 @@ export function* formerTcp(tables: { inner(name: "flows"): BpfMap | null }, uid:
   }
 }
 
-/** Connections that go through the agent. @param map `intercepted` of the slot. */
-function readIntercepted(map: BpfMap, limit: number): { readonly rows: FlowRow[]; readonly total: number } {
-  const { values, count } = map.entries();
+/** TCP flows that another policy than this one has judged last. */
+export function* formerTcp(tables: { inner(name: "flows"): BpfMap | null }, uid: bigint): Generator<FlowRow[]> {
+  const map = tables.inner("flows");
+  if (map === null) return;
+  for (const { keys, values, count } of parts(map)) {
+    const rows: FlowRow[] = [];
+    for (let i = 0; i < count; i++) {
+      if (keys[i * layouts.flow_key.size + key.proto.offset] === Proto.tcp && values.readBigUInt64LE(i * layouts.flow.size + value.policy.offset) !== uid) rows.push(rowOf(keys, values, i));
+    }
+    yield rows;
+  }
+}
+
+/** Connections that go through the agent, as one row each, whose tick and rule are not known. A sandbox has 2,048 at most. */
+export function interceptedOf(tables: { inner(name: "intercepted"): BpfMap | null }): FlowRow[] {
+  const map = tables.inner("intercepted");
+  if (map === null) return [];
   const { size, fields } = layouts.redirect;
   const rows: FlowRow[] = [];
-  let total = 0;
-  for (let i = 0; i < count; i++) {
-    const entry = values.subarray(i * size, (i + 1) * size);
-    if (entry.readUInt32LE(fields.state.offset) !== RedirectState.REDIRECT_LIVE || entry[fields.closing.offset] !== 0) continue;
-    if (total++ >= limit) continue;
-    rows.push({
-      protocol: entry[fields.proto.offset]!, direction: "egress", remote: Uint8Array.from(entry.subarray(fields.remote.offset, fields.remote.offset + 16)),
-      remotePort: entry.readUInt16BE(fields.remote_port.offset), guestPort: entry.readUInt16BE(fields.guest_port.offset), rule: null, policy: 0n, lasted: null, opened: null, guest: null, inspected: true, intercepted: true,
-    });
+  for (const { values, count } of parts(map)) {
+    for (let i = 0; i < count; i++) {
+      const entry = values.subarray(i * size, (i + 1) * size);
+      if (entry.readUInt32LE(fields.state.offset) !== RedirectState.REDIRECT_LIVE || entry[fields.closing.offset] !== 0) continue;
+      rows.push({
+        protocol: entry[fields.proto.offset]!, direction: "egress", remote: Uint8Array.from(entry.subarray(fields.remote.offset, fields.remote.offset + 16)),
+        remotePort: entry.readUInt16BE(fields.remote_port.offset), guestPort: entry.readUInt16BE(fields.guest_port.offset), rule: null, policy: 0n, lasted: null, opened: null, guest: null, inspected: true, intercepted: true,
+      });
+    }
   }
-  return { rows, total };
+  return rows;
 }
 
 const keyOf = ({ protocol, guestPort, remotePort, remote }: FlowRow): string => `${protocol} ${guestPort} ${remotePort} ${Buffer.from(remote).toString("hex")}`;
 
-/** Both kinds, of one sandbox's tables. A connection that goes through the agent may stand in both: it is one flow, with the rule that allowed it. */
-export function flowsOf(tables: { inner(name: "flows" | "intercepted"): BpfMap | null }, limit: number): { readonly rows: FlowRow[]; readonly total: number } {
-  const read = (name: "flows" | "intercepted", of: (map: BpfMap) => ReturnType<typeof readFlows>): ReturnType<typeof readFlows> => {
-    const map = tables.inner(name);
-    if (map === null) return { rows: [], total: 0 };
-    try {
-      return of(map);
-    } finally {
-      map.close();
+export interface FlowPart {
+  /** Those of the part that are wanted. */
+  readonly rows: readonly FlowRow[];
+  /** All of the part. */
+  readonly count: number;
+  /** The latest tick at which one of the part was opened; 0n: not known. */
+  readonly newest: bigint;
+}
+
+/**
+ * Flows of both kinds, of one sandbox's tables, in parts; see parts(). A connection that goes through the agent may stand in both: it
+ * is one flow, with the rule that allowed it.
+ * @param wanted asked of each flow, in the order in which they are told. `opened`: see FlowRow.
+ */
+export function* flowParts(tables: { inner(name: "flows" | "intercepted"): BpfMap | null }, wanted: (opened: bigint | null) => boolean): Generator<FlowPart> {
+  const through = new Map(interceptedOf(tables).map((row) => [keyOf(row), row]));
+  const flows = tables.inner("flows");
+  if (flows !== null) {
+    for (const { keys, values, count } of parts(flows)) {
+      const rows: FlowRow[] = [];
+      let newest = 0n;
+      for (let i = 0; i < count; i++) {
+        const opened = values.readBigUInt64LE(i * layouts.flow.size + value.created_ticks.offset);
+        if (opened > newest) newest = opened;
+        const intercepted = through.size > 0 && isInspected(values, i) && through.delete(keyOf(rowOf(keys, values, i)));
+        if (wanted(opened)) rows.push({ ...rowOf(keys, values, i), intercepted });
+      }
+      yield { rows, count, newest };
     }
-  };
-  const looked = read("intercepted", (map) => readIntercepted(map, Infinity));
-  const flows = read("flows", (map) => readFlows(map, limit, looked.total > 0));
-  const through = new Map(looked.rows.map((row) => [keyOf(row), row]));
-  const rows = looked.total === 0 ? flows.rows : flows.rows.map((row) => (row.inspected && through.delete(keyOf(row)) ? { ...row, intercepted: true } : row));
-  return { rows: [...rows, ...through.values()].slice(0, limit), total: flows.total + through.size };
+  }
+  yield { rows: [...through.values()].filter(() => wanted(null)), count: through.size, newest: 0n };
 }

@@ -6,7 +6,10 @@ import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { request as httpRequest } from "node:http";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { BpfMap } from "../../native/index.js";
 import type { AttachRequest, PolicyRequest } from "../../src/api/schema.js";
+import { layouts } from "../../src/kernel/layout.gen.js";
+import { slotKey } from "../../src/kernel/sandbox-tables.js";
 import { ADDRESS, ENFORCER, MAC, must, Namespace, run, type Service, tool, until, World } from "../lib/world.mjs";
 import { TestAgent } from "./daemon.js";
 
@@ -207,6 +210,41 @@ describe("the agent", () => {
       [["watch", "nobody"], /no sandbox nobody.*E_NO_SANDBOX/s], [["watch", "--reason", "default-metadta"], /did you mean default-metadata/], [["watch", "--verdict", "allow", "--reason", "no-pin"], /no-pin is no reason for which anything is let through/],
       [["watch", "--destination", "a/b/c"], /destination: .*E_REQUEST/s],
     ] as const) expect((await agent.run(...args)).err, args.join(" ")).toMatch(words);
+  });
+
+  test("a table of hundreds of thousands of flows: all are counted, and who watches is told of a new one, once, and of no other", async () => {
+    await attach("tap0", { policy: { file: { path: "/large.yaml", text: "rules:\n  - {allow: 93.184.216.0/24, proto: udp, ports: [7000-7001]}\nlimits: {flows: 400000}\n" } } });
+    const send = (port: number): Promise<string> => world.guest.must([process.execPath, "-e", `const socket = require("node:dgram").createSocket("udp4"); socket.send("x", ${port}, "${ADDRESS.site4}", () => socket.close());`]);
+    await send(7000);
+    await until("the first flow", async () => (await agent.client.flows("tap0")).total === 1);
+    const { slot } = await agent.client.sandbox("tap0");
+    const instance = path.join(world.bpffs, "enforcer", "agent-of-the-host");
+    const outer = BpfMap.fromPin(path.join(instance, readdirSync(instance).find((entry) => entry.startsWith("maps-"))!, "flows"));
+    const flows = BpfMap.fromId(outer.lookup(slotKey(slot!))!.readUInt32LE(0));
+    const one = flows.entries(), OTHERS = 300_000;
+    const keys = Buffer.alloc(OTHERS * layouts.flow_key.size, one.keys), values = Buffer.alloc(OTHERS * layouts.flow.size, one.values);
+    // As many flows to other ports of other addresses, opened one after another before it.
+    const { created_ticks: created } = layouts.flow.fields;
+    const opened = one.values.readBigUInt64LE(created.offset);
+    for (let i = 0; i < OTHERS; i++) {
+      keys.writeUInt16BE(1 + (i % 60_000), i * layouts.flow_key.size + layouts.flow_key.fields.remote_port.offset);
+      keys[i * layouts.flow_key.size + layouts.flow_key.fields.remote.offset + 15] = 100 + i / 60_000;
+      values.writeBigUInt64LE(opened - BigInt(i), i * layouts.flow.size + created.offset);
+    }
+    flows.updateBatch(keys, values, OTHERS);
+    for (const map of [flows, outer]) map.close();
+
+    expect((await agent.client.flows("tap0", 3)).flows).toHaveLength(3);
+    expect((await agent.client.flows("tap0")).total).toBe(OTHERS + 1);
+    const watched = await agent.watch({ sandbox: "tap0", verdict: "allow" });
+    await send(7001);
+    await until("the new flow is told", () => watched.events.some(({ event, port }) => event === "allowed" && port === 7001));
+    await agent.client.flows("tap0");
+    await send(7000);
+    await until("the one after it is told", () => watched.events.filter(({ event }) => event === "allowed").length === 2);
+    expect(watched.events.filter(({ event }) => event === "allowed").map(({ destination, port }) => [destination, port])).toEqual([[ADDRESS.site4, 7001], [ADDRESS.site4, 7000]]);
+    expect(watched.events.filter(({ event }) => event === "unseen")).toEqual([]);
+    await watched.end();
   });
 
   test("explain names group, rule, pin state and what would have to change, and says what the kernel does", async () => {
