@@ -46,7 +46,11 @@ export function runSuite(name) {
       if (line.startsWith('{"id":')) rows.push(JSON.parse(line));
       else process.stderr.write(`${line}\n`);
     });
+    // Its namespaces end with this process, also when it is ended by a signal.
+    const ended = () => child.kill("SIGKILL");
+    process.once("exit", ended);
     child.on("error", reject);
+    child.on("close", () => process.off("exit", ended));
     child.on("close", (status, signal) => (status === 0 ? resolve(rows) : reject(new Error(`benchmark ${name} ended with ${signal ?? `status ${status}`}`))));
   });
 }
@@ -60,6 +64,7 @@ export function suiteNames(args) {
 
 /** @param {readonly import("./lib/suites.mjs").SuiteName[]} names @param {string} output */
 export async function runAll(names, output) {
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => process.exit(1));
   prepare();
   const facts = { machine: machine(), git: git() };
   /** @type {unknown[]} */

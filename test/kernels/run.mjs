@@ -115,7 +115,10 @@ async function guest(kernel, parts, replaced) {
   must(["make", "-s", "-C", path.join(ROOT, "test/tools")]); // the guest has no compiler
   must([path.join(HERE, "userland.sh"), path.join(BUILD, "disk.img")]);
   const overlay = mkdtempSync(path.join(os.tmpdir(), "enforcer-kernel-"));
-  const ended = () => child.kill("SIGKILL");
+  const ended = () => {
+    child.kill("SIGKILL");
+    rmSync(overlay, { recursive: true, force: true });
+  };
   /** @type {string[]} */
   let second = [];
   if (replaced.length > 0) {
@@ -139,7 +142,7 @@ async function guest(kernel, parts, replaced) {
   process.once("exit", ended);
   await follow(child, kernel, row, replaced.length === 0);
   process.off("exit", ended);
-  rmSync(overlay, { recursive: true, force: true });
+  ended();
   return row;
 }
 
@@ -170,6 +173,8 @@ export function table(all) {
 }
 
 async function main() {
+  // A guest ends with this process, also when it is ended by a signal.
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => process.exit(1));
   const { values, positionals } = parseArgs({ allowPositionals: true, options: { part: { type: "string", multiple: true }, replace: { type: "string", multiple: true } } });
   const parts = values.part ?? PARTS;
   const names = positionals.length > 0 ? positionals : [...kernels.keys(), "here"];
