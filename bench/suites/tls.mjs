@@ -4,7 +4,9 @@
  *   tls.handshakes        new connections a second, each with a full handshake on both sides and one request (h2load)
  *   tls.requests.h1, .h2  requests a second on 8 kept connections, over HTTP/1.1, and HTTP/2 with 10 streams each
  *   tls.download, .upload Gbit/s of one body of 128 MiB (curl)
- *   tls.splice            Gbit/s of the same download where the name is checked and nothing is decrypted; baseline: without us
+ *   tls.splice            Gbit/s of the same download where the name is checked and nothing is decrypted
+ *                         Of all of these the baseline is the same work without us: client and server alone.
+ *   *.cpu                 CPU time that our process, and the peer's, spends for one connection, request, or GB of it
  *   tls.splice.times      how many times the interception's that is
  *   tls.added.p50         ms until the first octet of an answer over a new connection, name checked; baseline: without us
  *   tls.idle              KiB of memory for one idle intercepted connection
@@ -12,11 +14,12 @@
  *
  * ours: the agent's TLS thread as a process of its own (lib/tls-gate.mjs), without the kernel's redirection, which costs the
  * same whatever stands behind it. peer: mitmdump in reverse mode, streaming bodies, verifying the same server. The server is
- * nginx, with one worker. All of it shares the machine's CPUs, as it would.
+ * nginx, with one worker. All of it shares the machine's CPUs, as it would: rates count what client and server spend as well, CPU
+ * times do not.
  */
 import { execFileSync } from "node:child_process";
 import { connect } from "node:tls";
-import { truncateSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { createInterface } from "node:readline";
@@ -52,8 +55,8 @@ export async function run(out) {
     }`)], undefined);
   const gate = (/** @type {string} */ mode, /** @type {number} */ port) => start([process.execPath, "--expose-gc", GATE, mode, String(port), String(ORIGIN), ca, place], undefined, (line) => line === "ready");
   const ours = await gate("intercept", INTERCEPT);
-  await gate("splice", SPLICE);
-  await start(["mitmdump", "-q", "--mode", `reverse:https://127.0.0.1:${ORIGIN}`, "--listen-host", "127.0.0.1", "--listen-port", String(PEER), "--set", `confdir=${folder()}`, "--set", `ssl_verify_upstream_trusted_ca=${ca}`,
+  const splicing = await gate("splice", SPLICE);
+  const peer = await start(["mitmdump", "-q", "--mode", `reverse:https://127.0.0.1:${ORIGIN}`, "--listen-host", "127.0.0.1", "--listen-port", String(PEER), "--set", `confdir=${folder()}`, "--set", `ssl_verify_upstream_trusted_ca=${ca}`,
     "--set", "keep_host_header=true", "--set", "stream_large_bodies=1m", "--set", "connection_strategy=lazy", "--set", "flow_detail=0"], undefined);
   for (const port of [ORIGIN, INTERCEPT, SPLICE, PEER]) await answers(port);
 
@@ -67,14 +70,17 @@ export async function run(out) {
   for (const [port, n] of [[INTERCEPT, times(8_000)], [PEER, 200]]) for (const args of [["--h1", "-n", String(n), "-c", "8"], ["-n", String(n / 2), "-c", "8", "-m", "10"], ["--h1", "-n", "100", "-c", "100"]]) await load(port, args)();
   out.say("tls.handshakes");
   const fresh = ["--h1", "-n", "100", "-c", "100"];
-  const shaken = await inTurns({ ours: load(INTERCEPT, fresh), peer: load(PEER, fresh) }, { samples: 5 });
-  out.row(row("tls.handshakes", "connections/s", { ours: shaken.ours, peer: shaken.peer, ratio: "rate" }));
+  const shaken = await withCpu({ ours: [load(INTERCEPT, fresh), ours, 100], peer: [load(PEER, fresh), peer, 100], bare: [load(ORIGIN, fresh), null, 1] }, 5);
+  out.row(row("tls.handshakes", "connections/s", { ours: shaken.ours, baseline: shaken.bare, peer: shaken.peer, ratio: "rate" }));
+  out.row(row("tls.handshakes.cpu", "ms", { ours: shaken.cpu.ours, peer: shaken.cpu.peer, ratio: "cost" }));
 
   const kept = { h1: (/** @type {number} */ n) => ["--h1", "-n", String(n), "-c", "8"], h2: (/** @type {number} */ n) => ["-n", String(n), "-c", "8", "-m", "10"] };
   for (const version of /** @type {const} */ (["h1", "h2"])) {
     out.say(`tls.requests.${version}`);
-    const taken = await inTurns({ ours: load(INTERCEPT, kept[version](4_000)), peer: load(PEER, kept[version](300)) }, { samples: 5 });
-    out.row(row(`tls.requests.${version}`, "requests/s", { ours: taken.ours, peer: taken.peer, ratio: "rate" }));
+    const [many, few] = [4_000, 300];
+    const taken = await withCpu({ ours: [load(INTERCEPT, kept[version](many)), ours, many], peer: [load(PEER, kept[version](few)), peer, few], bare: [load(ORIGIN, kept[version](many)), null, 1] }, 5);
+    out.row(row(`tls.requests.${version}`, "requests/s", { ours: taken.ours, baseline: taken.bare, peer: taken.peer, ratio: "rate" }));
+    out.row(row(`tls.requests.${version}.cpu`, "ms", { ours: taken.cpu.ours, peer: taken.cpu.peer, ratio: "cost" }));
   }
 
   const trusted = [path.join(place, "bench.ca.pem"), ca];
@@ -92,16 +98,22 @@ export async function run(out) {
     return octets * 8 / total / 1e9;
   };
   out.say("tls.download");
-  const down = await inTurns({ ours: gbits(INTERCEPT, ["--http1.1"], "/large"), peer: gbits(PEER, ["--http1.1"], "/large"), splice: gbits(SPLICE, ["--http1.1"], "/large"), bare: gbits(ORIGIN, ["--http1.1"], "/large") }, { samples: 3 });
+  const large = (/** @type {number} */ port) => gbits(port, ["--http1.1"], "/large"), GB = SIZE / 1e9;
+  const down = await withCpu({ ours: [large(INTERCEPT), ours, GB], peer: [large(PEER), peer, GB], splice: [large(SPLICE), splicing, GB], bare: [large(ORIGIN), null, 1] }, 5);
   out.row(row("tls.download", "Gbit/s", { ours: down.ours, baseline: down.bare, peer: down.peer, ratio: "rate" }));
+  out.row(row("tls.download.cpu", "ms/GB", { ours: down.cpu.ours, peer: down.cpu.peer, ratio: "cost" }));
   out.row(row("tls.splice", "Gbit/s", { ours: down.splice, baseline: down.bare, ratio: "bare" }));
+  out.row(row("tls.splice.cpu", "ms/GB", { ours: down.cpu.splice }));
   out.row(row("tls.splice.times", "Gbit/s", { ours: down.splice, peer: down.ours, ratio: "rate" }));
-  const down2 = await inTurns({ ours: gbits(INTERCEPT, ["--http2"], "/large"), peer: gbits(PEER, ["--http2"], "/large") }, { samples: 3, warmup: 0 });
-  out.row(row("tls.download.h2", "Gbit/s", { ours: down2.ours, peer: down2.peer, ratio: "rate" }));
+  const large2 = (/** @type {number} */ port) => gbits(port, ["--http2"], "/large");
+  const down2 = await withCpu({ ours: [large2(INTERCEPT), ours, GB], peer: [large2(PEER), peer, GB], bare: [large2(ORIGIN), null, 1] }, 3);
+  out.row(row("tls.download.h2", "Gbit/s", { ours: down2.ours, baseline: down2.bare, peer: down2.peer, ratio: "rate" }));
+  out.row(row("tls.download.h2.cpu", "ms/GB", { ours: down2.cpu.ours, peer: down2.cpu.peer, ratio: "cost" }));
   out.say("tls.upload");
   const send = ["--http1.1", "-T", path.join(place, "large")];
-  const up = await inTurns({ ours: gbits(INTERCEPT, send, "/up"), peer: gbits(PEER, send, "/up") }, { samples: 3 });
-  out.row(row("tls.upload", "Gbit/s", { ours: up.ours, peer: up.peer, ratio: "rate" }));
+  const up = await withCpu({ ours: [gbits(INTERCEPT, send, "/up"), ours, GB], peer: [gbits(PEER, send, "/up"), peer, GB], bare: [gbits(ORIGIN, send, "/up"), null, 1] }, 3);
+  out.row(row("tls.upload", "Gbit/s", { ours: up.ours, baseline: up.bare, peer: up.peer, ratio: "rate" }));
+  out.row(row("tls.upload.cpu", "ms/GB", { ours: up.cpu.ours, peer: up.cpu.peer, ratio: "cost" }));
 
   out.say("tls.added.p50");
   const first = (/** @type {number} */ port) => async () => {
@@ -128,6 +140,35 @@ export async function run(out) {
   for (const socket of idle) socket.destroy();
   if (median(crowded.rate) === 0) throw new Error("no request was answered");
   await stop(ours);
+}
+
+/**
+ * As inTurns(), and of each the CPU time, ms, that a process spent for one unit of it.
+ * @template {string} K
+ * @param {Record<K, readonly [work: () => Promise<number>, process: import("node:child_process").ChildProcess | null, units: number]>} subjects
+ * @param {number} samples
+ * @returns {Promise<Record<K, number[]> & {cpu: Record<K, number[]>}>}
+ */
+async function withCpu(subjects, samples) {
+  const names = /** @type {K[]} */ (Object.keys(subjects));
+  const cpu = /** @type {Record<K, number[]>} */ (Object.fromEntries(names.map((name) => [name, []])));
+  const measured = names.map((name) => {
+    const [work, process, units] = subjects[name];
+    return [name, async () => {
+      const before = process === null ? 0 : spent(process);
+      const value = await work();
+      if (process !== null) cpu[name].push((spent(process) - before) / units);
+      return value;
+    }];
+  });
+  const taken = await inTurns(/** @type {Record<K, () => Promise<number>>} */ (Object.fromEntries(measured)), { samples });
+  for (const name of names) cpu[name].splice(0, cpu[name].length - samples); // the warming up
+  return { ...taken, cpu };
+}
+
+/** CPU time of a process and its threads until now, ms. @param {import("node:child_process").ChildProcess} child */
+function spent({ pid }) {
+  return readdirSync(`/proc/${pid}/task`).reduce((sum, task) => sum + Number(readFileSync(`/proc/${pid}/task/${task}/schedstat`, "utf8").split(" ")[0]), 0) / 1e6;
 }
 
 /** Waits until a port answers a request. @param {number} port */
