@@ -71,8 +71,8 @@ export function quietHalf(taken, best = "low") {
  *   added   (peer - baseline) / (value - baseline): what both add to the same work without either
  *   cost    peer / value
  *   rate    value / peer
- *   bare    value / baseline
- *   bare-cost  baseline / value
+ *   bare    value / baseline: the median of the turns' own quotients, for both samples of a turn saw the same machine
+ *   bare-cost  baseline / value, likewise
  *   none    null
  * @typedef {"added" | "cost" | "rate" | "bare" | "bare-cost" | "none"} RatioKind
  */
@@ -88,7 +88,13 @@ export function row(id, unit, { ours, baseline = null, peer = null, ratio = "non
   const base = baseline === null ? null : median(baseline);
   const other = peer === null ? null : median(peer);
   const spread = spreadOf(difference && baseline !== null && baseline.length === ours.length ? ours.map((sample, i) => sample - baseline[i]) : ours);
-  return { id, unit, value: shown(value), spread: shown(spread), baseline: base === null ? null : shown(base), peer: other === null ? null : shown(other), ratio: ratioOf(ratio, value, base, other) };
+  return { id, unit, value: shown(value), spread: shown(spread), baseline: base === null ? null : shown(base), peer: other === null ? null : shown(other), ratio: inPairs(ratio, ours, baseline) ?? ratioOf(ratio, value, base, other) };
+}
+
+/** @param {RatioKind} kind @param {readonly number[]} ours @param {readonly number[] | null} baseline */
+function inPairs(kind, ours, baseline) {
+  if (!kind.startsWith("bare") || baseline === null || baseline.length !== ours.length) return null;
+  return shown(median(ours.map((sample, i) => (kind === "bare" ? sample / baseline[i] : baseline[i] / sample))));
 }
 
 /** @param {RatioKind} kind @param {number} value @param {number | null} baseline @param {number | null} peer */
