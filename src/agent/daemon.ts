@@ -15,7 +15,7 @@ import { z } from "zod";
 import { closeFd, lockFile } from "../../native/index.js";
 import { formatAddress, parseAddress, parsePrefix, type Address, type Prefix } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
-import { attachRequest, policyRequest, type AttachRequest, type PolicyDiff, type PolicyRequest, type ReloadAnswer } from "../api/schema.js";
+import { attachRequest, policyRequest, sandboxName, type AttachRequest, type PolicyDiff, type PolicyRequest, type ReloadAnswer } from "../api/schema.js";
 import { readAgentConfig, type AgentConfig, type AttachPattern } from "../config/agent-config.js";
 import type { DeniedQuery } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
@@ -41,8 +41,9 @@ import { forgetAuthority, keptCertificate } from "../tls/certificates/store.js";
 import type { TlsDenial } from "../tls/protocol.js";
 import { describeAllowed, describeConnection, describePacket, describeQuery } from "./verdicts.js";
 import { enforcerRegistry, serveMetrics } from "./metrics.js";
-import { buildFloor, buildRequested, requestOfText, type Built, type Floor } from "./policy-source.js";
+import { buildFloor, buildRequested, readAhead, requestOfText, type Built, type Floor } from "./policy-source.js";
 import { RunDirectory } from "./run-directory.js";
+import { Slices } from "./slices.js";
 import type { KeptSandbox, Sandbox, UpstreamAddress } from "./sandbox.js";
 import { FlowWatch } from "./flow-watch.js";
 import { WatchHub, type Watcher, type WatchEvent } from "./watch.js";
@@ -281,11 +282,14 @@ export class Agent {
   }
 
   /** @throws EnforcerError; then all is as it was. */
-  attach(request: AttachRequest): Promise<{ known: Known; warnings: readonly string[] }> {
+  async attach(request: AttachRequest): Promise<{ known: Known; warnings: readonly string[] }> {
+    if (request.policy !== undefined) await readAhead(request.policy);
     return this.#exclusive(async () => {
       const { policy, ...rest } = request;
       checkInterfaceName(request.tap);
       const spec: Spec = { ...rest, origin: "request" };
+      const named = sandboxName.safeParse(nameOf(spec));
+      if (!named.success) throw new EnforcerError("E_REQUEST", `${nameOf(spec)} cannot be a sandbox's name: ${named.error.issues[0]?.message ?? ""}`, { remedy: "give it a name" });
       const source = policy === undefined ? this.#defaultSource(null) : { from: "request" as const, request: policy };
       return this.#attach(nameOf(spec), spec, source, spec.wait === true);
     });
@@ -374,7 +378,9 @@ export class Agent {
   }
 
   /** @throws EnforcerError; then the former policy is in force. */
-  setPolicy(name: string, request: PolicyRequest): Promise<{ uid: string; written: number; left: number; warnings: readonly string[] }> {
+  async setPolicy(name: string, request: PolicyRequest): Promise<{ uid: string; written: number; left: number; warnings: readonly string[] }> {
+    this.need(name);
+    await readAhead(request);
     return this.#exclusive(async () => {
       const known = this.need(name);
       const source: Source = { from: "request", request };
@@ -406,7 +412,9 @@ export class Agent {
   #build(source: Source, engine: Engine, config = this.#config, floor = this.#floor): Built { return buildRequested(source.request, engine.enforcer.groups, config.limits, floor); }
 
   /** A policy as it would be understood for a sandbox; null: for any of the agent's own namespace. */
-  check(name: string | null, request: PolicyRequest): Built {
+  async check(name: string | null, request: PolicyRequest): Promise<Built> {
+    if (name !== null) this.need(name);
+    await readAhead(request);
     const known = name === null ? null : this.need(name);
     return buildRequested(request, (known === null || known.state === "waiting" ? this.#own : known.engine).enforcer.groups, this.#config.limits, this.#floor);
   }
@@ -417,11 +425,13 @@ export class Agent {
     return keptCertificate(this.#run.path, name);
   }
 
-  diff(name: string, request: PolicyRequest): PolicyDiff {
+  async diff(name: string, request: PolicyRequest): Promise<PolicyDiff> {
+    this.enforced(name);
+    const asked = await this.check(name, request);
     const { sandbox } = this.enforced(name);
     // The width of a column is no difference.
     const linesOf = (policy: Policy): string[] => policyText(policyReport(policy, [])).replaceAll(/ {2,}/g, "  ").split("\n").slice(0, -1);
-    const lines = lineDiff(linesOf(sandbox.policy), linesOf(this.check(name, request).policy));
+    const lines = lineDiff(linesOf(sandbox.policy), linesOf(asked.policy));
     return { same: lines.every((line) => line.startsWith(" ")), lines };
   }
 
@@ -441,7 +451,9 @@ export class Agent {
       const floor = config.floor === null ? null : buildFloor(config.floor, this.#own.enforcer.groups);
       // Everything that can be wrong is found before anything is put in force.
       const next = new Map<string, { source: Source; built: Built }>();
+      const slices = new Slices();
       for (const known of this.known()) {
+        await slices.pause();
         if (known.state !== "enforced") continue;
         const source = this.#currentSource(known.spec, known.source, config);
         const built = this.#build(source, known.engine, config, floor);

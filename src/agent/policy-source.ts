@@ -3,6 +3,7 @@
  *
  * Holds always: the text is kept as it was given, so that a restart builds the same policy when the file has been changed or has
  * gone since; block lists and other files that it names are read again. Limits of the floor are the most that a policy may ask for.
+ * A long text that was asked for is read in a thread of its own before it is built.
  */
 import type { PolicyRequest } from "../api/schema.js";
 import type { GroupTable } from "../addresses/groups.js";
@@ -10,15 +11,34 @@ import type { PolicyText } from "../config/agent-config.js";
 import { buildPolicy } from "../policy/build.js";
 import { formatDiagnostic } from "../policy/diagnostics.js";
 import { parsePolicyText, type PolicySource } from "../policy/parse.js";
+import { readPolicyApart } from "../policy/read-apart.js";
 import { limitKinds, type Limits, type Policy } from "../policy/types.js";
 
 export interface Built { readonly policy: Policy; readonly warnings: readonly string[] }
 
 export interface Floor { readonly file: string; readonly policy: Policy; readonly limits: Partial<Limits> }
 
+/** Letters of a text that takes no longer than some ten milliseconds, read where it is wanted. */
+const SHORT = 8 * 1024;
+
+/** What was read ahead, until it is built, by the file as it was asked for. */
+const ahead = new WeakMap<object, PolicySource>();
+
+/** Reads a long text in a thread of its own, for the next buildRequested of this very request. @throws EnforcerError E_POLICY, E_LIMIT. */
+export async function readAhead({ file }: PolicyRequest): Promise<void> {
+  if (file !== undefined && file.text.length > SHORT) ahead.set(file, await readPolicyApart(file.path, file.text));
+}
+
+/** Once: files that it names are read again the next time. */
+function read(file: NonNullable<PolicyRequest["file"]>): PolicySource {
+  const source = ahead.get(file) ?? parsePolicyText(file.text, file.path);
+  ahead.delete(file);
+  return source;
+}
+
 /** @throws EnforcerError E_POLICY, E_LIMIT. */
 export function buildRequested(request: PolicyRequest, groups: GroupTable, standard: Partial<Limits>, floor: Floor | null): Built {
-  const file: PolicySource | null = request.file === undefined ? null : parsePolicyText(request.file.text, request.file.path);
+  const file: PolicySource | null = request.file === undefined ? null : read(request.file);
   const { policy, warnings } = buildPolicy({
     groups, tokens: request.rules ?? [], noNet: request.no_net === true, noRebind: request.no_dns_rebind_protection === true,
     ...(file === null ? {} : { file }),

@@ -6,7 +6,7 @@
  */
 import { z } from "zod";
 import { parseAddress, parsePrefix } from "../addresses/address.js";
-import { parseUpstream } from "../policy/parse.js";
+import { FILE_OCTETS, parseUpstream } from "../policy/parse.js";
 
 export const API_VERSION = 1;
 /** Octets of a request's body at most: a policy file of the largest size, as JSON. */
@@ -21,7 +21,7 @@ export const policyRequest = z.strictObject({
   file: z.strictObject({
     /** Absolute: names the file in messages, and files named in it are relative to its directory. */
     path: z.string().min(1).max(4096).startsWith("/"),
-    text: z.string().max(16 * 1024 * 1024),
+    text: z.string().max(FILE_OCTETS),
   }).optional(),
   rules: z.array(z.string().max(1024)).max(10_000).optional(),
   default_egress: action.optional(),
@@ -35,7 +35,9 @@ export type PolicyRequest = z.infer<typeof policyRequest>;
 const NAME_OCTETS = 230;
 
 /** Printable, no slash but between namespace and tap. */
-const sandboxName = z.string().min(1).max(120).regex(/^[^\p{Cc}\p{Cs}\s/]+(?:\/[^\p{Cc}\p{Cs}\s/]+)?$/u, "a name without blanks, and with one slash at most between two parts, is wanted")
+export const sandboxName = z.string().min(1).max(120).regex(/^[^\p{Cc}\p{Cf}\p{Cs}\p{Z}/]+(?:\/[^\p{Cc}\p{Cf}\p{Cs}\p{Z}/]+)?$/u, "a name of letters that can be seen, and with one slash at most between two parts, is wanted")
+  // In a URL these are not names: the sandbox could not be asked for.
+  .refine((name) => name !== "." && name !== "..", "a name other than . and .. is wanted")
   // Files are named after it; half a surrogate pair has no such form, and was refused above.
   .refine((name) => /\p{Cs}/u.test(name) || encodeURIComponent(name).length <= NAME_OCTETS, "a shorter name is wanted");
 

@@ -57,9 +57,9 @@ const routes: readonly Route[] = [
     await agent.detach(name);
     return { detached: name };
   }),
-  route("GET", "/sandboxes/{name}/policy", noQuery, null, ({ agent, name }) => {
+  route("GET", "/sandboxes/{name}/policy", noQuery, null, async ({ agent, name }) => {
     const known = agent.need(name);
-    if (known.state === "waiting") return { request: known.waiting.source.request, report: policyReport(agent.check(name, known.waiting.source.request).policy, []), warnings: [] };
+    if (known.state === "waiting") return { request: known.waiting.source.request, report: policyReport((await agent.check(name, known.waiting.source.request)).policy, []), warnings: [] };
     const { sandbox, source } = agent.enforced(name);
     return { request: source.request, report: policyReport(sandbox.policy, []), warnings: [] };
   }),
@@ -68,8 +68,8 @@ const routes: readonly Route[] = [
     return { uid, pins: { kept: written, left }, warnings };
   }),
   route("POST", "/sandboxes/{name}/policy/diff", noQuery, policyRequest, ({ agent, name, body }) => agent.diff(name, body)),
-  route("POST", "/policy/check", noQuery, policyRequest, ({ agent, body }) => {
-    const { policy, warnings } = agent.check(null, body);
+  route("POST", "/policy/check", noQuery, policyRequest, async ({ agent, body }) => {
+    const { policy, warnings } = await agent.check(null, body);
     return { request: body, report: policyReport(policy, []), warnings };
   }),
   route("GET", "/sandboxes/{name}/pins", noQuery, null, ({ agent, name }) => pinsView(agent, name)),

@@ -6,6 +6,7 @@
 import { formatAddress, formatPrefix } from "../addresses/address.js";
 import type { SandboxStatus } from "../api/schema.js";
 import { EnforcerError } from "../errors.js";
+import { checkInterfaceName } from "../net/links.js";
 import { agentAt, agentRuns } from "./connection.js";
 import { attachForeground, type AttachArguments } from "./foreground.js";
 import { policyRequestOf } from "./policy.js";
@@ -27,6 +28,7 @@ export async function attach(options: AttachFlags): Promise<void> {
   }
   if (options.agentsOwn.length > 0) process.stderr.write(`enforcer: ${options.agentsOwn.join(" and ")} ${options.agentsOwn.length > 1 ? "are" : "is"} the agent's to say (its configuration), and not regarded\n`);
   const { tap, name, netns, wait, gateways, guest, mac, upstreams } = options;
+  checkInterfaceName(tap);
   const policy = policyRequestOf({ ...options, file: options.policy });
   const { sandbox, warnings } = await agentAt(options.runDirectory).attach({
     tap, ...(name === null ? {} : { name }), ...(netns === null ? {} : { netns }), ...(wait ? { wait } : {}),

@@ -38,7 +38,7 @@ function sandboxText(one: SandboxStatus): string {
   for (const [head, counts] of [["query", one.queries], ["connection", one.connections]] as const) {
     if (Object.keys(counts).length > 0) parts.push(tableText([head, "count"], Object.entries(counts).map(([outcome, count]) => [outcome, String(count)])));
   }
-  if (one.events_lost > 0) parts.push(`${one.events_lost} denials were not reported, over the rate\n`);
+  if (one.events_lost > 0) parts.push(`${one.events_lost === 1 ? "1 denial was" : `${one.events_lost} denials were`} not reported, over the rate\n`);
   for (const note of one.notes) parts.push(`${note}\n`);
   return parts.join("\n");
 }

@@ -30,6 +30,11 @@ export class PolicyError extends EnforcerError {
 
 /** Longest list of errors or warnings worth printing; a file of garbage has one per line. */
 const SHOWN = 50;
+/** Letters of a sentence: it may quote what stands in the file, and that may be a megabyte without a break. */
+const SENTENCE = 1_000;
+
+/** The beginning of what is too long to be read. */
+export function clipped(text: string): string { return text.length <= SENTENCE ? text : `${text.slice(0, SENTENCE).replace(/[\ud800-\udbff]$/, "")}… (${text.length} letters)`; }
 
 /** Gathers diagnostics while a policy is read. */
 export class Report {
@@ -37,11 +42,11 @@ export class Report {
   readonly #warnings: Diagnostic[] = [];
 
   error(place: Place, message: string, remedy: string): void {
-    this.#errors.push({ severity: "error", ...place, message, remedy });
+    this.#errors.push({ severity: "error", ...place, message: clipped(message), remedy: clipped(remedy) });
   }
 
   warn(place: Place, message: string, remedy: string): void {
-    this.#warnings.push({ severity: "warning", ...place, message, remedy });
+    this.#warnings.push({ severity: "warning", ...place, message: clipped(message), remedy: clipped(remedy) });
   }
 
   get warnings(): readonly Diagnostic[] {

@@ -33,7 +33,7 @@ export interface PolicySource {
 }
 
 /** Largest policy file, in octets; the block list has files of its own. */
-const FILE_OCTETS = 16 * 1024 * 1024;
+export const FILE_OCTETS = 4 * 1024 * 1024;
 /** YAML errors told of one file: what follows the first few is mostly their consequence. */
 const YAML_ERRORS = 3;
 

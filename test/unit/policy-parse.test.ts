@@ -4,13 +4,17 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
+import { LineCounter } from "yaml";
 import { EnforcerError } from "../../src/errors.js";
 import { formatAddress } from "../../src/addresses/address.js";
 import { buildPolicy, parseRuleToken } from "../../src/policy/build.js";
 import { PolicyError, formatDiagnostic, nearest } from "../../src/policy/diagnostics.js";
 import { formatPattern } from "../../src/policy/names.js";
 import { parsePolicyFile, parsePolicyText, parseUpstream } from "../../src/policy/parse.js";
+// Threads run what was built.
+import { readPolicyApart } from "../../dist/policy/read-apart.js";
 import { formatDestination, formatPorts } from "../../src/policy/rules.js";
+import { ERRORS_MAX, readYaml } from "../../src/policy/yaml.js";
 
 /** Texts that nest deeper than any policy; each would use up the stack of whoever recurses over it. */
 const deep: readonly [string, string][] = [
@@ -407,5 +411,49 @@ describe("what nests too deep is refused where it does, before anything recurses
   });
   it("64 levels are read", () => {
     expect(inFile(`rules: ${"[".repeat(60)}${"]".repeat(60)}`)).toEqual([expect.stringContaining("a rule must be a mapping")]);
+  });
+});
+
+/** Megabytes that are no policy; each was seconds of work, one error an octet. */
+const garbage: readonly [string, string, string][] = [
+  ["quotes", '"'.repeat(200_000), "Unexpected double-quoted-scalar"], ["lists side by side", "[]".repeat(100_000), "Unexpected flow-seq-start"], ["closing brackets", "]".repeat(200_000), "Unexpected flow-seq-end"],
+  ["commas", `[${",".repeat(200_000)}]`, "Unexpected , in flow sequence"], ["anchors", "&a ".repeat(50_000), "at most one anchor"], ["tags", "! ".repeat(50_000), "at most one tag"], ["directives", "%a b\n".repeat(50_000), "Unknown directive"],
+  ["escapes", `"${"\\q".repeat(50_000)}"`, "Invalid escape"],
+];
+
+describe("what is no YAML is read no further than its first errors", () => {
+  it.each(garbage)("%s", (_, text, words) => {
+    const document = readYaml(text, { lineCounter: new LineCounter(), prettyErrors: false });
+    expect(document.errors.length).toBeGreaterThan(0);
+    expect(document.errors.length).toBeLessThanOrEqual(ERRORS_MAX);
+    const told = errorsOf(() => parsePolicyText(text, "p.yaml"));
+    expect(told.length).toBeLessThanOrEqual(3);
+    expect(told[0]).toContain(words);
+    expect(told[0]).toMatch(/^p\.yaml:\d+: error: not valid YAML: /);
+  });
+
+  it("a sentence quotes no more of a file than one reads", () => {
+    for (const text of [`rules: [{allow: ${"a".repeat(500_000)}}]`, `${"k".repeat(1000)}: 1`, `rules: [{allow: "${"é".repeat(300_000)} "}]`, "!".repeat(500_000)]) for (const line of errorsOf(() => parsePolicyText(text, "p.yaml"))) expect(line.length).toBeLessThan(2500);
+  });
+
+  it("blank lines and comments around a document are nothing", () => {
+    expect(parsePolicyText(`${"\n# before\n".repeat(1000)}rules: [{allow: public}]${"\n# behind\n\n".repeat(1000)}`, "p.yaml").rules).toHaveLength(1);
+    expect(parsePolicyText("# nothing\n\n\n", "p.yaml").rules).toEqual([]);
+  });
+});
+
+describe("a text that a thread of its own reads", () => {
+  it("is understood as if it had been read here", async () => {
+    const text = `default_ingress: deny\nrules:\n${Array.from({ length: 300 }, (_, i) => `  - {allow: "*.h${i}.example", proto: tcp, ports: [443, 8000-8010]}\n  - deny: 10.${i % 256}.0.0/16\n`).join("")}dns: {upstreams: [192.0.2.53], block: [ads.example, "*.ads.example"]}\nlimits: {flows: 100}\n`;
+    expect(await readPolicyApart("/p.yaml", text)).toEqual(parsePolicyText(text, "/p.yaml"));
+  });
+
+  it("is refused as if it had been read here, one after the other", async () => {
+    const texts = ["rules: [{alow: public}]", '"'.repeat(20_000), "limits: {flows: 0}\nrules: 7"];
+    const refusals = await Promise.all(texts.map((text) => readPolicyApart("/p.yaml", text).then(() => null, (error: unknown) => error)));
+    texts.forEach((text, i) => {
+      expect(refusals[i]).toMatchObject({ code: "E_POLICY" });
+      expect((refusals[i] as PolicyError).diagnostics.map(formatDiagnostic)).toEqual(errorsOf(() => parsePolicyText(text, "/p.yaml")));
+    });
   });
 });
