@@ -166,7 +166,7 @@ export class Agent {
         const state = this.#run.read(name);
         if (state?.phase === "detaching") ending.push(name);
         else if (state !== null) await this.#adopt(name);
-        else this.#options.onNotice(`${name}: its state file in ${this.#run.path} is torn or another version's, and not regarded`);
+        else this.#options.onNotice(`${name}: its state file in ${this.#run.path} is torn, another version's, or may be written to by others, and not regarded`);
       } catch (error) {
         this.#options.onNotice(`${name} could not be taken over and stays as it is: ${text(error)}`);
         this.#waitIfGone(name);

@@ -733,7 +733,7 @@ export class Enforcer {
       }
       await this.#forgetInWorkers(slot);
       const name = nameOf(ifindex) ?? link.name;
-      const reason = this.#run.read(name) === null ? "its state file is missing or torn" : "its policy could not be built again";
+      const reason = this.#run.read(name) === null ? "its state file is missing or torn, or may be written to by others" : "its policy could not be built again";
       this.inside(() => attachHooks(this.#instance, ifindex, link.name, TAP_HOOKS));
       this.#globals.setTap(ifindex, slot, generation);
       const nothing = tables.pins();

@@ -3,10 +3,11 @@
  * what a dead one did and was asked to do.
  *
  * Holds always: a file is replaced whole (written beside, renamed); one that cannot be read counts as absent, and what the
- * kernel holds stays in force all the same. The lock is the kernel's (flock) and dies with the process. Names become file
+ * kernel holds stays in force all the same. The directory is ours alone: one that others own or may write to is refused, and a file of
+ * that kind counts as one that cannot be read, for its writer would say what a guest may reach. The lock is the kernel's (flock) and dies with the process. Names become file
  * names percent-encoded.
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, constants, fstatSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, statSync, type Stats, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeFd, lockFile } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
@@ -62,6 +63,9 @@ export class RunDirectory {
     } catch (cause) {
       throw new EnforcerError("E_STATE", `the run directory ${path} cannot be made: ${message(cause)}`, { cause });
     }
+    // The link, where it is one, and what it leads to.
+    const fault = lstatSync(path).uid === process.geteuid?.() ? notOurs(statSync(path)) : "belongs to another user";
+    if (fault !== null) throw new EnforcerError("E_STATE", `the run directory ${path} ${fault}: what is kept there says what guests may reach`, { remedy: `chown root ${path} && chmod 700 ${path}, after a look at what is in it; or name another with --run-dir` });
   }
 
   /** @param name of the lock file, without ending. @returns what releases the lock. @throws EnforcerError E_TAP_TAKEN when another process holds it. */
@@ -128,11 +132,17 @@ export class RunDirectory {
   }
 
   #json(name: string, ending: string): unknown {
+    let fd: number | null = null;
     try {
-      const value: unknown = JSON.parse(readFileSync(this.#path(name, ending), "utf8"));
+      fd = openSync(this.#path(name, ending), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+      const stat = fstatSync(fd);
+      if (!stat.isFile() || notOurs(stat) !== null) return null;
+      const value: unknown = JSON.parse(readFileSync(fd, "utf8"));
       return typeof value === "object" ? value : null;
     } catch {
       return null;
+    } finally {
+      if (fd !== null) closeSync(fd);
     }
   }
 
@@ -147,6 +157,12 @@ export class RunDirectory {
   }
 
   #path(name: string, ending: string): string { return join(this.path, `${encodeURIComponent(name)}${ending}`); }
+}
+
+/** Why somebody else may have written there; null: nobody else may. */
+function notOurs({ uid, mode }: Stats): string | null {
+  if (uid !== process.geteuid?.()) return "belongs to another user";
+  return (mode & 0o022) === 0 ? null : "may be written to by others";
 }
 
 const phases: ReadonlySet<string> = new Set<SandboxState["phase"]>(["attaching", "enforced", "detaching", "gone", "waiting"]);

@@ -2,7 +2,7 @@
  * What a successor makes of files that no agent wrote so: state files of every kind of damage, and a BPF file system on which things
  * are missing or are another's. It starts, or says why not and what to do; the kernel goes on; nothing is wiped and nothing is open.
  */
-import { mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, symlinkSync, unlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, symlinkSync, unlinkSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { BpfMap } from "../../native/index.js";
@@ -24,6 +24,10 @@ const damages: readonly [string, (file: string, state: State) => unknown][] = [
   ["nested beyond reason", (file) => writeFileSync(file, `${"[".repeat(300_000)}`)],
   ["a directory", (file) => { rmSync(file); mkdirSync(file); }],
   ["a link to itself", (file) => { rmSync(file); symlinkSync(file, file); }],
+  ["a link to one elsewhere", (file) => { renameSync(file, `${file}.away`); symlinkSync(`${file}.away`, file); }],
+  ["another user's", (file) => chownSync(file, 4242, 0)],
+  ["open to a group", (file) => chmodSync(file, 0o660)],
+  ["open to all", (file) => chmodSync(file, 0o602)],
   ["a later version's", (_, state) => ({ ...state, version: 2 })],
   ["of another name", (_, state) => ({ ...state, name: "other" })],
   ["of a number that is no device's", (_, state) => ({ ...state, ifindex: 99_999_999 })],
