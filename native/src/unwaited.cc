@@ -42,6 +42,26 @@ void* Run(void* argument) {
   return nullptr;
 }
 
+// A thread of its own for a change. Here: on this CPU, where it runs as soon as the caller yields; on another it may first wait for a
+// slice to end there, milliseconds. An error number.
+int Begin(std::shared_ptr<Change>* change, bool here) {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, kStack);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  int cpu = here ? sched_getcpu() : -1;
+  if (cpu >= 0 && cpu < CPU_SETSIZE) {
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(cpu, &only);
+    pthread_attr_setaffinity_np(&attributes, sizeof only, &only);
+  }
+  pthread_t thread;
+  int error = pthread_create(&thread, &attributes, Run, change);
+  pthread_attr_destroy(&attributes);
+  return error;
+}
+
 // What programs find at the key now: an inner map's id, 0 for none.
 __u32 Seen(int outer, const void* key) {
   __u32 id = 0;
@@ -62,22 +82,13 @@ int ChangeInner(int outer, const void* key, size_t key_size, int inner, __u32 in
     waiting--;
     return Apply(*change);
   }
-  pthread_attr_t attributes;
-  pthread_attr_init(&attributes);
-  pthread_attr_setstacksize(&attributes, kStack);
-  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  // On this CPU, where it runs as soon as we yield below: on another it may first wait for a slice to end there, milliseconds.
-  cpu_set_t here;
-  CPU_ZERO(&here);
-  int cpu = sched_getcpu();
-  if (cpu >= 0 && cpu < CPU_SETSIZE) {
-    CPU_SET(cpu, &here);
-    pthread_attr_setaffinity_np(&attributes, sizeof here, &here);
-  }
   auto* handed = new std::shared_ptr<Change>(change);
-  pthread_t thread;
-  int error = pthread_create(&thread, &attributes, Run, handed);
-  pthread_attr_destroy(&attributes);
+  static std::atomic<bool> may_place{true};
+  int error = Begin(handed, may_place);
+  if (error != 0 && may_place) {
+    if (error == EPERM) may_place = false;  // a filter of system calls forbids it
+    error = Begin(handed, false);
+  }
   if (error != 0) {  // no thread to be had: wait here
     delete handed;
     waiting--;
