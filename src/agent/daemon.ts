@@ -21,6 +21,7 @@ import type { DeniedQuery } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
 import { allowExpedite } from "../kernel/grace-period.js";
+import { refuseForeign } from "../kernel/instance.js";
 import { tcMechanism } from "../kernel/tap-link.js";
 import { holdable } from "../net/base-drop.js";
 import type { LinkEvent } from "../net/host-watch.js";
@@ -108,7 +109,7 @@ export class Agent {
   private constructor(options: AgentOptions, config: AgentConfig) {
     this.#options = options;
     this.#config = config;
-    this.#run = new RunDirectory(join(config.runDirectory, "agent"));
+    this.#run = new RunDirectory(join(new RunDirectory(config.runDirectory).path, "agent"));
   }
 
   /**
@@ -148,6 +149,7 @@ export class Agent {
     } catch {
       return; // Enforcer.start says what is wrong with it.
     }
+    refuseForeign(folder);
     try {
       const fd = lockFile(folder);
       this.#unlock.push(() => closeFd(fd));
@@ -166,7 +168,7 @@ export class Agent {
         const state = this.#run.read(name);
         if (state?.phase === "detaching") ending.push(name);
         else if (state !== null) await this.#adopt(name);
-        else this.#options.onNotice(`${name}: its state file in ${this.#run.path} is torn, another version's, or may be written to by others, and not regarded`);
+        else this.#options.onNotice(`${name}: its state file in ${this.#run.path} is not regarded: ${this.#run.fault(name) ?? "it changed"}`);
       } catch (error) {
         this.#options.onNotice(`${name} could not be taken over and stays as it is: ${text(error)}`);
         this.#waitIfGone(name);

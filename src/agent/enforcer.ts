@@ -15,7 +15,7 @@
  * missing. Main thread only; callers do one operation at a time (agent.ts).
  */
 import { existsSync, readdirSync, rmdirSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { BpfMap, closeFd, createNetns, openNetns, type RingBuffer } from "../../native/index.js";
 import { formatAddress, formatPrefix, type Address } from "../addresses/address.js";
@@ -31,7 +31,7 @@ import { followEvents, type PacketEvent } from "../kernel/events.js";
 import { formerTcp, type FlowRow } from "../kernel/flows.js";
 import { Globals } from "../kernel/globals.js";
 import { forgottenExpedite } from "../kernel/grace-period.js";
-import { inForce, Instance, instanceDirectory, removePins } from "../kernel/instance.js";
+import { inForce, Instance, instanceDirectory, refuseForeign, removePins } from "../kernel/instance.js";
 import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
 import { nudgeFlows } from "../kernel/nudge.js";
 import { floorUid, SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
@@ -202,6 +202,7 @@ export class Enforcer {
     const { bpffs, instance, resolverDevice, netnsFd } = this.#options;
     const directory = instanceDirectory(bpffs, instance);
     const fresh = !existsSync(directory);
+    for (const folder of [dirname(directory), directory]) refuseForeign(folder);
     refuseOtherLayout(directory);
     forgottenExpedite();
     this.#instance = Instance.open({ directory, sandboxes: this.#options.sandboxes });
@@ -733,7 +734,8 @@ export class Enforcer {
       }
       await this.#forgetInWorkers(slot);
       const name = nameOf(ifindex) ?? link.name;
-      const reason = this.#run.read(name) === null ? "its state file is missing or torn, or may be written to by others" : "its policy could not be built again";
+      const fault = this.#run.fault(name);
+      const reason = fault === null ? "its policy could not be built again" : `its state file is not regarded: ${fault}`;
       this.inside(() => attachHooks(this.#instance, ifindex, link.name, TAP_HOOKS));
       this.#globals.setTap(ifindex, slot, generation);
       const nothing = tables.pins();

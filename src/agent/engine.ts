@@ -8,8 +8,9 @@
 import { existsSync, readdirSync } from "node:fs";
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-import { closeFd, netnsInode, openNetns } from "../../native/index.js";
+import { closeFd, fsType, netnsInode, openNetns } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
+import { inNetns } from "../net/request.js";
 import { Enforcer, type EnforcerOptions } from "./enforcer.js";
 
 /** Longer than any tap's name: no `enforcer attach` in the foreground can have an instance of this name. */
@@ -33,12 +34,16 @@ export function netnsPath(netns: string): string {
   return `/run/netns/${netns}`;
 }
 
+/** File system of namespaces (linux/magic.h). */
+const NSFS_MAGIC = 0x6e736673;
+
 /** @throws EnforcerError E_NETNS; the caller closes it. */
 export function openNamespace(netns: string): number {
   const path = netnsPath(netns);
   try {
-    const fd = openNetns(path);
-    return fd;
+    // Not opened before it is known to be one: a pipe would be waited for.
+    if (fsType(path) >>> 0 !== NSFS_MAGIC) throw new Error("it is no namespace");
+    return openNetns(path);
   } catch (cause) {
     throw new EnforcerError("E_NETNS", `the network namespace ${path} cannot be opened: ${(cause as Error).message}`, { cause });
   }
@@ -57,6 +62,7 @@ export function inodeOf(netns: string | null): number {
 export async function startEngine(netns: string | null, options: EngineOptions, outer: EnforcerOptions["outer"]): Promise<Engine> {
   const fd = netns === null ? null : openNamespace(netns);
   try {
+    if (fd !== null) requireNetwork(fd, netnsPath(netns!));
     const inode = inodeOf(netns);
     const device = `enf-${createHash("sha256").update(options.run.path).digest("hex").slice(0, 8)}`;
     const enforcer = await Enforcer.start({ ...options, instance: instanceOf(netns), resolverDevice: device, netnsFd: fd, outer: netns === null ? null : outer });
@@ -64,6 +70,15 @@ export async function startEngine(netns: string | null, options: EngineOptions, 
   } catch (error) {
     if (fd !== null) closeFd(fd);
     throw error;
+  }
+}
+
+/** Refuses another kind of namespace. @throws EnforcerError E_NETNS. */
+export function requireNetwork(fd: number, path: string): void {
+  try {
+    inNetns(fd, () => undefined);
+  } catch (cause) {
+    throw new EnforcerError("E_NETNS", `${path} is no network namespace: ${(cause as Error).message}`, { cause });
   }
 }
 

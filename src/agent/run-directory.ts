@@ -3,14 +3,14 @@
  * what a dead one did and was asked to do.
  *
  * Holds always: a file is replaced whole (written beside, renamed); one that cannot be read counts as absent, and what the
- * kernel holds stays in force all the same. The directory is ours alone: one that others own or may write to is refused, and a file of
- * that kind counts as one that cannot be read, for its writer would say what a guest may reach. The lock is the kernel's (flock) and dies with the process. Names become file
- * names percent-encoded.
+ * kernel holds stays in force all the same. The same goes for one that another user owns or can write, and a directory of that
+ * kind is refused. The lock is the kernel's (flock) and dies with the process. Names become file names percent-encoded.
  */
-import { closeSync, constants, fstatSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, statSync, type Stats, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, renameSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeFd, lockFile } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
+import { directoryFault, readOwn } from "../kernel/ownership.js";
 import type { TapChange } from "../net/tap.js";
 
 /** A policy as a state file names it. */
@@ -63,9 +63,13 @@ export class RunDirectory {
     } catch (cause) {
       throw new EnforcerError("E_STATE", `the run directory ${path} cannot be made: ${message(cause)}`, { cause });
     }
-    // The link, where it is one, and what it leads to.
-    const fault = lstatSync(path).uid === process.geteuid?.() ? notOurs(statSync(path)) : "belongs to another user";
-    if (fault !== null) throw new EnforcerError("E_STATE", `the run directory ${path} ${fault}: what is kept there says what guests may reach`, { remedy: `chown root ${path} && chmod 700 ${path}, after a look at what is in it; or name another with --run-dir` });
+    let fault: string | null;
+    try {
+      fault = directoryFault(path);
+    } catch (cause) {
+      throw new EnforcerError("E_STATE", `the run directory ${path} cannot be looked at: ${message(cause)}`, { cause });
+    }
+    if (fault !== null) throw new EnforcerError("E_STATE", `the run directory ${path} is not root's alone: ${fault}`, { remedy: `look at what is in it and who put it there; then chown root ${path} and chmod 700 ${path}, or name another` });
   }
 
   /** @param name of the lock file, without ending. @returns what releases the lock. @throws EnforcerError E_TAP_TAKEN when another process holds it. */
@@ -99,7 +103,14 @@ export class RunDirectory {
     return names;
   }
 
-  /** null when there is none that can be read. */
+  /** Why there is no state file that can be regarded; null: there is one. */
+  fault(name: string): string | null {
+    const read = readOwn(this.#path(name, STATE));
+    if ("fault" in read) return read.fault;
+    return this.read(name) === null ? "it is torn or another version's" : null;
+  }
+
+  /** null when there is none that can be regarded. */
   read(name: string): SandboxState | null {
     const state = this.#json(name, STATE) as Partial<SandboxState> | null;
     if (state === null || state.version !== 1 || state.name !== name || typeof state.ifindex !== "number" || typeof state.device !== "string" || typeof state.slot !== "number"
@@ -132,12 +143,10 @@ export class RunDirectory {
   }
 
   #json(name: string, ending: string): unknown {
-    let fd: number | null = null;
+    const read = readOwn(this.#path(name, ending));
+    if ("fault" in read) return null;
     try {
-      fd = openSync(this.#path(name, ending), constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
-      const stat = fstatSync(fd);
-      if (!stat.isFile() || notOurs(stat) !== null) return null;
-      const value: unknown = JSON.parse(readFileSync(fd, "utf8"));
+      const value: unknown = JSON.parse(read.text);
       return typeof value === "object" ? value : null;
     } catch {
       return null;
@@ -149,7 +158,8 @@ export class RunDirectory {
   #replace(name: string, ending: string, value: unknown): void {
     const path = this.#path(name, ending);
     try {
-      writeFileSync(`${path}.new`, JSON.stringify(value), { mode: 0o600 });
+      rmSync(`${path}.new`, { force: true });
+      writeFileSync(`${path}.new`, JSON.stringify(value), { mode: 0o600, flag: "wx" });
       renameSync(`${path}.new`, path);
     } catch (cause) {
       throw new EnforcerError("E_STATE", `${path} cannot be written: ${message(cause)}`, { cause });
@@ -157,12 +167,6 @@ export class RunDirectory {
   }
 
   #path(name: string, ending: string): string { return join(this.path, `${encodeURIComponent(name)}${ending}`); }
-}
-
-/** Why somebody else may have written there; null: nobody else may. */
-function notOurs({ uid, mode }: Stats): string | null {
-  if (uid !== process.geteuid?.()) return "belongs to another user";
-  return (mode & 0o022) === 0 ? null : "may be written to by others";
 }
 
 const phases: ReadonlySet<string> = new Set<SandboxState["phase"]>(["attaching", "enforced", "detaching", "gone", "waiting"]);

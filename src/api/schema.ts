@@ -58,7 +58,10 @@ export const attachRequest = z.strictObject({
 });
 export type AttachRequest = z.infer<typeof attachRequest>;
 
-export const flowsQuery = z.strictObject({ limit: z.coerce.number().int().min(1).max(1_048_576).optional() });
+/** Of a query: digits only. */
+const digits = (min: number, max: number) => z.string().regex(/^\d{1,9}$/, "a number is wanted").transform(Number).pipe(z.number().min(min).max(max)).optional();
+
+export const flowsQuery = z.strictObject({ limit: digits(1, 1_048_576) });
 export const watchQuery = z.strictObject({
   sandbox: sandboxName.optional(),
   verdict: z.enum(["allow", "deny"]).optional(),
@@ -70,7 +73,7 @@ export type WatchQuery = z.infer<typeof watchQuery>;
 export const explainQuery = z.strictObject({
   destination: z.string().min(1).max(2048),
   protocol: z.string().max(16).optional(),
-  port: z.coerce.number().int().min(0).max(65535).optional(),
+  port: digits(0, 65535),
   direction: z.enum(["egress", "ingress"]).optional(),
 });
 export type ExplainQuery = z.infer<typeof explainQuery>;

@@ -115,6 +115,14 @@ export async function serveApi(agent: Agent, path: string): Promise<ApiServer> {
     answer(agent, request, response).catch((error: unknown) => fail(response, error));
   });
   server.maxConnections = CONNECTIONS;
+  // What is no request, or has not come whole in time; an answer that is under way is not written into.
+  server.on("clientError", ({ code }: NodeJS.ErrnoException, socket) => {
+    if (!socket.writable || ("_httpMessage" in socket && socket._httpMessage !== null)) return void socket.destroy();
+    const [status, message] = code === "ERR_HTTP_REQUEST_TIMEOUT" ? ["408 Request Timeout", `the request had not come whole within ${REQUEST_WITHIN / 1000} s`]
+      : code === "HPE_HEADER_OVERFLOW" ? ["431 Request Header Fields Too Large", "path and header fields are too long"] : ["400 Bad Request", "it is no HTTP request that this agent takes"];
+    const text = `${JSON.stringify(refusal(message))}\n`;
+    socket.end(`HTTP/1.1 ${status}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(text)}\r\n\r\n${text}`);
+  });
   server.keepAliveTimeout = 5_000;
   await listen(server, path);
   return {
@@ -149,7 +157,9 @@ async function listen(server: Server, path: string): Promise<void> {
 }
 
 async function answer(agent: Agent, request: IncomingMessage, response: ServerResponse): Promise<void> {
-  const url = new URL(request.url ?? "/", "http://enforcer");
+  const asked = request.url ?? "/";
+  if (!URL.canParse(asked, "http://enforcer")) return send(response, 400, refusal("the path is none"));
+  const url = new URL(asked, "http://enforcer");
   const matching = routes.filter(({ path }) => path.test(url.pathname));
   const found = matching.find(({ method }) => method === request.method);
   if (found === undefined) {
@@ -163,7 +173,7 @@ async function answer(agent: Agent, request: IncomingMessage, response: ServerRe
   } catch {
     return send(response, 400, refusal("the sandbox's name is not percent-encoded UTF-8"));
   }
-  const parameters: Record<string, string> = {};
+  const parameters = Object.create(null) as Record<string, string>;
   for (const [key, value] of url.searchParams) {
     if (Object.hasOwn(parameters, key)) return send(response, 400, refusal(`the parameter ${key} is there twice`));
     parameters[key] = value;

@@ -14,6 +14,7 @@ import { fileURLToPath } from "node:url";
 import { BpfMap, BpfObject, BpfProgram, fsType } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
 import { AbiLimit, layouts } from "./layout.gen.js";
+import { directoryFault } from "./ownership.js";
 
 const BPFFS_MAGIC = 0xcafe4a11;
 const OBJECT = fileURLToPath(new URL("../../bpf/build/enforcer.bpf.o", import.meta.url));
@@ -250,6 +251,17 @@ function makeDirectory(path: string): void {
   } catch (cause) {
     throw new EnforcerError("E_BPFFS", `${path} cannot be made: ${describe(cause)}`, { cause });
   }
+}
+
+/** A BPF file system that is mounted without a mode lets everybody make directories in it. @throws EnforcerError E_BPFFS */
+export function refuseForeign(folder: string): void {
+  let fault: string | null;
+  try {
+    fault = directoryFault(folder);
+  } catch (cause) {
+    throw new EnforcerError("E_BPFFS", `${folder} cannot be looked at: ${describe(cause)}`, { cause });
+  }
+  if (fault !== null) throw new EnforcerError("E_BPFFS", `${folder} is not root's alone: ${fault}`, { remedy: `look at what is in it and who put it there; then chown root ${folder} and chmod 700 ${folder}, or name another with --bpffs` });
 }
 
 function nearestExisting(path: string): string {

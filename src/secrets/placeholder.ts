@@ -153,7 +153,7 @@ function readKept(path: string): Kept | null {
   }
   try {
     const facts = fstatSync(fd);
-    if (!facts.isFile() || (facts.mode & 0o022) !== 0 || facts.size > 1024 * 1024) return null;
+    if (!facts.isFile() || (facts.mode & 0o022) !== 0 || facts.uid !== process.geteuid!() || facts.size > 1024 * 1024) return null;
     const kept = JSON.parse(readFileSync(fd, "utf8")) as Partial<Kept> | null;
     if (kept?.version !== 1 || typeof kept.marker !== "string" || !/^[A-Za-z0-9]{12}$/.test(kept.marker) || typeof kept.secrets !== "object") return null;
     const { marker } = kept;

@@ -2,7 +2,7 @@
  * What a successor makes of files that no agent wrote so: state files of every kind of damage, and a BPF file system on which things
  * are missing or are another's. It starts, or says why not and what to do; the kernel goes on; nothing is wiped and nothing is open.
  */
-import { chmodSync, chownSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, symlinkSync, unlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, chownSync, lchownSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, statSync, symlinkSync, unlinkSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { BpfMap } from "../../native/index.js";
@@ -94,6 +94,8 @@ describe("A05 files that no agent wrote so", () => {
       expect(await base(), what).toContain(`"${name}"`);
       if (states[name] !== "kept") continue;
       expect((await agent.client.sandbox(name)).note, what).toMatch(/state file|policy/);
+      const said = ({ "a link to one elsewhere": /symbolic link/, "another user's": /belongs to another user \(4242\)/, "open to a group": /written to by others \(mode 0660\)/, "open to all": /written to by others \(mode 0602\)/, "missing": /missing/, "cut off": /torn/ } as Record<string, RegExp>)[what];
+      if (said !== undefined) expect((await agent.client.sandbox(name)).note, what).toMatch(said);
       // A directory in the place of a state file has to be taken away first, and that is said.
       if (what === "a directory") {
         await expect(agent.client.attach({ tap: name }), what).rejects.toMatchObject({ code: "E_STATE", message: expect.stringContaining(`${name}.json`) as string });
@@ -104,9 +106,43 @@ describe("A05 files that no agent wrote so", () => {
       expect((await agent.client.sandbox(name)).state, what).toBe("enforced");
     }
     expect(states).toMatchObject({ tap0: "enforced", tap1: "enforced" });
+    for (const what of ["a link to one elsewhere", "another user's", "open to a group", "open to all"]) {
+      const name = TAPS[damages.findIndex(([one]) => one === what)]!;
+      expect(states[name], what).toBe("kept");
+      // What the agent writes is its own again, and goes nowhere else.
+      expect(lstatSync(file(name)), what).toMatchObject({ uid: 0, mode: 0o100600 });
+    }
     await held();
     expect(await pinned()).toBe(true);
     for (const name of await agent.names()) if (name.startsWith("many")) await agent.client.detach(name);
+  });
+
+  test("directories that another user owns or can write, or that are links of his: it does not start and says which, and the kernel goes on", async () => {
+    await agent.kill();
+    const refused = async (pattern: RegExp): Promise<void> => {
+      const failed = agent.launch();
+      await expect(failed.line((line) => line.includes('"ready"'))).rejects.toThrow(pattern);
+      await held();
+    };
+    const aside = `${world.runDir}.aside`;
+    for (const [folder, code] of [[world.runDir, "E_STATE"], [path.join(world.runDir, "agent"), "E_STATE"], [path.join(world.bpffs, "enforcer"), "E_BPFFS"], [instance(), "E_BPFFS"]] as const) {
+      const { mode } = statSync(folder);
+      chmodSync(folder, 0o777);
+      await refused(new RegExp(`${folder}.*may be written to by others \\(mode 0777\\).*${code}`, "s"));
+      chmodSync(folder, mode & 0o7777);
+      chownSync(folder, 65534, 0);
+      await refused(new RegExp(`${folder}.*belongs to another user.*65534.*${code}`, "s"));
+      chownSync(folder, 0, 0);
+    }
+    renameSync(world.runDir, aside);
+    symlinkSync(aside, world.runDir);
+    lchownSync(world.runDir, 65534, 65534);
+    await refused(new RegExp(`${world.runDir}.*symbolic link that belongs to another user .65534.*E_STATE`, "s"));
+    unlinkSync(world.runDir);
+    renameSync(aside, world.runDir);
+    await agent.restart();
+    expect(await agent.states()).toMatchObject({ tap0: "enforced", tap1: "enforced" });
+    expect(statSync(world.runDir).mode & 0o777).toBe(0o700);
   });
 
   test("links that are gone: their taps are closed until the successor has them again", async () => {

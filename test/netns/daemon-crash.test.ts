@@ -198,7 +198,7 @@ describe("A05 an agent that ends", () => {
     await agent.restart();
     expect(await agent.states()).toEqual({ tap0: "kept", tap1: "enforced" });
     await agent.notice(/tap0: its state file in .* is torn/);
-    expect((await agent.client.sandbox("tap0")).note).toMatch(/missing or torn/);
+    expect((await agent.client.sandbox("tap0")).note).toMatch(/state file is not regarded: it is (missing|torn)/);
     expect(await reach(ADDRESS.site4)).toBe(true);
     await held();
     expect(await pinned("other.example")).toBe(false);

@@ -96,13 +96,31 @@ describe("the API", () => {
   });
 
   it.each([
-    [{ tap: "" }], [{ tap: "x".repeat(16) }], [{ tap: "tap0", name: "a b" }], [{ tap: "tap0", name: "a/b/c" }], [{ tap: "tap0", name: "a\nb" }], [{ tap: "tap0", gateways: ["10.0.0.300"] }],
+    [{ tap: "" }], [{ tap: "x".repeat(16) }], [{ tap: "tap0", name: "a b" }], [{ tap: "tap0", name: "a/b/c" }], [{ tap: "tap0", name: "a\nb" }], [{ tap: "tap0", name: ".." }], [{ tap: "tap0", name: "." }], [{ tap: "tap0", name: "a\u202eb" }], [{ tap: "tap0", name: "a\u00a0b" }], [{ tap: "tap0", gateways: ["10.0.0.300"] }],
     [{ tap: "tap0", guest: ["here"] }], [{ tap: "tap0", mac: "02:fc" }], [{ tap: "tap0", upstreams: ["dns.example"] }], [{ tap: "tap0", wait: "yes" }], [{ tap: "tap0", policy: { file: { path: "relative.yaml", text: "" } } }],
     [{ tap: "tap0", policy: { file: { path: "/x" } } }], [{ tap: "tap0", policy: { default_egress: "maybe" } }], [{ tap: "tap0", extra: 1 }], [{}], [[]], ["tap0"], [null],
   ])("refuses %j", async (request) => {
     asked.length = 0;
     await expect(client.attach(request as never)).rejects.toMatchObject({ code: "E_REQUEST" });
     expect(asked).toEqual([]);
+  });
+
+  it.each([
+    ["\u0016\u0003\u0001", /400[\s\S]*E_REQUEST/], ["GET http://[ HTTP/1.1\r\nhost: x", /400[\s\S]*E_REQUEST/], ["GET //[ HTTP/1.1\r\nhost: x", /400[\s\S]*E_REQUEST/],
+    [`GET /v1/version HTTP/1.1\r\nhost: x\r\nx: ${"a".repeat(20_000)}`, /431[\s\S]*E_REQUEST/], [`GET /${"a".repeat(20_000)} HTTP/1.1\r\nhost: x`, /431[\s\S]*E_REQUEST/], ["GET /v1/sandboxes/%ff HTTP/1.1\r\nhost: x", /400[\s\S]*E_REQUEST/],
+    ["GET /v2/version HTTP/1.1\r\nhost: x", /404[\s\S]*version 1/], ["HEAD /v1/version HTTP/1.1\r\nhost: x", /^HTTP\/1.1 405/], ["DELETE /v1/version HTTP/1.1\r\nhost: x", /405[\s\S]*takes GET/], ["GET /v1/version?x=1 HTTP/1.1\r\nhost: x", /400[\s\S]*unknown: x/],
+    ["GET /v1/version?__proto__=1 HTTP/1.1\r\nhost: x", /400[\s\S]*unknown: __proto__/], ["GET /v1/sandboxes/a/flows?limit=1&limit=2 HTTP/1.1\r\nhost: x", /400[\s\S]*twice/],
+    ...["", "0", "-1", "1e3", "0x10", "%201", "1.5", "99999999999"].map((limit): [string, RegExp] => [`GET /v1/sandboxes/a/flows?limit=${limit} HTTP/1.1\r\nhost: x`, /400[\s\S]*parameter limit/]),
+    ["GET /v1/sandboxes/a/explain?destination=b&port= HTTP/1.1\r\nhost: x", /400[\s\S]*parameter port/], ["GET /v1/sandboxes/a/flows?limit=7 HTTP/1.1\r\nhost: x", /404[\s\S]*E_NO_SANDBOX/],
+  ])("%j is answered with an error that says so", async (request, answer) => {
+    const raw = connect(socket);
+    let text = "";
+    raw.on("error", () => undefined).setEncoding("utf8").on("data", (chunk: string) => { text += chunk; });
+    raw.write(`${request}${request.includes("host: x") ? "\r\nconnection: close" : ""}\r\n\r\n`);
+    await new Promise<void>((resolve) => raw.on("close", () => resolve()));
+    expect(text).toMatch(answer);
+    expect(text).not.toMatch(/E_FAULT/);
+    await expect(client.sandbox("tap0")).rejects.toMatchObject({ code: "E_NO_SANDBOX" });
   });
 
   it("refuses bodies beyond its bound, and goes on serving", async () => {
