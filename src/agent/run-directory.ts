@@ -150,8 +150,6 @@ export class RunDirectory {
       return typeof value === "object" ? value : null;
     } catch {
       return null;
-    } finally {
-      if (fd !== null) closeSync(fd);
     }
   }
 
