@@ -68,8 +68,9 @@ export async function run(out) {
   };
   // Both have warmed up when it counts.
   for (const [port, n] of [[INTERCEPT, times(8_000)], [PEER, 200]]) for (const args of [["--h1", "-n", String(n), "-c", "8"], ["-n", String(n / 2), "-c", "8", "-m", "10"], ["--h1", "-n", "100", "-c", "100"]]) await load(port, args)();
-  out.say("tls.handshakes");
   const fresh = ["--h1", "-n", "100", "-c", "100"];
+  for (let i = 0; i < times(10); i++) await load(INTERCEPT, fresh)();
+  out.say("tls.handshakes");
   const shaken = await withCpu({ ours: [load(INTERCEPT, fresh), ours, 100], peer: [load(PEER, fresh), peer, 100], bare: [load(ORIGIN, fresh), null, 1] }, 5);
   out.row(row("tls.handshakes", "connections/s", { ours: shaken.ours, baseline: shaken.bare, peer: shaken.peer, ratio: "rate" }));
   out.row(row("tls.handshakes.cpu", "ms", { ours: shaken.cpu.ours, peer: shaken.cpu.peer, ratio: "cost" }));
@@ -121,6 +122,7 @@ export async function run(out) {
     for (let i = 0; i < 30; i++) waits.push(await once(port, authority.certificate));
     return quantile(waits, 0.5);
   };
+  for (let i = 0; i < times(500); i++) await once(SPLICE, authority.certificate);
   const late = await inTurns({ ours: first(SPLICE), baseline: first(ORIGIN) }, { samples: 5 });
   out.row(row("tls.added.p50", "ms", { ours: late.ours, baseline: late.baseline, difference: true }));
 

@@ -13,6 +13,7 @@ import { Agent, createServer, request as httpRequest, type ClientRequest, type I
 import type { Socket } from "node:net";
 import type { Duplex, Readable } from "node:stream";
 import { stopOf } from "../../secrets/exchange.js";
+import { passing } from "./buffers.js";
 import { requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { HEAD_MAX, readRequestHead, responseBodyOf, type Body, type RequestHead } from "./framing.js";
 import { checkHosts, parseHost, plainHost } from "./identity.js";
@@ -712,7 +713,8 @@ const NOTHING = Buffer.alloc(0);
 /** Pieces that are read in one turn of the event loop go out in one write: TLS gives them record by record. */
 function gathered(source: Readable, to: Socket): void {
   let corked = false;
-  source.on("data", () => {
+  source.on("data", (chunk: Buffer) => {
+    passing(chunk);
     if (corked) return;
     corked = true;
     to.cork();

@@ -14,6 +14,7 @@ import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
 import { stopOf } from "../../secrets/exchange.js";
+import { passing } from "./buffers.js";
 import { hasLookalike, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { FIELDS_MAX, HEAD_MAX, type Body } from "./framing.js";
 import { checkHosts, parseHost, type HostField } from "./identity.js";
@@ -291,6 +292,7 @@ class Http2Leg implements Watched {
     });
     up.once("wantTrailers", () => this.#guard(stream, up, () => { if (!up.destroyed) up.sendTrailers(trailers); }));
     const body: Duplex | null = filter?.body ?? null;
+    stream.on("data", passing);
     if (body === null) stream.pipe(up);
     else {
       body.on("error", (error) => {
@@ -337,6 +339,7 @@ class Http2Leg implements Watched {
     }
     stream.respond({ ":status": status, ...objectOf(fields) }, options);
     if (ended || !open(stream) || stream.writableEnded) return;
+    up.on("data", passing);
     if (scrub === null) up.pipe(stream);
     else {
       scrub.transform.on("error", () => this.#cutOff(stream, NGHTTP2_INTERNAL_ERROR));
