@@ -14,5 +14,6 @@ declare module "dns-packet" {
     authorities?: DecodedRecord[];
     additionals?: DecodedRecord[];
   }
+  export function encode(packet: object): Buffer;
   export function decode(message: Uint8Array): DecodedPacket;
 }

@@ -6,20 +6,23 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-// @ts-expect-error plain JavaScript of the tree
 import { compare, noise, twiceWorse } from "../../bench/lib/check.mjs";
-// @ts-expect-error plain JavaScript of the tree
 import { inTurns, quantile, quietHalf, ratioOf, row, shown } from "../../bench/lib/measure.mjs";
-// @ts-expect-error plain JavaScript of the tree
 import { policyText, prefixes } from "../../bench/lib/policies.mjs";
-// @ts-expect-error plain JavaScript of the tree
 import { LATEST, readResults, writeResults } from "../../bench/lib/results.mjs";
-// @ts-expect-error plain JavaScript of the tree
 import { owns, SUITES } from "../../bench/lib/suites.mjs";
-// @ts-expect-error plain JavaScript of the tree
 import { document, documents, summary, textTable, withGenerated } from "../../bench/table.mjs";
-// @ts-expect-error plain JavaScript of the tree
 import { judged } from "../../bench/targets.mjs";
+
+type RatioKind = Parameters<typeof ratioOf>[0];
+type Results = NonNullable<ReturnType<typeof readResults>>;
+type SuiteName = keyof typeof SUITES;
+/** Of a file that was written before. */
+const recordedIn = (file?: string): Results => {
+  const results = readResults(file);
+  if (results === null) throw new Error("no results are recorded");
+  return results;
+};
 
 interface Row { id: string; unit: string; value: number; spread: number; baseline: number | null; peer: number | null; ratio: number | null }
 
@@ -40,12 +43,12 @@ describe("ratio: how many times better we are", () => {
     ["cost", 2, null, null, null],
     ["rate", 2, null, null, null],
   ])("%s of %d, baseline %s, peer %s: %s", (kind, value, baseline, peer, ratio) => {
-    expect(ratioOf(kind, value, baseline, peer)).toBe(ratio);
+    expect(ratioOf(kind as RatioKind, value, baseline, peer)).toBe(ratio);
   });
 
   test("what is worse has the smaller ratio, whatever is compared", () => {
     for (const [kind, better, worse] of [["added", 110, 120], ["cost", 10, 20], ["rate", 20, 10], ["bare", 20, 10], ["bare-cost", 10, 20]] as const) {
-      expect(ratioOf(kind, better, 100, 200)).toBeGreaterThan(ratioOf(kind, worse, 100, 200));
+      expect(ratioOf(kind, better, 100, 200)).toBeGreaterThan(ratioOf(kind, worse, 100, 200) ?? NaN);
     }
   });
 
@@ -94,26 +97,26 @@ describe("samples", () => {
 
 describe("results", () => {
   const facts = { machine: { cpus: 2 }, git: { commit: "abc", changed: false } };
-  const of = (name: string, ids: string[]): [string, unknown] => [name, { rows: ids.map((id) => aRow(id)), owns: (id: string) => owns(name, id) }];
+  const of = (name: SuiteName, ids: string[]): [string, unknown] => [name, { rows: ids.map((id) => aRow(id)), owns: (id: string) => owns(name, id) }];
 
   test("of one benchmark replace its own rows only, and rows that it no longer has go", () => {
     const file = join(folder, "latest.json");
     writeResults(file, facts, new Map([of("tap", ["tap.drop", "tap.gone"]), of("prog", ["prog.established"]), of("attach", ["attach.p50", "mem.sandbox.kernel"])] as never));
     writeResults(file, { ...facts, git: { commit: "def", changed: true } }, new Map([of("tap", ["tap.drop", "tap.new"])] as never));
-    const results = readResults(file);
+    const results = recordedIn(file);
     expect(Object.keys(results)).toEqual(["machine", "git", "rows"]);
     expect(results.git).toEqual({ commit: "def", changed: true, earlier: { prog: facts.git.commit, attach: facts.git.commit, mem: facts.git.commit } });
     expect(document(results as never)).toContain(`### prog, measured at commit ${facts.git.commit}\n`);
     expect(document(results as never)).toContain("### tap\n");
     // Measured anew, all of it is of one commit.
     writeResults(file, { ...facts, git: { commit: "def", changed: false } }, new Map([of("prog", ["prog.established"]), of("attach", ["attach.p50", "mem.sandbox.kernel"])] as never));
-    expect(readResults(file).git).toEqual({ commit: "def", changed: false });
+    expect(recordedIn(file).git).toEqual({ commit: "def", changed: false });
     expect(results.rows.map(({ id }: Row) => id)).toEqual(["prog.established", "tap.drop", "tap.new", "attach.p50", "mem.sandbox.kernel"]);
   });
 
   test("every row belongs to one benchmark", () => {
     for (const id of ["prog.new_flow.v6@1000", "tap.tso", "tcp.rr", "dns.miss.qps", "attach.p99@100", "detach.p99", "mem.sandbox.agent", "swap.p99", "churn.rss"]) {
-      expect(Object.keys(SUITES).filter((name) => owns(name, id))).toHaveLength(1);
+      expect((Object.keys(SUITES) as SuiteName[]).filter((name) => owns(name, id))).toHaveLength(1);
     }
   });
 });
@@ -122,17 +125,17 @@ describe("bench-check", () => {
   const recorded = [aRow("dns.cached.qps", { value: 100, spread: 10, peer: 50, ratio: 2 })];
 
   test("is content with a ratio within the noise of both, and with a better one", () => {
-    for (const ratio of [1.7, 2, 5]) expect(compare(recorded, [aRow("dns.cached.qps", { value: 100, spread: 10, peer: 50, ratio })])[0].worse).toBe(false);
+    for (const ratio of [1.7, 2, 5]) expect(compare(recorded, [aRow("dns.cached.qps", { value: 100, spread: 10, peer: 50, ratio })])[0]?.worse).toBe(false);
   });
 
   test("finds a ratio that is worse by more than the noise of both", () => {
     expect(compare(recorded, [aRow("dns.cached.qps", { value: 100, spread: 10, peer: 50, ratio: 1.6 })])).toMatchObject([{ id: "dns.cached.qps", before: 2, now: 1.6, worse: true }]);
-    expect(compare(recorded, [aRow("dns.cached.qps", { value: 100, spread: 0, peer: 50, ratio: 1.7 })])[0].worse).toBe(true);
+    expect(compare(recorded, [aRow("dns.cached.qps", { value: 100, spread: 0, peer: 50, ratio: 1.7 })])[0]?.worse).toBe(true);
   });
 
   test("takes a row that is missing, or has no ratio any more, for worse", () => {
-    expect(compare(recorded, [])[0].worse).toBe(true);
-    expect(compare(recorded, [aRow("dns.cached.qps")])[0].worse).toBe(true);
+    expect(compare(recorded, [])[0]?.worse).toBe(true);
+    expect(compare(recorded, [aRow("dns.cached.qps")])[0]?.worse).toBe(true);
   });
 
   test("compares nothing that depends on the machine alone", () => {
@@ -145,14 +148,14 @@ describe("bench-check", () => {
   });
 
   test("believes only what is worse twice", () => {
-    const line = (id: string, worse: boolean): object => ({ id, before: 2, now: 1, least: 1.5, worse });
+    const line = (id: string, worse: boolean): ReturnType<typeof compare>[number] => ({ id, before: 2, now: 1, least: 1.5, worse });
     expect(twiceWorse([line("a", true), line("b", true), line("c", false)], [line("a", true), line("b", false), line("c", true)]).map(({ id }: { id: string }) => id)).toEqual(["a"]);
     expect(twiceWorse([line("a", true)], [])).toHaveLength(1);
   });
 });
 
 describe("targets", () => {
-  const lineOf = (rows: Row[], what: string): { measured: string; met: boolean | null } => judged(rows).find((target: { what: string }) => target.what.startsWith(what));
+  const lineOf = (rows: Row[], what: string): { measured: string; met: boolean | null } | undefined => judged(rows).find((target: { what: string }) => target.what.startsWith(what));
 
   test("are not measured without their rows", () => {
     for (const { measured, met } of judged([])) expect([measured, met]).toEqual(["not measured", null]);
@@ -181,7 +184,7 @@ describe("tables", () => {
   });
 
   test("in the documents are those of the recorded results", () => {
-    for (const { path, text, wanted } of documents(readResults())) expect(text, path).toBe(wanted);
+    for (const { path, text, wanted } of documents(recordedIn())) expect(text, path).toBe(wanted);
   });
 
   test("recorded results name no machine, person or path", () => {

@@ -3,7 +3,6 @@
  * an old build cannot hide a difference.
  */
 import { describe, expect, test } from "vitest";
-// @ts-expect-error plain JavaScript of the tree
 import { checkDocs, documents } from "../../scripts/check-docs.mjs";
 import * as metrics from "../../src/agent/metrics.js";
 import { main } from "../../src/cli/main.js";

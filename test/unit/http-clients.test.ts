@@ -165,7 +165,7 @@ describe("Go", () => {
   it("26: a gRPC call in both directions at once, each message answered before the next; its status is in the trailers", async () => {
     const world = await serving(["h2"], (request, response) => {
       response.writeHead(200, { "content-type": request.headers["content-type"] as string });
-      response.flushHeaders();
+      (response as Http2ServerResponse & { flushHeaders(): void }).flushHeaders();
       response.addTrailers({ "grpc-status": "5", "grpc-message": "not found" });
       request.pipe(response);
     });

@@ -164,7 +164,7 @@ describe("requests and answers", () => {
   });
   it("30: Alt-Svc and ALTSVC frames do not reach the guest", async () => {
     const w = await h2((stream) => {
-      stream.session?.altsvc?.call(stream.session, 'h3=":443"', stream.id as number);
+      (stream.session as ServerHttp2Session).altsvc('h3=":443"', stream.id as number);
       stream.respond({ ":status": 200, "alt-svc": 'h3=":443"' });
       stream.end("ok");
     });
