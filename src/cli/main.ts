@@ -74,7 +74,9 @@ export function program(): Command {
   agentOptions(root.command("status").description("the agent, or one sandbox: hooks, policy, identity, counters, limits").addArgument(new Argument("[sandbox]", "its name")))
     .action(async (name: string | undefined, flags: AgentFlags) => { await (await import("./status.js")).status(name ?? null, asked(flags)); });
 
-  const policy = root.command("policy").description("look at policies, and change them");
+  const policy = root.command("policy").description("look at policies, and change them").allowExcessArguments().action(() => {
+    throw new EnforcerError("E_USAGE", policy.args.length === 0 ? "policy what? show, set, check or diff" : `unknown command 'policy ${policy.args[0]}'`, { remedy: "see enforcer policy --help" });
+  });
   agentOptions(policy.command("show").description("the policy in force, as it was understood").addArgument(sandbox()))
     .action(async (name: string, flags: AgentFlags) => { await (await import("./policy.js")).showPolicy(name, asked(flags)); });
   agentOptions(policyOptions(policy.command("set").description("put another policy in force, whole and at once").addArgument(sandbox()).argument("[file]", "policy file")))
@@ -143,8 +145,22 @@ export function program(): Command {
   return root;
 }
 
+/**
+ * Whoever reads the output may end first, as head does: that is no fault, and what was asked for is done all the same. Output that
+ * cannot be written for another reason is an error, but for who stays: an enforcer goes on without its log.
+ */
+function outliveReaders(stays: boolean): void {
+  process.stdout.on("error", ({ code, message }: NodeJS.ErrnoException) => {
+    if (code === "EPIPE" || stays) return;
+    process.stderr.write(`enforcer: the output cannot be written: ${message}\n`);
+    process.once("exit", () => { process.exitCode = ExitStatus.osError; });
+  });
+  process.stderr.on("error", () => undefined);
+}
+
 /** Runs the command line and resolves with the exit status. */
 export async function main(argv: readonly string[]): Promise<number> {
+  outliveReaders(argv[0] === "agent" || argv[0] === "attach");
   const json = argv.includes("--json");
   try {
     await program().parseAsync([...argv], { from: "user" });

@@ -6,7 +6,7 @@
  * with it, so that a policy that cannot be read is an error of the configuration.
  * Does not: put anything in force (src/agent/daemon.ts).
  */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { LineCounter, isMap, isScalar, isSeq, visit, type Document, type Node } from "yaml";
 import { z } from "zod";
@@ -15,7 +15,7 @@ import { groupTable } from "../addresses/groups.js";
 import type { Listen } from "../agent/metrics.js";
 import { EnforcerError } from "../errors.js";
 import { suggest } from "../policy/diagnostics.js";
-import { parsePolicyText, parseUpstream, readPolicyFile } from "../policy/parse.js";
+import { FILE_OCTETS, parsePolicyText, parseUpstream, readPolicyFile } from "../policy/parse.js";
 import { limitKinds, type Limits, type Upstream } from "../policy/types.js";
 import { readYaml } from "../policy/yaml.js";
 
@@ -41,6 +41,8 @@ const prefixes = z.array(z.string().refine((text) => parseAddress(text) !== null
 const path = z.string().min(1).max(4096);
 const upstream = z.string().refine((text) => parseUpstream(text).ok, "an address, with a port where it is not 53, is wanted: 192.0.2.53 or \"192.0.2.53:5353\"").meta({ pattern: UPSTREAM });
 
+const groupNames = ["host", "metadata", "loopback", "private", "link-local", "multicast", "reserved"] as const;
+
 /** What the file may hold; the JSON schema in docs/agent.schema.json is made from it. */
 export const agentConfigSchema = z.strictObject({
   run_dir: path.optional().describe("Directory for the socket, locks and state. Default /run/enforcer. Takes effect at a start."),
@@ -48,7 +50,7 @@ export const agentConfigSchema = z.strictObject({
   metrics: z.string().refine((text) => text === "off" || parseListen(text) !== null, "ADDR:PORT or off is wanted").meta({ pattern: LISTEN }).optional().describe("Where Prometheus metrics are served, ADDR:PORT, or off. Default 127.0.0.1:9469."),
   expedite_rcu: z.boolean().optional().describe("Whether attaching and detaching may have the kernel end RCU grace periods early, by interrupts to all CPUs for about a millisecond (/sys/kernel/rcu_expedited), as it does itself when a network device is deleted. An attach takes several times as long without. Default true."),
   sandboxes: z.int().min(1).max(4096).optional().describe("Sandboxes at one time. Default 1024. Takes effect when nothing of a former agent is in force."),
-  groups: z.partialRecord(z.enum(["host", "metadata", "loopback", "private", "link-local", "multicast", "reserved"]), prefixes).optional().describe("Prefixes that are added to an address group; bits beyond the length are 0, and IPv4 is not written as IPv6."),
+  groups: z.partialRecord(z.enum(groupNames), prefixes).optional().describe("Prefixes that are added to an address group; bits beyond the length are 0, and IPv4 is not written as IPv6."),
   nat64_prefixes: z.array(z.string().meta({ pattern: NAT64 })).optional().describe("Prefixes of this network's NAT64 translators (RFC 6052)."),
   policy: path.optional().describe("Policy file of sandboxes that are attached without one. Default: the built-in policy."),
   floor: path.optional().describe("Policy file that is judged with every sandbox's policy: both must allow. Its limits are the most a policy may ask for."),
@@ -91,9 +93,10 @@ export interface AgentConfig {
  */
 export function readAgentConfig(file: string | null): AgentConfig {
   const name = file ?? (existsSync(DEFAULT_CONFIG) ? DEFAULT_CONFIG : null);
-  if (name === null) return settle({}, null);
+  if (name === null) return settle({}, null, () => "");
   let text: string;
   try {
+    requireFile(name);
     text = new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(name));
   } catch (cause) {
     throw new EnforcerError("E_CONFIG", `the configuration ${name} cannot be read: ${(cause as Error).message}`, { cause, remedy: "name a readable YAML or JSON file with --config" });
@@ -120,7 +123,15 @@ export function parseAgentConfig(text: string, file: string): AgentConfig {
       }).join("\n");
     }).join("\n"));
   }
-  return settle(parsed.data, file);
+  return settle(parsed.data, file, (...at) => `${file}${lineOf(document, lines, at)}: `);
+}
+
+/** A pipe would be waited for, a device read without end, and the agent reads them again while it serves. */
+function requireFile(path: string): void {
+  const facts = statSync(path);
+  if (facts.isDirectory()) throw new Error("it is a directory");
+  if (!facts.isFile()) throw new Error("it is no ordinary file");
+  if (facts.size > FILE_OCTETS) throw new Error(`it is larger than ${FILE_OCTETS / 1024 / 1024} MiB`);
 }
 
 function parsedOf(text: string, file: string, options: Parameters<typeof readYaml>[1]): Document.Parsed {
@@ -135,6 +146,7 @@ function parsedOf(text: string, file: string, options: Parameters<typeof readYam
 function keysAt(where: readonly string[]): string[] {
   if (where[0] === "limits") return Object.values(limitKinds).map(({ key }) => key);
   if (where[0] === "attach") return ["match", "policy", "netns"];
+  if (where[0] === "groups") return [...groupNames];
   return Object.keys(agentConfigSchema.shape);
 }
 
@@ -159,18 +171,26 @@ function lineOf(document: Document.Parsed, lines: LineCounter, path: readonly st
   return offset === undefined ? "" : `:${lines.linePos(offset).line}`;
 }
 
-/** Defaults filled in, files read, and what only the parts themselves can check. */
-function settle(written: Written, file: string | null): AgentConfig {
-  const policy = (name: string | undefined): PolicyText | null => {
+/**
+ * Defaults filled in, files read, and what only the parts themselves can check.
+ * @param at where a key stands, as messages begin with it.
+ */
+function settle(written: Written, file: string | null, at: (...path: string[]) => string): AgentConfig {
+  const policy = (name: string | undefined, ...key: string[]): PolicyText | null => {
     if (name === undefined) return null;
     const path = resolve(file === null ? "." : dirname(file), name);
+    try {
+      requireFile(path);
+    } catch (cause) {
+      throw new EnforcerError("E_CONFIG", `${at(...key)}${key.join(".")}: policy ${path} cannot be read: ${(cause as Error).message}`, { cause });
+    }
     try {
       const text = readPolicyFile(path);
       parsePolicyText(text, path);
       return { path, text };
     } catch (cause) {
       if (!(cause instanceof EnforcerError)) throw cause;
-      throw new EnforcerError("E_CONFIG", cause.message, { cause });
+      throw new EnforcerError("E_CONFIG", `${at(...key)}${key.join(".")}: ${cause.message}`, { cause });
     }
   };
   const upstreams = (written.upstreams ?? []).map((text) => {
@@ -180,7 +200,13 @@ function settle(written: Written, file: string | null): AgentConfig {
   });
   const groups = written.groups ?? {};
   const nat64Prefixes = written.nat64_prefixes ?? [];
-  groupTable({ extra: groups, nat64Prefixes });
+  try {
+    groupTable({ extra: groups, nat64Prefixes });
+  } catch (cause) {
+    if (!(cause instanceof EnforcerError)) throw cause;
+    const key = cause.message.startsWith("nat64_prefixes") ? "nat64_prefixes" : "groups";
+    throw new EnforcerError(cause.code, `${at(key)}${cause.message}`, { remedy: cause.remedy, cause });
+  }
   const limits: { -readonly [K in keyof Limits]?: Limits[K] } = {};
   for (const [name, { key }] of Object.entries(limitKinds) as [keyof Limits, { key: string }][]) {
     const value = (written.limits as Record<string, number | undefined> | undefined)?.[key];
@@ -189,8 +215,8 @@ function settle(written: Written, file: string | null): AgentConfig {
   return {
     file, runDirectory: written.run_dir ?? DEFAULT_RUN_DIRECTORY, bpffs: written.bpffs ?? DEFAULT_BPFFS,
     metrics: written.metrics === "off" ? null : parseListen(written.metrics ?? DEFAULT_METRICS), expediteRcu: written.expedite_rcu ?? true, sandboxes: written.sandboxes ?? DEFAULT_SANDBOXES,
-    groups, nat64Prefixes, policy: policy(written.policy), floor: policy(written.floor), limits, upstreams,
-    attach: (written.attach ?? []).map(({ match, policy: own, netns }) => ({ match, pattern: globPattern(match), policy: policy(own), netns: netns ?? null })),
+    groups, nat64Prefixes, policy: policy(written.policy, "policy"), floor: policy(written.floor, "floor"), limits, upstreams,
+    attach: (written.attach ?? []).map(({ match, policy: own, netns }, i) => ({ match, pattern: globPattern(match), policy: policy(own, "attach", String(i), "policy"), netns: netns ?? null })),
   };
 }
 

@@ -153,3 +153,17 @@ attach:
     for (const [key, { description }] of Object.entries(schema.properties)) expect(description, key).toMatch(/\.$/);
   });
 });
+
+describe("what a configuration names is told with its place", () => {
+  it.each<[string, RegExp]>([
+    ["metrics: off\nfloor: nofile.yaml", /agent\.yaml:2: floor: policy .*nofile\.yaml cannot be read/], ["policy: /dev/zero", /agent\.yaml:1: policy: policy \/dev\/zero cannot be read: it is no ordinary file/],
+    ["attach:\n  - {match: a}\n  - match: b\n    policy: nofile.yaml", /agent\.yaml:4: attach\.1\.policy: policy .*nofile\.yaml cannot be read/], ["\ngroups: {metadata: [1.2.3.4/24]}", /agent\.yaml:2: groups\.metadata: 1\.2\.3\.4\/24 has bits/],
+    ['nat64_prefixes: ["64:ff9b::/95"]', /agent\.yaml:1: nat64_prefixes: 64:ff9b::\/95 cannot/], ["groups: {metdata: []}", /agent\.yaml:1: groups\.metdata: unknown key; did you mean metadata\?/],
+  ])("%j", (text, words) => {
+    expect(() => parseAgentConfig(text, "/none/agent.yaml")).toThrow(words);
+  });
+
+  it("a configuration that is a pipe, a directory or a device is not read", () => {
+    for (const [file, words] of [["/dev/zero", /no ordinary file/], ["/tmp", /a directory/]] as const) expect(() => readAgentConfig(file)).toThrow(expect.objectContaining({ code: "E_CONFIG", message: expect.stringMatching(words) as string }));
+  });
+});

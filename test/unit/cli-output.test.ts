@@ -1,0 +1,43 @@
+/** Output that nobody reads or that cannot be written, and verbs that are none. */
+import { spawn } from "node:child_process";
+import { closeSync, openSync } from "node:fs";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+
+const ENFORCER = path.resolve("bin/enforcer");
+
+function run(args: readonly string[], output: "read" | "closed" | number = "read"): Promise<{ status: number | null; out: string; err: string }> {
+  return new Promise((resolve) => {
+    const child = spawn(process.execPath, [ENFORCER, ...args], { stdio: ["ignore", typeof output === "number" ? output : "pipe", "pipe"] });
+    let out = "", err = "";
+    child.stdout?.on("data", (chunk: Buffer) => { out += chunk.toString(); });
+    child.stderr!.on("data", (chunk: Buffer) => { err += chunk.toString(); });
+    // Long before it writes: it has to start first.
+    if (output === "closed") child.stdout?.destroy();
+    child.on("close", (status) => resolve({ status, out, err }));
+  });
+}
+
+describe("output", () => {
+  it("that nobody reads any more is no fault", async () => {
+    expect(await run(["policy", "check", "--no-net"], "closed")).toEqual({ status: 0, out: "", err: "" });
+    expect(await run(["completion", "bash"], "closed")).toEqual({ status: 0, out: "", err: "" });
+  });
+
+  it("that cannot be written is an error in one line", async () => {
+    const full = openSync("/dev/full", "w");
+    const { status, err } = await run(["policy", "check", "--no-net"], full);
+    closeSync(full);
+    expect(status).toBe(71);
+    expect(err).toMatch(/^enforcer: the output cannot be written: .*ENOSPC.*\n$/);
+  });
+});
+
+describe("a verb that is none", () => {
+  it.each([[["policy"], /policy what\? show, set, check or diff/], [["policy", "chek"], /unknown command 'policy chek'/], [["frobnicate"], /unknown command 'frobnicate'/]])("%j", async (args, words) => {
+    const { status, out, err } = await run(args as string[]);
+    expect([status, out]).toEqual([64, ""]);
+    expect(err).toMatch(words);
+    expect(err).toContain("[E_USAGE]");
+  });
+});
