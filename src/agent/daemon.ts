@@ -42,7 +42,7 @@ import { forgetAuthority, keptCertificate } from "../tls/certificates/store.js";
 import type { TlsDenial } from "../tls/protocol.js";
 import { describeAllowed, describeConnection, describePacket, describeQuery } from "./verdicts.js";
 import { enforcerRegistry, serveMetrics } from "./metrics.js";
-import { buildFloor, buildRequested, readAhead, requestOfText, type Built, type Floor } from "./policy-source.js";
+import { buildFloor, buildRequested, isLong, readAhead, requestOfText, type Built, type Floor } from "./policy-source.js";
 import { RunDirectory } from "./run-directory.js";
 import { Slices } from "./slices.js";
 import type { KeptSandbox, Sandbox, UpstreamAddress } from "./sandbox.js";
@@ -285,7 +285,7 @@ export class Agent {
 
   /** @throws EnforcerError; then all is as it was. */
   async attach(request: AttachRequest): Promise<{ known: Known; warnings: readonly string[] }> {
-    if (request.policy !== undefined) await readAhead(request.policy);
+    if (isLong(request.policy)) await readAhead(request.policy);
     return this.#exclusive(async () => {
       const { policy, ...rest } = request;
       checkInterfaceName(request.tap);
@@ -381,8 +381,8 @@ export class Agent {
 
   /** @throws EnforcerError; then the former policy is in force. */
   async setPolicy(name: string, request: PolicyRequest): Promise<{ uid: string; written: number; left: number; warnings: readonly string[] }> {
-    this.need(name);
-    await readAhead(request);
+    // Whether there is such a sandbox is known when it is this one's turn.
+    if (isLong(request)) await readAhead(request);
     return this.#exclusive(async () => {
       const known = this.need(name);
       const source: Source = { from: "request", request };
@@ -416,7 +416,7 @@ export class Agent {
   /** A policy as it would be understood for a sandbox; null: for any of the agent's own namespace. */
   async check(name: string | null, request: PolicyRequest): Promise<Built> {
     if (name !== null) this.need(name);
-    await readAhead(request);
+    if (isLong(request)) await readAhead(request);
     const known = name === null ? null : this.need(name);
     return buildRequested(request, (known === null || known.state === "waiting" ? this.#own : known.engine).enforcer.groups, this.#config.limits, this.#floor);
   }

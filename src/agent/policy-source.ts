@@ -24,10 +24,13 @@ const SHORT = 8 * 1024;
 /** What was read ahead, until it is built, by the file as it was asked for. */
 const ahead = new WeakMap<object, PolicySource>();
 
-/** Reads a long text in a thread of its own, for the next buildRequested of this very request. @throws EnforcerError E_POLICY, E_LIMIT. */
+/** Reads a text in a thread of its own, for the next buildRequested of this very request. @throws EnforcerError E_POLICY, E_LIMIT. */
 export async function readAhead({ file }: PolicyRequest): Promise<void> {
-  if (file !== undefined && file.text.length > SHORT) ahead.set(file, await readPolicyApart(file.path, file.text));
+  if (file !== undefined) ahead.set(file, await readPolicyApart(file.path, file.text));
 }
+
+/** Whether a request is read ahead: a short one is not, and so takes its place among others at once. */
+export function isLong(request: PolicyRequest | undefined): request is PolicyRequest { return (request?.file?.text.length ?? 0) > SHORT; }
 
 /** Once: files that it names are read again the next time. */
 function read(file: NonNullable<PolicyRequest["file"]>): PolicySource {
