@@ -82,7 +82,7 @@ async function selfTest() {
 function tests(folder) {
   const report = path.join(os.tmpdir(), `suite-${process.pid}.json`);
   const began = Date.now();
-  const { status } = spawnSync(process.execPath, [path.join(ROOT, "node_modules/vitest/vitest.mjs"), "run", "--maxWorkers=1", "--reporter=default", "--reporter=json", `--outputFile.json=${report}`, folder], { cwd: ROOT, stdio: ["ignore", 2, 2], env: { ...process.env, CI: "1", NO_COLOR: "1" } });
+  const { status } = spawnSync(process.execPath, [path.join(ROOT, "node_modules/vitest/vitest.mjs"), "run", "--maxWorkers=1", "--reporter=verbose", "--reporter=json", `--outputFile.json=${report}`, folder], { cwd: ROOT, stdio: ["ignore", 2, 2], env: { ...process.env, CI: "1", NO_COLOR: "1" } });
   const result = JSON.parse(readFileSync(report, "utf8"));
   rmSync(report, { force: true });
   const failures = result.testResults.flatMap((/** @type {any} */ file) => {
