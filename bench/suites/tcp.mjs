@@ -43,7 +43,7 @@ const THROUGHPUT = [
   { id: "tcp.throughput.frames", args: [], field: RX, frames: true },
 ];
 /** Samples of each side, and ms of one; what a change leaves behind is let pass first. */
-const SAMPLES = times(61), WINDOW = 120, SETTLE = 20;
+const SAMPLES = times(31), WINDOW = 120, SETTLE = 20;
 
 /** @param {{row: (row: import("../lib/measure.mjs").Row) => void, say: (text: string) => void}} out */
 export async function run(out) {
