@@ -126,9 +126,13 @@ export function parseAgentConfig(text: string, file: string): AgentConfig {
   return settle(parsed.data, file, (...at) => `${file}${lineOf(document, lines, at)}: `);
 }
 
+/** Device number of /dev/null (null(4)), which stands for an empty file. */
+const NULL_DEVICE = 0x103;
+
 /** A pipe would be waited for, a device read without end, and the agent reads them again while it serves. */
 function requireFile(path: string): void {
   const facts = statSync(path);
+  if (facts.isCharacterDevice() && facts.rdev === NULL_DEVICE) return;
   if (facts.isDirectory()) throw new Error("it is a directory");
   if (!facts.isFile()) throw new Error("it is no ordinary file");
   if (facts.size > FILE_OCTETS) throw new Error(`it is larger than ${FILE_OCTETS / 1024 / 1024} MiB`);

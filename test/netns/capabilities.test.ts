@@ -15,11 +15,12 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 test("the agent keeps six capabilities, gains none, and leaves no core", async () => {
   const agent = spawn(ENFORCER, ["agent", "--config", "/dev/null", "--run-dir", folder, "--bpffs", bpffs.path, "--json"], { stdio: ["ignore", "pipe", "inherit"] });
+  const ended = new Promise<void>((resolve) => agent.once("exit", () => resolve()));
   try {
     let said = "";
     await new Promise<void>((resolve, reject) => {
       agent.stdout.setEncoding("utf8").on("data", (text: string) => { said += text; if (said.includes('"event":"ready"')) resolve(); });
-      agent.once("exit", () => reject(new Error(`it ended: ${said}`)));
+      void ended.then(() => reject(new Error(`it ended: ${said}`)));
     });
     const status = readFileSync(`/proc/${agent.pid}/status`, "utf8");
     const set = (name: string): bigint => BigInt(`0x${new RegExp(`^${name}:\\s*(\\S+)`, "m").exec(status)?.[1]}`);
@@ -30,6 +31,6 @@ test("the agent keeps six capabilities, gains none, and leaves no core", async (
     expect(BigInt(/^CapabilityBoundingSet=(.*)$/m.exec(readFileSync(new URL("../../packaging/enforcer-agent.service", import.meta.url), "utf8"))?.[1]?.split(" ").length ?? 0), "the unit has as many").toBe(6n);
   } finally {
     agent.kill("SIGTERM");
-    await new Promise((resolve) => agent.once("exit", resolve));
+    await ended;
   }
 });

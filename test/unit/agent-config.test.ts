@@ -164,6 +164,8 @@ describe("what a configuration names is told with its place", () => {
   });
 
   it("a configuration that is a pipe, a directory or a device is not read", () => {
+    // Which stands for an empty one.
+    expect(readAgentConfig("/dev/null").attach).toEqual([]);
     for (const [file, words] of [["/dev/zero", /no ordinary file/], ["/tmp", /a directory/]] as const) expect(() => readAgentConfig(file)).toThrow(expect.objectContaining({ code: "E_CONFIG", message: expect.stringMatching(words) as string }));
   });
 });
