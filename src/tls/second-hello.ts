@@ -3,7 +3,7 @@
  * the client says everything again (RFC 8446 section 4.1.4), and might name another server.
  *
  * Holds always: octets of the guest are given on only as far as they were looked at; a second hello that does not name the
- * same server ends the connection before the far side sees it. What is kept is one hello or a record's head; what it costs grows
+ * same server, or another handshake message in its place, ends the connection before the far side sees it. What is kept is one hello or a record's head; what it costs grows
  * with the octets, not with their pieces. Looks at record headers and hellos, decrypts nothing.
  */
 import { HelloReader } from "./hello.js";
@@ -25,6 +25,8 @@ export class SecondHello {
   /** Nothing has to be looked at any more. */
   done = false;
   #server: Buffer = Buffer.alloc(0);
+  /** It asks for a second hello, for certain. */
+  #retry = false;
   /** First octets of a record that is not known yet, fewer than RECORD_HEAD. */
   #head: Buffer = Buffer.alloc(0);
   /** Octets of a known record that pass unlooked. */
@@ -42,7 +44,9 @@ export class SecondHello {
     if (head.length < SERVER_HEAD) return;
     // A ServerHello cut into small records is taken for a retry: the guest is looked at for longer, and nothing else changes.
     const whole = head[0] === HANDSHAKE && head[5] === SERVER_HELLO && head.readUInt16BE(3) >= SERVER_HEAD - 5;
-    if (whole && !head.subarray(11, SERVER_HEAD).equals(RETRY)) this.done = true;
+    if (!whole) return;
+    this.#retry = head.subarray(11, SERVER_HEAD).equals(RETRY);
+    this.done = !this.#retry;
   }
 
   /** Octets of the guest after its first hello. */
@@ -60,6 +64,8 @@ export class SecondHello {
         return passed === "refuse" ? passed : { pass: at === 0 ? passed.pass : Buffer.concat([octets.subarray(0, at), passed.pass]) };
       }
       if (type === HANDSHAKE) {
+        // Nothing but a hello may answer a retry, and nothing comes before an answer: a hello may stand behind it.
+        if (this.#retry || this.#server.length < SERVER_HEAD) return "refuse";
         this.done = true; // TLS 1.2 goes on with its key exchange
         break;
       }

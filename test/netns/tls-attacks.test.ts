@@ -84,6 +84,9 @@ describe("names verified", () => {
     expect((await talk(world, [first, second])).end).toBe("ECONNRESET");
     await seen("name-changed");
     expect((await talk(world, [Buffer.concat([first, second])])).end).toBe("ECONNRESET");
+    // Behind a Finished, in whose place only a hello may come.
+    const finished = Buffer.concat([Buffer.of(22, 3, 3, 0, 4, 20, 0, 0, 0), second]);
+    for (const chunks of [[first, finished], [Buffer.concat([first, finished])]]) expect((await talk(world, chunks)).end).toBe("ECONNRESET");
     expect(origin.lines.length).toBe(before);
   });
 

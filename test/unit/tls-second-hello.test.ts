@@ -55,6 +55,28 @@ test("a ServerHello ends the look, a HelloRetryRequest does not, in whatever pie
   }));
 });
 
+test("a handshake message that is no hello, with one behind it, passes neither before an answer nor after a retry; TLS 1.2 goes on with it", () => {
+  // HelloRequest, NewSessionTicket, ClientKeyExchange, Finished: empty, in a record of their own and in one with the hello.
+  for (const type of [0, 4, 16, 20]) {
+    const other = Buffer.of(type, 0, 0, 0), alone = Buffer.concat([Buffer.of(22, 3, 3, 0, 4), other, bad]);
+    const length = bad.readUInt16BE(3) + 4, together = Buffer.concat([Buffer.of(22, 3, 3, length >> 8, length & 255), other, bad.subarray(5)]);
+    for (const stream of [alone, together, Buffer.concat([CIPHER_SPEC, alone])]) {
+      for (const answer of [Buffer.alloc(0), serverHello(RETRY).subarray(0, 42), serverHello(RETRY)]) {
+        const watch = watching();
+        watch.fromServer(answer);
+        expect(passed(watch, stream, [7])).toBeNull();
+      }
+    }
+  }
+  // An answer in records of some octets may be either.
+  const hello = serverHello(Buffer.alloc(32, 1)).subarray(5), exchange = Buffer.concat([Buffer.of(22, 3, 3, 0, 4, 16, 0, 0, 0), EARLY]);
+  for (const answer of [serverHello(Buffer.alloc(32, 1)), Buffer.concat(Array.from({ length: 9 }, (_, i) => Buffer.concat([Buffer.of(22, 3, 3, 0, 10), hello.subarray(10 * i, 10 * i + 10)])))]) {
+    const watch = watching();
+    watch.fromServer(answer);
+    expect(passed(watch, exchange, [3])?.equals(exchange)).toBe(true);
+  }
+});
+
 test("a ServerHello that comes while a second hello is on its way does not let that through", () => {
   const watch = watching();
   expect(passed(watch, bad.subarray(0, 20), [20])?.length).toBe(0);
