@@ -96,7 +96,7 @@ export class Agent {
       });
     },
     onUnseen: (name, count) => { this.#events = this.#events.then(() => this.#tell({ event: "unseen", time: now(), sandbox: name, count })); },
-    onError: (error) => this.#notice(`flows that are let through could not be read: ${text(error)}`),
+    onError: (name, error) => this.#notice(`${name}: flows that are let through could not be read, and are tried again: ${text(error)}`),
   });
   #config: AgentConfig;
   #floor: Floor | null = null;

@@ -2,7 +2,7 @@
  * What is let through, for who watches it: each new flow of the kernel's tables once, and the number of those that nobody saw.
  *
  * Holds always: a table is read in slices, however large, and no second reading begins before one is over; nothing is read while
- * nobody watches. What is kept of a table are the flows of its last moments, not all of them: which are new is told by the tick at
+ * nobody watches; what cannot be read of one sandbox does not hide the others. What is kept of a table are the flows of its last moments, not all of them: which are new is told by the tick at
  * which the kernel opened them. The kernel counts each flow that it opens, so that those which came and went between two readings,
  * or were too many to be told, are known as a number.
  */
@@ -28,8 +28,8 @@ export interface FlowWatchOptions {
   readonly onAllowed: (watched: Watched, row: FlowRow) => void;
   /** So many more flows were let through. */
   readonly onUnseen: (sandbox: string, count: number) => void;
-  /** A table could not be read; it is tried again. */
-  readonly onError: (error: unknown) => void;
+  /** A sandbox's tables could not be read; they are tried again, and it is told once until they can. */
+  readonly onError: (sandbox: string, error: unknown) => void;
 }
 
 /** How far a sandbox's flows are told. */
@@ -50,6 +50,7 @@ const keyOf = ({ protocol, guestPort, remotePort, remote, opened }: FlowRow): st
 export class FlowWatch {
   readonly #options: FlowWatchOptions;
   readonly #marks = new Map<string, Mark>();
+  readonly #failing = new Set<string>();
   #timer: NodeJS.Timeout | null = null;
   #stopped = false;
 
@@ -66,13 +67,26 @@ export class FlowWatch {
 
   /** Somebody has just begun to watch: what the tables of sandboxes hold that nobody watched so far is not told. */
   joined(): void {
-    for (const { engine, sandbox } of this.#options.known()) if (this.#options.wanted(sandbox.name) && !this.#marks.has(sandbox.name)) this.#marks.set(sandbox.name, markNow(engine, sandbox));
+    for (const { engine, sandbox } of this.#options.known()) {
+      if (!this.#options.wanted(sandbox.name) || this.#marks.has(sandbox.name)) continue;
+      try {
+        this.#marks.set(sandbox.name, markNow(engine, sandbox));
+      } catch (error) {
+        this.#failed(sandbox.name, error);
+      }
+    }
+  }
+
+  #failed(name: string, error: unknown): void {
+    if (this.#failing.has(name)) return;
+    this.#failing.add(name);
+    this.#options.onError(name, error);
   }
 
   #later(delay: number): void {
     this.#timer = setTimeout(() => {
       const began = performance.now();
-      this.#read().catch((error: unknown) => this.#options.onError(error)).finally(() => { if (!this.#stopped) this.#later(Math.max(EVERY, SHARE * (performance.now() - began))); });
+      void this.#read().finally(() => { if (!this.#stopped) this.#later(Math.max(EVERY, SHARE * (performance.now() - began))); });
     }, delay);
     this.#timer.unref();
   }
@@ -80,10 +94,18 @@ export class FlowWatch {
   async #read(): Promise<void> {
     const all = this.#options.known(), names = new Set(all.map(({ sandbox }) => sandbox.name)), slices = new Slices();
     for (const name of this.#marks.keys()) if (!names.has(name) || !this.#options.wanted(name)) this.#marks.delete(name);
+    for (const name of this.#failing) if (!names.has(name)) this.#failing.delete(name);
     for (const watched of all) {
       const { engine: { enforcer }, sandbox } = watched, { name, slot, generation } = sandbox;
       const current = (): boolean => !this.#stopped && enforcer.sandboxAt(slot, generation) !== null && this.#options.wanted(name);
-      if (current()) await this.#readOne(watched, current, slices);
+      try {
+        if (current()) {
+          await this.#readOne(watched, current, slices);
+          this.#failing.delete(name);
+        }
+      } catch (error) {
+        this.#failed(name, error);
+      }
       await slices.pause();
     }
   }
