@@ -52,6 +52,17 @@ const step = fc.oneof(
   { weight: 2, arbitrary: fc.record({ kind: fc.constant("policy" as const), policy: fc.nat({ max: POLICIES.length - 1 }), frame: pickFrame }) },
 );
 
+/**
+ * Every way there is, once: where chance alone chose, some seeds missed a reason. Each shape has its own guest port: a flow that a SYN
+ * opens anew while the old one is still remembered is marked as answered up to half a second later on the short way (fast.h).
+ */
+type Step = typeof step extends fc.Arbitrary<infer T> ? T : never;
+const TOUR = (["tcp", "udp", "fragment0", "fragment1", "mac", "source"] as const).flatMap((shape, i) => REMOTES.flatMap((_, remote): Step[] => {
+  const frame: FramePick = { shape, remote, port: 443, guestPort: 3000 + i, flags: TCP.syn, payload: 0, damage: null, gso: 0 };
+  const cut: FramePick = { ...frame, damage: { how: "cut", where: 30, value: 0 } };
+  return [{ kind: "out", frame }, { kind: "in", frame }, { kind: "out", frame: cut }, { kind: "exchange", frame }];
+})).concat(POLICIES.map((_, policy): Step => ({ kind: "policy", policy, frame: { shape: "tcp", remote: 0, port: 443, guestPort: 2222, flags: TCP.syn, payload: 0, damage: null, gso: 0 } })));
+
 function shape(sandbox: LabSandbox, pick: FramePick, out: boolean): Bytes {
   const remote = REMOTES[pick.remote]!;
   const ends = out ? sandbox.to(remote) : sandbox.from(remote);
@@ -215,7 +226,7 @@ describe.each([
         }
       }
       expect(table(twins[0])).toEqual(table(twins[1]));
-    }), { numRuns: RUNS });
+    }), { numRuns: POLICIES.length + RUNS, examples: POLICIES.map((_, policy) => [policy, TOUR]) });
     // Of this test, not of the product: the histories went everywhere.
     for (const reason of ["established", "rule-allow", "rule-deny", "default-allow", "default-private", "default-public", "policy-changed", "no-pin", "fragment", "fragment-follows", "length", "source-mac", "source-address", "ingress-default"]) {
       expect([...seen.keys()]).toContain(reason);
