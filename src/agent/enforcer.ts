@@ -35,7 +35,7 @@ import { inForce, Instance, instanceDirectory, refuseForeign, removePins } from 
 import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
 import { nudgeFlows } from "../kernel/nudge.js";
 import { floorUid, SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
-import { selfTest, selfTestTap } from "../kernel/self-test.js";
+import { countsOfGuest, selfTest, selfTestTap } from "../kernel/self-test.js";
 import { attachHooks, chainOf, detachHooks, hooksHeld, linkedDevices, RESOLVER_HOOKS, TAP_HOOKS } from "../kernel/tap-link.js";
 import { BaseDrop } from "../net/base-drop.js";
 import type { HostView } from "../net/host-view.js";
@@ -53,7 +53,7 @@ import { Inspection } from "./inspection.js";
 import { ReaderClient } from "./reader-client.js";
 import { ResolverClient } from "./resolver-client.js";
 import type { Slices } from "./slices.js";
-import type { PinRecord, PolicyState, RunDirectory, SandboxState } from "./run-directory.js";
+import type { OwnFrames, PinRecord, PolicyState, RunDirectory, SandboxState } from "./run-directory.js";
 import { digestOf, identityKey, identityOf, type AttachOptions, type KeptSandbox, type Sandbox, type UpstreamAddress } from "./sandbox.js";
 
 export type { AttachOptions, KeptSandbox, Sandbox } from "./sandbox.js";
@@ -325,6 +325,9 @@ export class Enforcer {
       if (left === null) for (const [slot, ifindex] of this.#left) if (ifindex === facts.ifindex) await this.#clearLeft(slot);
       const slot = left?.slot ?? this.#freeSlot();
       const generation = left?.generation ?? this.#nextGeneration();
+      const tested = left !== null && former?.slot === slot && former.generation === generation && former.tests !== undefined ? former.tests : { denied: 0, lost: 0 };
+      // A new sandbox tells nothing before its test is over; one that is taken over tells of the frame, or it is one of those that it may not tell.
+      const tests: OwnFrames = { denied: tested.denied + 1, lost: tested.lost + (left === null ? 1 : 0) };
       const target: PolicyState = { uid: "0", digest, source: options.source };
       const state = { version: 1, name, device: tap, ifindex: facts.ifindex, slot, generation, next: null, spec: options.spec } as const;
       const planned = this.inside(() => plannedChanges(facts.name));
@@ -363,7 +366,7 @@ export class Enforcer {
       this.#served.delete(slot);
       if (served === null) await this.#inspection.serve({ name, slot, generation, tables, policy, compiled, floor, compiledFloor });
       undo.push(() => this.#inspection.remove(slot, generation));
-      if (left !== null && !samePolicy) this.#run.write({ ...state, phase: "enforced", policy: inForce ?? { ...target, uid: left.uid.toString(), digest: "" }, next: { ...target, uid: uid.toString() }, changes });
+      if (left !== null && !samePolicy) this.#run.write({ ...state, phase: "enforced", policy: inForce ?? { ...target, uid: left.uid.toString(), digest: "" }, next: { ...target, uid: uid.toString() }, changes, tests: tested });
       if (!samePolicy) tables.commit(uid);
       if (left === null) tables.enforce();
       const { mechanism, before } = this.inside(() => {
@@ -375,11 +378,11 @@ export class Enforcer {
         return attachment;
       });
       tables.describe(identity, sizes);
-      this.#run.write({ ...state, phase: "enforced", policy: { ...target, uid: uid.toString() }, changes });
+      this.#run.write({ ...state, phase: "enforced", policy: { ...target, uid: uid.toString() }, changes, tests });
       this.#events ??= followEvents(this.#instance, (events) => this.#options.onPackets(events));
       const sandbox: Sandbox = {
         name, slot, generation, options, facts, identity, policy, compiled, floor, compiledFloor, former: null, mechanism, before: before.map(({ hook, program }) => `${program} (${hook})`),
-        preparation: { ...preparation, changes }, tables, adopted: left !== null, since: Date.now(),
+        preparation: { ...preparation, changes }, tables, adopted: left !== null, tests, since: Date.now(),
       };
       for (const kept of this.#kept.values()) if (kept.slot === slot) this.#kept.delete(kept.name);
       this.#sandboxes.set(name, sandbox);
@@ -792,12 +795,13 @@ export class Enforcer {
 
   // ---- what is known ------------------------------------------------------------------------------------------------
 
-  /** Counters of a sandbox that are not zero. */
+  /** Counters of a sandbox that are not zero, without what self-tests are known to have left there. */
   counters(sandbox: Sandbox | KeptSandbox): Count[] {
     const map = sandbox.tables.inner("counters");
     if (map === null) return [];
     try {
-      return readCounters(map);
+      const counts = readCounters(map);
+      return "tests" in sandbox ? countsOfGuest(counts, sandbox.tests.denied) : counts;
     } finally {
       map.close();
     }
@@ -811,7 +815,7 @@ export class Enforcer {
     const { lost, sent, dns_waiting: waiting } = layouts.event_limit.fields;
     const record = this.#instance.map("event_limits").lookup(slotKey(sandbox.slot));
     if (record === null) return { eventsLost: 0, events: 0, dnsWaiting: 0 };
-    return { eventsLost: Number(record.readBigUInt64LE(lost.offset)), events: record.readUInt32LE(sent.offset), dnsWaiting: Math.max(0, record.readInt32LE(waiting.offset)) };
+    return { eventsLost: Math.max(0, Number(record.readBigUInt64LE(lost.offset)) - sandbox.tests.lost), events: record.readUInt32LE(sent.offset), dnsWaiting: Math.max(0, record.readInt32LE(waiting.offset)) };
   }
 
   /** Entries now and at most, of the tables that can be full. A table of a million is counted in parts. */
@@ -1013,9 +1017,9 @@ export class Enforcer {
     }
   }
 
-  #stateOf({ name, facts, slot, generation, compiled, policy, floor, options, preparation }: Sandbox): Parameters<RunDirectory["write"]>[0] {
+  #stateOf({ name, facts, slot, generation, compiled, policy, floor, options, preparation, tests }: Sandbox): Parameters<RunDirectory["write"]>[0] {
     return {
-      version: 1, name, phase: "enforced", device: facts.name, ifindex: facts.ifindex, slot, generation, next: null, changes: preparation.changes, spec: options.spec,
+      version: 1, name, phase: "enforced", device: facts.name, ifindex: facts.ifindex, slot, generation, next: null, changes: preparation.changes, spec: options.spec, tests,
       policy: { uid: compiled.uid.toString(), digest: digestOf(policy, floor), source: options.source },
     };
   }

@@ -43,7 +43,12 @@ export interface SandboxState {
   readonly changes: readonly TapChange[];
   /** What the caller asked for besides the policy; null: the caller keeps it. */
   readonly spec: unknown;
+  /** Frames of self-tests that the kernel counted in this sandbox, under this generation; absent: none that is known. */
+  readonly tests?: OwnFrames;
 }
+
+/** Frames that no guest sent, in a sandbox's counters. */
+export interface OwnFrames { /** Counted as denied by EtherType. */ readonly denied: number; /** Of those, not told, and counted as lost. */ readonly lost: number }
 
 /** One name's pin: labels, address (hexadecimal), end of the lease in CLOCK_MONOTONIC seconds. */
 export type PinRecord = readonly [labels: readonly string[], address: string, expires: number];
@@ -114,7 +119,7 @@ export class RunDirectory {
   read(name: string): SandboxState | null {
     const state = this.#json(name, STATE) as Partial<SandboxState> | null;
     if (state === null || state.version !== 1 || state.name !== name || typeof state.ifindex !== "number" || typeof state.device !== "string" || typeof state.slot !== "number"
-      || typeof state.generation !== "number" || !phases.has(state.phase as string) || !Array.isArray(state.changes) || !state.changes.every(isChange) || !isPolicy(state.policy) || (state.next !== null && !isPolicy(state.next))) return null;
+      || typeof state.generation !== "number" || !phases.has(state.phase as string) || !Array.isArray(state.changes) || !state.changes.every(isChange) || !isPolicy(state.policy) || (state.next !== null && !isPolicy(state.next)) || (state.tests !== undefined && !isOwnFrames(state.tests))) return null;
     return state as SandboxState;
   }
 
@@ -184,6 +189,11 @@ function isPin(row: unknown): row is PinRecord {
 function isPolicy(policy: unknown): policy is PolicyState {
   const { uid, digest } = (policy ?? {}) as Partial<PolicyState>;
   return typeof uid === "string" && /^\d+$/.test(uid) && typeof digest === "string";
+}
+
+function isOwnFrames(tests: unknown): tests is OwnFrames {
+  const { denied, lost } = (tests ?? {}) as Partial<OwnFrames>;
+  return Number.isSafeInteger(denied) && Number.isSafeInteger(lost) && lost! >= 0 && denied! >= lost!;
 }
 
 function message(cause: unknown): string { return cause instanceof Error ? cause.message : String(cause); }

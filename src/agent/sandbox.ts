@@ -11,6 +11,7 @@ import type { Mechanism } from "../kernel/tap-link.js";
 import type { TapFacts, TapPreparation } from "../net/tap.js";
 import type { CompiledPolicy } from "../policy/compile.js";
 import type { Policy } from "../policy/types.js";
+import type { OwnFrames } from "./run-directory.js";
 
 export interface UpstreamAddress { readonly address: Address; readonly port: number }
 
@@ -57,6 +58,8 @@ export interface Sandbox {
   readonly tables: SandboxTables;
   /** Tables of a former process were taken over. */
   readonly adopted: boolean;
+  /** What self-tests left in its counters. */
+  readonly tests: OwnFrames;
   /** CLOCK_REALTIME, ms. */
   readonly since: number;
 }
