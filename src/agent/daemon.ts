@@ -17,6 +17,7 @@ import { formatAddress, parseAddress, parsePrefix, type Address, type Prefix } f
 import type { GroupTable } from "../addresses/groups.js";
 import { attachRequest, policyRequest, sandboxName, type AttachRequest, type PolicyDiff, type PolicyRequest, type ReloadAnswer } from "../api/schema.js";
 import { readAgentConfig, type AgentConfig, type AttachPattern } from "../config/agent-config.js";
+import { readAgentConfigApart } from "../config/read-apart.js";
 import type { DeniedQuery } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
@@ -42,7 +43,7 @@ import { forgetAuthority, keptCertificate } from "../tls/certificates/store.js";
 import type { TlsDenial } from "../tls/protocol.js";
 import { describeAllowed, describeConnection, describePacket, describeQuery } from "./verdicts.js";
 import { enforcerRegistry, serveMetrics } from "./metrics.js";
-import { buildFloor, buildRequested, isLong, readAhead, requestOfText, type Built, type Floor } from "./policy-source.js";
+import { buildFloor, buildRequested, isLong, readAhead, Readings, requestOfText, type Built, type Floor } from "./policy-source.js";
 import { RunDirectory } from "./run-directory.js";
 import { Slices } from "./slices.js";
 import type { KeptSandbox, Sandbox, UpstreamAddress } from "./sandbox.js";
@@ -303,6 +304,7 @@ export class Agent {
     const engine = await this.#engineOf(spec.netns ?? null);
     const { enforcer } = engine;
     try {
+      if (isLong(source.request)) await readAhead(source.request);
       const built = this.#build(source, engine);
       if (spec.wait === true && enforcer.inside(() => findLink(spec.tap)) === null) {
         this.#wait(name, spec, source);
@@ -448,9 +450,9 @@ export class Agent {
   reload(): Promise<ReloadAnswer> {
     return this.#exclusive(async () => {
       const former = this.#config;
-      const config = withOverrides(readAgentConfig(this.#options.configFile), this.#options);
+      const config = withOverrides(await readAgentConfigApart(this.#options.configFile), this.#options), readings = new Readings();
       const restart = (["runDirectory", "bpffs", "sandboxes"] as const).filter((key) => config[key] !== former[key]).map((key) => ({ runDirectory: "run_dir", bpffs: "bpffs", sandboxes: "sandboxes" })[key]);
-      const floor = config.floor === null ? null : buildFloor(config.floor, this.#own.enforcer.groups);
+      const floor = config.floor === null ? null : buildFloor(config.floor, this.#own.enforcer.groups, await readings.source(config.floor));
       // Everything that can be wrong is found before anything is put in force.
       const next = new Map<string, { source: Source; built: Built }>();
       const slices = new Slices();
@@ -458,6 +460,7 @@ export class Agent {
         await slices.pause();
         if (known.state !== "enforced") continue;
         const source = this.#currentSource(known.spec, known.source, config);
+        await readings.ahead(source.request);
         const built = this.#build(source, known.engine, config, floor);
         compilePolicy(built.policy, { uid: 1n });
         next.set(known.name, { source, built });
@@ -499,6 +502,7 @@ export class Agent {
         if (!all && JSON.stringify(before) === JSON.stringify(source)) continue;
         try {
           // Once more where the groups changed: they say which group a rule's prefix lies in.
+          if (groups) await readings.ahead(source.request);
           await this.#swap(engine, sandbox, spec, source, groups ? this.#build(source, engine) : built);
         } catch (error) {
           failed.push({ sandbox: name, message: text(error) });

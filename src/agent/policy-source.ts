@@ -3,7 +3,7 @@
  *
  * Holds always: the text is kept as it was given, so that a restart builds the same policy when the file has been changed or has
  * gone since; block lists and other files that it names are read again. Limits of the floor are the most that a policy may ask for.
- * A long text that was asked for is read in a thread of its own before it is built.
+ * A long text is read in a thread of its own before it is built, whoever names it: a request, the configuration, a state file.
  */
 import type { PolicyRequest } from "../api/schema.js";
 import type { GroupTable } from "../addresses/groups.js";
@@ -26,11 +26,30 @@ const ahead = new WeakMap<object, PolicySource>();
 
 /** Reads a text in a thread of its own, for the next buildRequested of this very request. @throws EnforcerError E_POLICY, E_LIMIT. */
 export async function readAhead({ file }: PolicyRequest): Promise<void> {
-  if (file !== undefined) ahead.set(file, await readPolicyApart(file.path, file.text));
+  if (file !== undefined && !ahead.has(file)) ahead.set(file, await readPolicyApart(file.path, file.text));
 }
 
 /** Whether a request is read ahead: a short one is not, and so takes its place among others at once. */
 export function isLong(request: PolicyRequest | undefined): request is PolicyRequest { return (request?.file?.text.length ?? 0) > SHORT; }
+
+/** What is read for many sandboxes at one time: each long text once, in a thread of its own. */
+export class Readings {
+  readonly #read = new Map<string, PolicySource>();
+
+  /** For the next buildRequested of this very request. @throws EnforcerError E_POLICY, E_LIMIT. */
+  async ahead(request: PolicyRequest): Promise<void> {
+    if (isLong(request)) ahead.set(request.file!, await this.source(request.file!));
+  }
+
+  /** @throws EnforcerError E_POLICY, E_LIMIT. */
+  async source({ path, text }: PolicyText): Promise<PolicySource> {
+    if (text.length <= SHORT) return parsePolicyText(text, path);
+    const key = `${path}\0${text}`;
+    const source = this.#read.get(key) ?? await readPolicyApart(path, text);
+    this.#read.set(key, source);
+    return source;
+  }
+}
 
 /** Once: files that it names are read again the next time. */
 function read(file: NonNullable<PolicyRequest["file"]>): PolicySource {
@@ -54,8 +73,7 @@ export function buildRequested(request: PolicyRequest, groups: GroupTable, stand
 }
 
 /** @throws EnforcerError E_POLICY, E_LIMIT. */
-export function buildFloor({ path, text }: PolicyText, groups: GroupTable): Floor {
-  const source = parsePolicyText(text, path);
+export function buildFloor({ path, text }: PolicyText, groups: GroupTable, source = parsePolicyText(text, path)): Floor {
   return { file: path, policy: buildPolicy({ file: source, groups }).policy, limits: source.limits };
 }
 

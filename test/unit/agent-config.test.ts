@@ -6,6 +6,10 @@ import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
 import { z } from "zod";
 import { isV4, parseAddress, parsePrefix } from "../../src/addresses/address.js";
+// Threads run what was built.
+import { readAgentConfigApart } from "../../dist/config/read-apart.js";
+import { Readings, buildRequested, requestOfText } from "../../dist/agent/policy-source.js";
+import { groupTable } from "../../src/addresses/groups.js";
 import { agentConfigJsonSchema, agentConfigSchema, parseAgentConfig, readAgentConfig } from "../../src/config/agent-config.js";
 import type { EnforcerError } from "../../src/errors.js";
 
@@ -167,5 +171,55 @@ describe("what a configuration names is told with its place", () => {
     // Which stands for an empty one.
     expect(readAgentConfig("/dev/null").attach).toEqual([]);
     for (const [file, words] of [["/dev/zero", /no ordinary file/], ["/tmp", /a directory/]] as const) expect(() => readAgentConfig(file)).toThrow(expect.objectContaining({ code: "E_CONFIG", message: expect.stringMatching(words) as string }));
+  });
+});
+
+describe("a configuration that is read again", () => {
+  /** Turns of the event loop until it is done: none where the thread that serves has read it by itself. */
+  const turnsUntil = async (done: Promise<unknown>): Promise<number> => {
+    let turns = 0, over = false;
+    done.then(() => { over = true; }, () => { over = true; });
+    while (!over) {
+      await new Promise((resolve) => setImmediate(resolve));
+      turns++;
+    }
+    return turns;
+  };
+  const written = (name: string, text: string): string => {
+    writeFileSync(path.join(folder, name), text);
+    return path.join(folder, name);
+  };
+
+  it("is understood as at a start, with patterns that match and addresses", async () => {
+    const config = written("again.yaml", "floor: floor.yaml\nupstreams: [192.0.2.53]\nlimits: {pins: 100}\nattach: [{match: 'fc-?'}]\n");
+    const read = await readAgentConfigApart(config);
+    expect(read).toEqual(readAgentConfig(config));
+    expect(read.attach[0]!.pattern.test("fc-1")).toBe(true);
+  });
+
+  it.each([
+    ["a floor of a million quotes", "floor", '"'.repeat(1_000_000)], ["a policy of a million lists", "policy", `rules: ${"[".repeat(1_000_000)}`], ["no configuration at all", null, '"'.repeat(1_000_000)],
+    ["an unknown key", null, "polcy: x"], ["a floor that is none", "floor", "rules: [{alow: private}]\n"],
+  ] as const)("%s is refused as at a start, and nobody waits for it", async (_, key, text) => {
+    const config = key === null ? written("again.yaml", text) : written("again.yaml", `${key}: ${path.basename(written("giant.yaml", text))}\n`);
+    const reading = readAgentConfigApart(config), said = reading.then(() => null, (error: unknown) => error as EnforcerError);
+    expect(await turnsUntil(reading)).toBeGreaterThan(1);
+    let wanted: EnforcerError | null = null;
+    try {
+      readAgentConfig(config);
+    } catch (error) {
+      wanted = error as EnforcerError;
+    }
+    expect(await said).toMatchObject({ code: wanted!.code, message: wanted!.message, remedy: wanted!.remedy });
+  });
+
+  it("a long text that many sandboxes have is read once, and built as if it had been read for each", async () => {
+    const text = `rules:\n${Array.from({ length: 300 }, (__, i) => `  - {allow: "*.h${i}.example", ports: [443]}\n`).join("")}`, readings = new Readings(), groups = groupTable({});
+    const requests = [1, 2, 3].map(() => requestOfText({ path: "/p.yaml", text }));
+    for (const request of requests) await readings.ahead(request);
+    expect(await readings.source({ path: "/p.yaml", text })).toBe(await readings.source({ path: "/p.yaml", text }));
+    const [first, second, third] = requests.map((request) => buildRequested(request, groups, {}, null).policy);
+    expect(first).toEqual(buildRequested(requestOfText({ path: "/p.yaml", text }), groups, {}, null).policy);
+    expect([second, third]).toEqual([first, first]);
   });
 });
