@@ -754,14 +754,14 @@ export class Agent {
   }
 
   /**
-   * @returns what ends it; null when there are too many watchers. What is in the flow tables now is not told: what comes later is.
+   * @returns what ends it, and when it has begun; null when there are too many watchers. What is in the flow tables until then is not
+   * told for certain: what comes later is.
    * @throws EnforcerError E_NO_SANDBOX, E_REQUEST.
    */
-  watch(watcher: Watcher): (() => void) | null {
+  watch(watcher: Watcher): { readonly end: () => void; readonly begun: Promise<void> } | null {
     if (watcher.query.sandbox !== undefined) this.need(watcher.query.sandbox);
-    const end = this.watchers.add(watcher);
-    if (end !== null) this.#flows.joined();
-    return end;
+    const seat = this.watchers.add(watcher);
+    return seat === null ? null : { end: seat.end, begun: seat.flows ? this.#flows.joined() : Promise.resolve() };
   }
 
   // ---- metrics -------------------------------------------------------------------------------------------------------

@@ -51,6 +51,9 @@ export class FlowWatch {
   readonly #options: FlowWatchOptions;
   readonly #marks = new Map<string, Mark>();
   readonly #failing = new Set<string>();
+  /** Sandboxes whose tables are to be looked at for who has just begun to watch: nothing of them is told before. */
+  readonly #joining = new Map<string, Watched>();
+  #joined: Promise<void> = Promise.resolve();
   #timer: NodeJS.Timeout | null = null;
   #stopped = false;
 
@@ -65,15 +68,30 @@ export class FlowWatch {
 
   forget(name: string): void { this.#marks.delete(name); }
 
-  /** Somebody has just begun to watch: what the tables of sandboxes hold that nobody watched so far is not told. */
-  joined(): void {
-    for (const { engine, sandbox } of this.#options.known()) {
-      if (!this.#options.wanted(sandbox.name) || this.#marks.has(sandbox.name)) continue;
+  /**
+   * Somebody has just begun to watch: what the tables of sandboxes hold that nobody watched so far is not told. Resolves when what
+   * each holds is known: all that is opened from then on is told.
+   */
+  joined(): Promise<void> {
+    for (const watched of this.#options.known()) {
+      const { name } = watched.sandbox;
+      if (this.#options.wanted(name) && !this.#marks.has(name)) this.#joining.set(name, watched);
+    }
+    return this.#joined = this.#joined.then(() => this.#join());
+  }
+
+  async #join(): Promise<void> {
+    const slices = new Slices();
+    for (const [name, { engine, sandbox }] of this.#joining) {
+      if (this.#stopped) return;
       try {
-        this.#marks.set(sandbox.name, markNow(engine, sandbox));
+        // After a pause it may be another sandbox, all of which is told; or whoever wanted it may have gone.
+        if (engine.enforcer.sandboxAt(sandbox.slot, sandbox.generation) !== null && this.#options.wanted(name)) this.#marks.set(name, markNow(engine, sandbox));
       } catch (error) {
-        this.#failed(sandbox.name, error);
+        this.#failed(name, error);
       }
+      this.#joining.delete(name);
+      await slices.pause();
     }
   }
 
@@ -97,7 +115,7 @@ export class FlowWatch {
     for (const name of this.#failing) if (!names.has(name)) this.#failing.delete(name);
     for (const watched of all) {
       const { engine: { enforcer }, sandbox } = watched, { name, slot, generation } = sandbox;
-      const current = (): boolean => !this.#stopped && enforcer.sandboxAt(slot, generation) !== null && this.#options.wanted(name);
+      const current = (): boolean => !this.#stopped && enforcer.sandboxAt(slot, generation) !== null && this.#options.wanted(name) && !this.#joining.has(name);
       try {
         if (current()) {
           await this.#readOne(watched, current, slices);

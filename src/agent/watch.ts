@@ -47,13 +47,13 @@ export class WatchHub {
   /** Whether anybody wants to see flows of the sandbox that are let through. */
   wantsFlows(sandbox: string): boolean { return [...this.#seats].some(({ flows, watcher: { query } }) => flows && (query.sandbox ?? sandbox) === sandbox); }
 
-  /** @returns what ends it; null when there are too many. @throws EnforcerError E_REQUEST when nothing could ever match. */
-  add(watcher: Watcher): (() => void) | null {
+  /** @returns what ends it, and whether it wants flows that are let through; null when there are too many. @throws EnforcerError E_REQUEST when nothing could ever match. */
+  add(watcher: Watcher): { readonly end: () => void; readonly flows: boolean } | null {
     const { wants, verdict } = filterOf(watcher.query);
     if (this.#seats.size >= WATCHERS) return null;
     const seat: Seat = { watcher, wants, flows: verdict === "allow", lost: 0 };
     this.#seats.add(seat);
-    return () => { this.#seats.delete(seat); };
+    return { end: () => { this.#seats.delete(seat); }, flows: seat.flows };
   }
 
   tell(event: WatchEvent): void {

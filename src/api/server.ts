@@ -84,24 +84,30 @@ const routes: readonly Route[] = [
   }),
   route("GET", "/sandboxes/{name}/flows", flowsQuery, null, ({ agent, name, query }) => flowsView(agent, name, query.limit ?? 1000)),
   route("GET", "/sandboxes/{name}/explain", explainQuery, null, ({ agent, name, query }) => explainQuestion(agent, name, query)),
-  route("GET", "/watch", watchQuery, null, ({ agent, query, request, response }) => {
-    const end = agent.watch({
+  route("GET", "/watch", watchQuery, null, async ({ agent, query, request, response }) => {
+    // Nobody would be told that it ends.
+    if (response.destroyed) return WRITTEN;
+    let watching = false;
+    const seat = agent.watch({
       query,
       send: (event) => {
+        // What is told before it is said that it watches is of before.
+        if (!watching) return true;
         if (response.writableLength > WATCH_BACKLOG) return false;
         response.write(`${JSON.stringify(event)}\n`);
         return true;
       },
     });
-    if (end === null) throw new EnforcerError("E_LIMIT", "there are as many watchers as the agent takes", { remedy: "end one of them" });
+    if (seat === null) throw new EnforcerError("E_LIMIT", "there are as many watchers as the agent takes", { remedy: "end one of them" });
+    response.on("close", seat.end);
+    await seat.begun;
+    if (response.destroyed) return WRITTEN;
+    watching = true;
     response.writeHead(200, { "content-type": "application/x-ndjson", "cache-control": "no-store" });
     response.write(`${JSON.stringify({ event: "watching", time: new Date().toISOString() })}\n`);
     request.socket.setTimeout(0);
     const pulse = setInterval(() => response.write("\n"), WATCH_PULSE);
-    response.on("close", () => {
-      clearInterval(pulse);
-      end();
-    });
+    response.on("close", () => clearInterval(pulse));
     return WRITTEN;
   }),
   route("POST", "/reload", noQuery, null, ({ agent }) => agent.reload()),
