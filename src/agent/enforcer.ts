@@ -279,6 +279,7 @@ export class Enforcer {
         const sandbox = this.sandboxAt(slot, generation);
         if (sandbox !== null) this.#options.onTerminate(sandbox.name, violation);
       },
+      onNotice: (notice) => this.#options.onNotice(notice),
       onFailure: (error) => this.#failed(error),
     });
     this.#cleanup.push(() => this.#inspection.stop());

@@ -22,6 +22,7 @@ export interface InspectionOptions extends Pick<StartTls, "hostNetnsFd" | "sandb
   readonly groups: () => GroupTable;
   readonly onDenied: (denials: readonly TlsDenial[]) => void;
   readonly onTerminate: (slot: number, generation: number, violation: Violation) => void;
+  readonly onNotice: (text: string) => void;
   readonly onFailure: (error: Error) => void;
 }
 
@@ -84,10 +85,10 @@ export class Inspection {
   }
 
   async #start(): Promise<TlsClient> {
-    const { listen, hostNetnsFd, sandboxNet6, runDirectory, resolver, groups, onDenied, onTerminate, onFailure } = this.#options;
+    const { listen, hostNetnsFd, sandboxNet6, runDirectory, resolver, groups, onDenied, onTerminate, onNotice, onFailure } = this.#options;
     const { port1, port2 } = new MessageChannel();
     await resolver.ask({ kind: "connect", port: port1 }, [port1]);
-    const client = new TlsClient({ onDenied, onTerminate, onFailure });
+    const client = new TlsClient({ onDenied, onTerminate, onNotice, onFailure });
     try {
       await client.ask({ kind: "start", listen: { ...listen, port: AbiLimit.INTERCEPTED_PORT }, hostNetnsFd, sandboxNet6, groups: packGroups(groups()), port: port2, runDirectory }, [port2]);
     } catch (error) {

@@ -46,6 +46,9 @@ export type TlsRequest =
 
 export interface TlsStats {
   readonly strangers: number;
+  /** The splicing thread was wanted and could not be made, the last time; and how often that was so. */
+  readonly pumpFailing: boolean;
+  readonly pumpFailures: number;
   readonly sandboxes: readonly {
     readonly slot: number;
     readonly generation: number;
@@ -113,4 +116,5 @@ export type FromTls =
   | { readonly kind: "reply"; readonly id: number; readonly ok: true; readonly value: TlsReplies[keyof TlsReplies] }
   | { readonly kind: "reply"; readonly id: number; readonly ok: false; readonly code: string; readonly message: string }
   | { readonly kind: "denied"; readonly denials: readonly TlsDenial[] }
+  | { readonly kind: "notice"; readonly text: string }
   | { readonly kind: "terminate"; readonly slot: number; readonly generation: number; readonly violation: Violation };

@@ -3,7 +3,8 @@
  *
  * Holds always: a connection is handed over as a whole or stays as it was: octets that Node has read go first, none that it
  * still has to write are left behind, and its sockets are closed here without a word to either side. What is handed over can be
- * counted, asked for what it keeps, and ended at any time. Where no thread can be made all stays in JavaScript.
+ * counted, asked for what it keeps, and ended at any time. While no thread can be made all stays in JavaScript, somebody is told, and it
+ * is tried again.
  */
 import type { Socket } from "node:net";
 import { type SpliceCounters, SplicePump } from "../../native/index.js";
@@ -49,14 +50,8 @@ export class Pump {
     });
   }
 
-  /** null: this host gives no thread, or no descriptors for it. */
-  static start(): Pump | null {
-    try {
-      return new Pump();
-    } catch {
-      return null;
-    }
-  }
+  /** @throws NativeError the host gives no thread (EAGAIN), or no descriptors for it (EMFILE, ENFILE), or no memory. */
+  static start(): Pump { return new Pump(); }
 
   get size(): number { return this.#running.size; }
 
@@ -98,6 +93,60 @@ export class Pump {
 
   /** What it has is reset, keeps its octets, and is not told to be over. */
   close(): void { this.#keep(this.#native.close()); }
+}
+
+/** Between two attempts to make the thread, ms: what fails for want of descriptors or threads costs some system calls each time. */
+export const RETRY_MS = 5_000;
+
+export interface PumpHolderOptions {
+  /** @throws what says why there is none. */
+  readonly start: () => Pump;
+  /** It could not be made (once until it can), or (null) can again after that. */
+  readonly onChange: (failure: Error | null) => void;
+  /** ms, only forward. */
+  readonly now?: () => number;
+}
+
+/** The one pump of a thread: made when it is first needed, and while it cannot be made tried again, at most once in RETRY_MS. */
+export class PumpHolder {
+  /** Attempts that failed. They only grow. */
+  failures = 0;
+  readonly #options: PumpHolderOptions;
+  #pump: Pump | null = null;
+  /** Of the last attempt that failed; null: the last one did not. */
+  #failedAt: number | null = null;
+  #closed = false;
+
+  constructor(options: PumpHolderOptions) { this.#options = options; }
+
+  /** It was wanted and could not be had, the last time. */
+  get failing(): boolean { return this.#failedAt !== null; }
+
+  /** null: not to be had now. Never throws. */
+  get(): Pump | null {
+    if (this.#pump !== null || this.#closed) return this.#pump;
+    const now = (this.#options.now ?? performance.now.bind(performance))();
+    if (this.#failedAt !== null && now - this.#failedAt < RETRY_MS) return null;
+    const again = this.#failedAt !== null;
+    try {
+      this.#pump = this.#options.start();
+    } catch (error) {
+      this.#failedAt = now;
+      this.failures++;
+      if (!again) this.#options.onChange(error instanceof Error ? error : new Error(String(error)));
+      return null;
+    }
+    this.#failedAt = null;
+    if (again) this.#options.onChange(null);
+    return this.#pump;
+  }
+
+  /** Ends the pump; none is made any more. */
+  close(): void {
+    this.#closed = true;
+    this.#pump?.close();
+    this.#pump = null;
+  }
 }
 
 /** Of a node:net socket; there is no public way to it. */

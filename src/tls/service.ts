@@ -42,7 +42,7 @@ import { matchesPattern } from "../policy/names.js";
 import type { TlsDenial, TlsStats } from "./protocol.js";
 import { type ConnectionOutcome, connectionOutcomes, refusedOutcomes } from "./reasons.js";
 import { SecondHello } from "./second-hello.js";
-import { Pump } from "./pump.js";
+import { Pump, PumpHolder } from "./pump.js";
 import { splice } from "./splice.js";
 import { Turns, UNDER_WAY } from "./turns.js";
 
@@ -77,8 +77,10 @@ export interface ServiceOptions {
   readonly onTerminate: (slot: number, generation: number, violation: Violation) => void;
   /** For tests; default: a connection to exactly this address from the calling thread's namespace. */
   readonly dial?: (address: Uint8Array, port: number) => Socket;
-  /** For tests; default: a splicing thread where one can be had. */
-  readonly startPump?: () => Pump | null;
+  /** For whoever runs the agent: what it does worse than it should, and that it does not any more. */
+  readonly onNotice: (text: string) => void;
+  /** For tests; default: Pump.start. */
+  readonly startPump?: () => Pump;
 }
 
 interface Sandbox {
@@ -127,14 +129,17 @@ export class TlsService {
   readonly #watch = new Watch();
   readonly #turns = new Turns<Sandbox>();
   #counting: NodeJS.Timeout | null = null;
-  /** undefined: not needed yet; null: not to be had. */
-  #pump: Pump | null | undefined;
+  readonly #pump: PumpHolder;
   #groups: GroupTable;
   #strangers = 0;
 
   constructor(options: ServiceOptions) {
     this.#options = options;
     this.#groups = options.groups;
+    this.#pump = new PumpHolder({
+      start: options.startPump ?? Pump.start,
+      onChange: (failure) => options.onNotice(failure === null ? "the splicing thread runs: connections are passed on by it again" : `connections whose names were checked are passed on more slowly, because the splicing thread cannot be made; it is tried again: ${failure.message}`),
+    });
   }
 
   /** @param intercepted belongs to the service from now on. @throws EnforcerError E_SECRET: a secret cannot be had. */
@@ -198,13 +203,12 @@ export class TlsService {
   close(): void {
     if (this.#counting !== null) clearInterval(this.#counting);
     for (const slot of [...this.#sandboxes.keys()]) this.remove(slot, null);
-    this.#pump?.close();
-    this.#pump = null;
+    this.#pump.close();
   }
 
   stats(): TlsStats {
     return {
-      strangers: this.#strangers,
+      strangers: this.#strangers, pumpFailing: this.#pump.failing, pumpFailures: this.#pump.failures,
       sandboxes: [...this.#sandboxes.values()].map((sandbox) => ({ sandbox, turns: this.#turns.of(sandbox) })).map(({ sandbox: { slot, generation, connections, hellos, helloOctets, eventsLost, outcomes, http, bytesUp, bytesDown, certificates, secrets, bucket, buffered, judge }, turns }) => ({
         slot, generation, connections: connections.size, limit: CONNECTIONS, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused },
         hellos: hellos.size, helloLimit: HELLOS, helloOctets, helloOctetsLimit: HELLO_OCTETS, eventsLost,
@@ -413,7 +417,7 @@ export class TlsService {
       connection.held = () => socket.readableLength + socket.writableLength + upstream.readableLength + upstream.writableLength;
       splice({
         guest: socket, upstream, hello: reader.read, after: reader.after, watch: new SecondHello(labels.join(".")), refused: () => this.#count(sandbox, "name-changed", meant, labels),
-        owner: sandbox.slot, pump: this.#splicing(),
+        owner: sandbox.slot, pump: this.#pump,
         pumped: (pumped) => {
           const { bytesRead, bytesWritten } = socket;
           connection.socket = GONE;
@@ -430,11 +434,6 @@ export class TlsService {
       this.#bump(sandbox, "no-upstream");
       socket.resetAndDestroy();
     });
-  }
-
-  #splicing(): Pump | null {
-    if (this.#pump === undefined) this.#pump = (this.#options.startPump ?? Pump.start)();
-    return this.#pump;
   }
 
   // ---- DNS over TLS -------------------------------------------------------------------------------------------------

@@ -3,10 +3,10 @@
  *
  * Holds always: each side is read only as fast as the other takes it; a side that ends its sending ends only that direction; an
  * error on either side resets both. Keeps no octets but those a SecondHello holds back. When that has seen enough, the
- * connection goes to the splicing thread (pump.ts) if there is one, at the first moment at which nothing waits to be written.
+ * connection goes to the splicing thread (pump.ts), at the first moment at which there is one and nothing waits to be written.
  */
 import type { Socket } from "node:net";
-import { isPumped, type Pump, type Pumped } from "./pump.js";
+import { isPumped, type PumpHolder, type Pumped } from "./pump.js";
 import type { SecondHello } from "./second-hello.js";
 
 const NOTHING: Buffer = Buffer.alloc(0);
@@ -25,8 +25,8 @@ export interface Spliced {
   readonly refused: () => void;
   /** Whose share of the thread it takes. */
   readonly owner: number;
-  /** null: all of it stays in JavaScript. */
-  readonly pump: Pump | null;
+  /** While it has none, all of the connection stays in JavaScript. */
+  readonly pump: Pick<PumpHolder, "get">;
   /** Called when the thread has taken it over: neither socket tells anything from then on. */
   readonly pumped: (pumped: Pumped) => void;
   /** Called when the thread is done with it. */
@@ -38,12 +38,13 @@ export function splice({ guest, upstream, hello, after, watch, refused, owner, p
     guest.resetAndDestroy();
     upstream.resetAndDestroy();
   };
-  let watching = true, mayPump = pump !== null;
+  let watching = true, mayPump = true;
   /** Octets of the guest and of the far side, in one go. */
   const pass = (up: Buffer, down: Buffer): void => {
     let rest = { up, down };
-    if (mayPump && !watching && pump !== null) {
-      const taken = pump.take(owner, guest, upstream, up, down, over);
+    const thread = mayPump && !watching ? pump.get() : null;
+    if (thread !== null) {
+      const taken = thread.take(owner, guest, upstream, up, down, over);
       if (isPumped(taken)) {
         pumped(taken);
         return;

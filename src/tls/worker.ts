@@ -68,7 +68,7 @@ class Worker {
   async #start({ listen, hostNetnsFd, sandboxNet6, groups, port, runDirectory }: StartTls): Promise<null> {
     if (this.#service !== null) throw new Error("the TLS service is started already");
     this.#resolver = new ResolverLink(port, (asked) => this.#service?.placeholderAsked(asked));
-    const service = new TlsService({ resolver: this.#resolver, groups: unpackGroups(groups), sandboxNet6, runDirectory, onDenied: (denial) => this.#deny(denial), onTerminate: (slot, generation, violation) => this.#post({ kind: "terminate", slot, generation, violation }) });
+    const service = new TlsService({ resolver: this.#resolver, groups: unpackGroups(groups), sandboxNet6, runDirectory, onDenied: (denial) => this.#deny(denial), onNotice: (text) => this.#post({ kind: "notice", text }), onTerminate: (slot, generation, violation) => this.#post({ kind: "terminate", slot, generation, violation }) });
     setNetns(listen.netnsFd);
     try {
       for (const address of [listen.address4, listen.address6]) if (address !== null) await this.#listen(service, address, listen.port);

@@ -3,12 +3,12 @@ import { once } from "node:events";
 import { readdirSync, readlinkSync } from "node:fs";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { isPumped, Pump, type Pumped } from "../../src/tls/pump.js";
+import { isPumped, Pump, PumpHolder, type Pumped, RETRY_MS } from "../../src/tls/pump.js";
 
 let pump: Pump, sockets: Socket[];
 beforeEach(() => {
   sockets = [];
-  pump = Pump.start() as Pump;
+  pump = Pump.start();
 });
 afterEach(() => {
   pump.close();
@@ -112,4 +112,31 @@ test("sockets that have something to write, or have ended, are not taken; nothin
   expect(closed).toMatchObject({ again: false });
   expect(isPumped(closed) ? null : [closed.up, closed.down].map(String)).toEqual(["up", "down"]);
   expect(e.inner.listeners("data")).toContain(listener);
+});
+
+test("a thread that cannot be made is tried again, at most once in a while, and each change is told once; none is made after the end", () => {
+  let now = 0, made: Pump | Error = new Error("EMFILE"), attempts = 0;
+  const told: (string | null)[] = [];
+  const holder = new PumpHolder({
+    now: () => now, onChange: (failure) => told.push(failure?.message ?? null),
+    start: () => {
+      attempts++;
+      if (made instanceof Error) throw made;
+      return made;
+    },
+  });
+  expect(holder).toMatchObject({ failing: false, failures: 0 });
+  for (now = 0; now < 3 * RETRY_MS; now += RETRY_MS / 50) expect(holder.get()).toBeNull();
+  expect([attempts, holder.failures, holder.failing, told]).toEqual([3, 3, true, ["EMFILE"]]);
+  made = pump;
+  expect(holder.get()).toBe(pump);
+  expect(holder.get()).toBe(pump);
+  expect([attempts, holder.failures, holder.failing, told]).toEqual([4, 3, false, ["EMFILE", null]]);
+  holder.close();
+  expect(holder.get()).toBeNull();
+  expect(attempts).toBe(4);
+  // Nothing is told of one that comes at once.
+  const other = new PumpHolder({ start: () => pump, onChange: () => told.push("more") });
+  expect(other.get()).toBe(pump);
+  expect(told).toHaveLength(2);
 });

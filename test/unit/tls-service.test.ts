@@ -49,7 +49,7 @@ function table(portOf: (port: number) => number | null): BpfMap {
 
 let service: TlsService, listener: Server, origin: Server, tlsServer: Server;
 let denials: TlsDenial[], dialled: { address: string; port: number }[], servers: Socket[], clients: Socket[];
-let pumps: Pump[], withPump: boolean;
+let pumps: Pump[], withPump: boolean, notices: string[];
 let pinned: (labels: readonly string[]) => boolean;
 let from: string, remotePort: number | null;
 let dir: string;
@@ -60,7 +60,7 @@ const listening = (server: Server): Promise<number> => new Promise((resolve) => 
 
 beforeEach(async () => {
   [denials, dialled, servers, clients, wire] = [[], [], [], [], []];
-  [pumps, withPump] = [[], true];
+  [pumps, withPump, notices] = [[], true, []];
   [pinned, from, remotePort] = [(labels) => labels.join(".") === "shop.example", `240.0.1.${SLOT}`, 443];
   dir = mkdtempSync(join(tmpdir(), "enf-tls-"));
   const { key, certificate } = originAuthority.issue({ kind: "name", labels: ["shop", "example"] }, Date.now());
@@ -84,10 +84,12 @@ beforeEach(async () => {
   service = new TlsService({
     groups, sandboxNet6: parseAddress("fd00:1::"), runDirectory: dir, onTerminate: () => undefined, onDenied: (denial) => denials.push(denial),
     startPump: () => {
-      const pump = withPump ? Pump.start() : null;
-      if (pump !== null) pumps.push(pump);
+      if (!withPump) throw new Error("pthread_create: EAGAIN");
+      const pump = Pump.start();
+      pumps.push(pump);
       return pump;
     },
+    onNotice: (notice) => notices.push(notice),
     resolver: { pinned: async (_slot, _generation, _address, labels) => pinned(labels), answer: async (_slot, _generation, message) => Uint8Array.from(message).reverse(), placeholders: async () => true },
     dial: (address, port) => {
       dialled.push({ address: [...address.slice(12)].join("."), port });
@@ -106,6 +108,7 @@ beforeEach(async () => {
 });
 afterEach(async () => {
   vi.useRealTimers();
+  vi.restoreAllMocks();
   service.close();
   for (const socket of [...clients, ...servers]) socket.destroy();
   await Promise.all([listener, origin, tlsServer].map((server) => new Promise((done) => server.close(done))));
@@ -262,6 +265,30 @@ describe("passed on", () => {
     });
   });
 
+  test("while no splicing thread can be made it is said once and tried again, and then has what is open, too", async () => {
+    withPump = false;
+    const early = [await secure(), await secure()];
+    const echoed = async (stream: TLSSocket, text: string): Promise<void> => {
+      stream.write(text);
+      expect(await said(stream)).toBe(text);
+    };
+    for (const stream of early) await echoed(stream, "without");
+    expect(service.stats()).toMatchObject({ pumpFailing: true, pumpFailures: 1 });
+    expect(notices).toEqual([expect.stringMatching(/splicing thread cannot be made; it is tried again: pthread_create: EAGAIN$/)]);
+    const now = performance.now.bind(performance);
+    let later = 5_001;
+    vi.spyOn(performance, "now").mockImplementation(() => now() + later);
+    for (let i = 0; i < 3; i++) await echoed(early[0] as TLSSocket, "still without");
+    expect(service.stats()).toMatchObject({ pumpFailing: true, pumpFailures: 2 });
+    expect(notices).toHaveLength(1);
+    withPump = true;
+    later *= 2;
+    for (const stream of [...early, await secure()]) await echoed(stream, "with");
+    expect(pumps.map(({ size }) => size)).toEqual([3]);
+    expect(service.stats()).toMatchObject({ pumpFailing: false, pumpFailures: 2 });
+    expect(notices.slice(1)).toEqual([expect.stringMatching(/splicing thread runs/)]);
+  });
+
   test("TLS test 16: the far side sees the guest's hello octet by octet", async () => {
     const hello = helloRecords({ names: ["shop.example"], padding: 3_000, ech: true }, [700, 1, 16_000]);
     await knock(hello);
@@ -277,7 +304,7 @@ describe("passed on", () => {
 
   test("a far side that does not take the connection: the guest's is reset", async () => {
     service.close();
-    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onTerminate: () => undefined, onDenied: () => undefined, resolver: { pinned: async () => true, answer: async () => null, placeholders: async () => true }, dial: () => netConnect({ port: 1, host: "127.0.0.1" }) });
+    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onTerminate: () => undefined, onNotice: () => undefined, onDenied: () => undefined, resolver: { pinned: async () => true, answer: async () => null, placeholders: async () => true }, dial: () => netConnect({ port: 1, host: "127.0.0.1" }) });
     service.add(SLOT, GENERATION, "box", SHOP, null, table(() => 443));
     expect(await (await knock(helloRecords({ names: ["shop.example"] }))).end).toBe("reset");
     expect(row().outcomes).toEqual({ "no-upstream": 1 });
@@ -560,7 +587,7 @@ describe("another policy, another sandbox", () => {
     let go = (): void => undefined;
     const held = new Promise<void>((resolve) => { go = resolve; });
     service.close();
-    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onTerminate: () => undefined, onDenied: (denial) => denials.push(denial), resolver: { pinned: async () => { await held; return true; }, answer: async () => null, placeholders: async () => true }, dial: () => { throw new Error("dialled"); } });
+    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, onTerminate: () => undefined, onNotice: () => undefined, onDenied: (denial) => denials.push(denial), resolver: { pinned: async () => { await held; return true; }, answer: async () => null, placeholders: async () => true }, dial: () => { throw new Error("dialled"); } });
     service.add(SLOT, GENERATION, "box", SHOP, null, table(() => 443));
     const { end } = await knock(helloRecords({ names: ["shop.example"] }));
     await seen(() => expect(row().connections).toBe(1));
