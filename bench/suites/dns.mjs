@@ -32,7 +32,7 @@ const POLICY = `
 default_egress: deny
 rules:
   - {allow: "*.example.net", proto: tcp, ports: [443]}
-limits: {queries_per_second: 100000, queries_in_flight: 4096, names: 65536, pins: 262144}
+limits: {queries_per_second: 1000000, queries_in_flight: 4096, names: 65536, pins: 262144}
 `;
 
 /**

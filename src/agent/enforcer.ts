@@ -53,7 +53,7 @@ import { Inspection } from "./inspection.js";
 import { ReaderClient } from "./reader-client.js";
 import { ResolverClient } from "./resolver-client.js";
 import type { Slices } from "./slices.js";
-import type { OwnFrames, PinRecord, PolicyState, RunDirectory, SandboxState } from "./run-directory.js";
+import type { OwnFrames, PolicyState, RunDirectory, SandboxState } from "./run-directory.js";
 import { digestOf, identityKey, identityOf, type AttachOptions, type KeptSandbox, type Sandbox, type UpstreamAddress } from "./sandbox.js";
 
 export type { AttachOptions, KeptSandbox, Sandbox } from "./sandbox.js";
@@ -891,8 +891,8 @@ export class Enforcer {
   }
 
   async #writePins(sandbox: Sandbox): Promise<void> {
-    const pins = (await this.pins(sandbox)).map(({ labels, address, expires }): PinRecord => [labels, Buffer.from(address).toString("hex"), expires]);
-    if (this.#sandboxes.get(sandbox.name) === sandbox) this.#run.writePins(sandbox.name, { generation: sandbox.generation, pins });
+    const records = await this.#resolver.ask({ kind: "pinRecords", slot: sandbox.slot, generation: sandbox.generation });
+    if (this.#sandboxes.get(sandbox.name) === sandbox) this.#run.writePins(sandbox.name, sandbox.generation, records);
   }
 
   // ---- the host -----------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ export class RunDirectory {
     return state as SandboxState;
   }
 
-  write(state: SandboxState): void { this.#replace(state.name, STATE, state); }
+  write(state: SandboxState): void { this.#replace(state.name, STATE, JSON.stringify(state)); }
 
   remove(name: string): void {
     for (const ending of [STATE, PINS]) rmSync(this.#path(name, ending), { force: true });
@@ -136,7 +136,8 @@ export class RunDirectory {
     return { generation: file.generation, pins: file.pins.filter(isPin) };
   }
 
-  writePins(name: string, file: PinFile): void { this.#replace(name, PINS, file); }
+  /** @param records the text of a JSON array of PinRecord. */
+  writePins(name: string, generation: number, records: string): void { this.#replace(name, PINS, `{"generation":${generation},"pins":${records}}`); }
 
   /** Removes the directory if nothing is in it. */
   removeIfEmpty(): void {
@@ -158,11 +159,11 @@ export class RunDirectory {
     }
   }
 
-  #replace(name: string, ending: string, value: unknown): void {
+  #replace(name: string, ending: string, content: string): void {
     const path = this.#path(name, ending);
     try {
       rmSync(`${path}.new`, { force: true });
-      writeFileSync(`${path}.new`, JSON.stringify(value), { mode: 0o600, flag: "wx" });
+      writeFileSync(`${path}.new`, content, { mode: 0o600, flag: "wx" });
       renameSync(`${path}.new`, path);
     } catch (cause) {
       throw new EnforcerError("E_STATE", `${path} cannot be written: ${message(cause)}`, { cause });

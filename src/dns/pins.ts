@@ -264,6 +264,16 @@ export class PinBook {
     return this.fits(name, bits, addresses);
   }
 
+  /**
+   * Whether one more name may be pinned, or this one is already: asked before upstream servers are, who need not hear what could
+   * not be told anyway. A refusal is counted.
+   */
+  takesName(name: Name, bits: ViewBits, now: number): boolean {
+    if (!grants(bits) || this.names.has(name.wire) || this.room(name, bits, [], now) !== "names") return true;
+    this.counters.refusedNames++;
+    return false;
+  }
+
   private fits(name: Name, bits: ViewBits, addresses: readonly Uint8Array[]): PinResult {
     const pinned = this.names.get(name.wire);
     if (pinned === undefined && this.names.size >= this.limits.names) return "names";

@@ -122,6 +122,8 @@ export type Request =
   | { readonly kind: "reloadResolvers" }
   | { readonly kind: "stats" }
   | { readonly kind: "pins"; readonly slot: number; readonly generation: number }
+  /** the same as the text of a JSON array, a row [labels, address as 32 hex digits, end of the lease in seconds] for each: a thousand objects less for the asking thread. */
+  | { readonly kind: "pinRecords"; readonly slot: number; readonly generation: number }
   /** pins whose lease ran out lately, a bounded number. */
   | { readonly kind: "formerPins"; readonly slot: number; readonly generation: number }
   /** names that this sandbox was told the address (16 octets) for. */
@@ -231,6 +233,7 @@ export interface Replies {
   stats: Stats;
   restorePins: { readonly restored: number; /** names refused now, or over a bound */ readonly left: number; /** addresses whose names are not known */ readonly unknown: number };
   pins: readonly PinRow[];
+  pinRecords: string;
   formerPins: readonly FormerPinRow[];
   namesOf: readonly string[];
   flushCache: null;

@@ -328,6 +328,11 @@ export class Resolver {
       this.deliver(sandbox, b, offset, length, question, edns, client, judgement, entry, now, true);
       return;
     }
+    // Names without end stop here: neither the upstream servers nor what is kept of their answers is for them.
+    if ((question.type === Type.A || question.type === Type.AAAA) && !sandbox.pins.takesName(question.name, judgement.bits, now)) {
+      this.plain(sandbox, b, offset, question.end, Rcode.SERVFAIL, "pin-limit", edns, client);
+      return;
+    }
     if (sandbox.inFlight >= Math.min(sandbox.limits.inFlight, this.flightShare) || client.waited > LATEST_MS) {
       this.plain(sandbox, b, offset, question.end, Rcode.SERVFAIL, "in-flight-limit", edns, client);
       return;

@@ -35,7 +35,7 @@ const nowSeconds = (): number => Math.floor(nowMs() / 1_000);
  * How much more than what lives V8 lets the heap become before it collects, percent. Its own choice, up to four times, suits
  * programs alone on a machine: names that come and go would have this one keep hundreds of megabytes of what is gone.
  */
-const HEAP_GROWTH = 25;
+const HEAP_GROWTH = 15;
 
 type PolicyMessage = AddSandboxMessage | SwapPolicyMessage;
 
@@ -104,6 +104,7 @@ class Worker {
       case "formerPins":
         return this.started().find(request.slot, request.generation).pins.formerPins().map(({ name, address, expired }) => ({ name: showName(name), address: address.slice(), expired }));
       case "pins": return this.pins(request.slot, request.generation);
+      case "pinRecords": return this.pinRecords(request.slot, request.generation);
       case "namesOf": return this.started().find(request.slot, request.generation).pins.namesOf(request.address).map(showName);
       case "flushCache":
         this.started().flushCache();
@@ -273,6 +274,10 @@ class Worker {
     return this.started().find(slot, generation).pins.list().map(({ name, address, expires, bits }) => (
       { name: showName(name), labels: labelsOf(name), address: address.slice(), expires, bits: bits[0] ?? [], floorBits: bits[1] ?? [] }
     ));
+  }
+
+  private pinRecords(slot: number, generation: number): string {
+    return JSON.stringify(this.started().find(slot, generation).pins.list().map(({ name, address, expires }) => [labelsOf(name), Buffer.from(address).toString("hex"), expires]));
   }
 
   private stats(): Stats {

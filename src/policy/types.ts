@@ -166,7 +166,7 @@ export const limitKinds: Readonly<Record<keyof Limits, LimitKind>> = {
   names: { key: "names", min: 16, max: 65_536, standard: 1024 },
   addressesPerName: { key: "addresses_per_name", min: 1, max: 256, standard: 64 },
   queriesInFlight: { key: "queries_in_flight", min: 1, max: 4096, standard: 128 },
-  queriesPerSecond: { key: "queries_per_second", min: 1, max: 100_000, standard: 500 },
+  queriesPerSecond: { key: "queries_per_second", min: 1, max: 1_000_000, standard: 500 },
   eventsPerSecond: { key: "events_per_second", min: 0, max: 10_000, standard: 100 },
   connectionsPerSecond: { key: "connections_per_second", min: 1, max: 10_000, standard: 100 },
   bufferedKib: { key: "buffered_kib", min: 1_024, max: 4_194_304, standard: 65_536 },

@@ -543,6 +543,11 @@ describe("A38: bounds of pins", () => {
     expect(refused).toBe(900);
     expect(world.sandbox.pins.counters).toMatchObject({ names: 100, refusedNames: 900 });
     expect(world.count("pin-limit")).toBe(900);
+    // What could not be told was not asked for either; what is pinned already, and what takes no pin, is.
+    const asked = new Set(world.asked.map(({ name }) => name));
+    expect([asked.has("n99.wild.example"), asked.has("n100.wild.example")]).toEqual([true, false]);
+    expect((await world.ask("n5.wild.example", 28, { edns: {} })).rcode).toBe(0);
+    expect((await world.ask("n500.wild.example", 15, { edns: {} })).rcode).toBe(0);
     world.pass(400);
     world.service.sweepPart();
     expect(world.sandbox.pins.counters.names).toBe(0);

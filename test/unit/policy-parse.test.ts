@@ -67,7 +67,7 @@ describe("files: refusals", () => {
     ["dns: {allow_private: {'*.com': [10.0.0.0/8]}}", 'p.yaml:1: error: "*.com" covers a public suffix: anybody can register names there; name the domains you mean, such as *.example.com'],
     ["dns: {allow_private: {a.example: [10.0.0.1/8]}}", 'p.yaml:1: error: "10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8, or the address without a length'],
     ["limits: {flows: 1}", "p.yaml:1: error: flows must be a whole number from 16 to 1048576; write flows: 16"],
-    ["limits: {queries_per_second: 1.5}", "p.yaml:1: error: queries_per_second must be a whole number from 1 to 100000; write queries_per_second: 2"],
+    ["limits: {queries_per_second: 1.5}", "p.yaml:1: error: queries_per_second must be a whole number from 1 to 1000000; write queries_per_second: 2"],
     ["limits: {pin: 100}", 'p.yaml:1: error: unknown key "pin" in limits; did you mean pins?'],
     ["tls: {ports: [53]}", "p.yaml:1: error: port 53 is the resolver's; name ports on which TLS servers are reached"],
     ["tls: {upstream_ca: [/nowhere.pem]}", "p.yaml:1: error: /nowhere.pem cannot be read: ENOENT: no such file or directory, stat '/nowhere.pem'; name a file with certificates in PEM form"],
