@@ -40,7 +40,7 @@ export function readQuestion({ destination, protocol, port, direction = "egress"
   }
   if (protocol !== undefined) {
     const parsed = parseProto(/^\d+$/.test(protocol) ? Number(protocol) : protocol);
-    if (!parsed.ok) throw new EnforcerError("E_REQUEST", parsed.refusal.message, { remedy: parsed.refusal.remedy });
+    if (!parsed.ok) throw new EnforcerError("E_REQUEST", parsed.refusal.message, { remedy: "write tcp, udp, icmp, icmpv6 or a number from 0 to 255; a port comes behind it" });
     proto = parsed.value;
   }
   const address = parseAddress(host);

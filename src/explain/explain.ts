@@ -239,12 +239,13 @@ function pinSentences({ others, sandbox }: ExplainFacts, { name }: ExplainQuesti
 function changes(policy: Policy, judged: Judgement, flow: FlowVerdict, question: ExplainQuestion, address: Address, group: Group, { live, expired, pin }: { live: readonly PinFact[]; expired: readonly PinFact[]; pin: PinState }, why: string[], change: string[]): void {
   const { direction, protocol, port, name } = question;
   const place = judged.policy === "floor" ? "in the floor, " : "";
-  const shape = protocol === Proto.tcp || protocol === Proto.udp ? `, proto: ${protocolName(protocol)}, ports: [${port}]` : "";
+  const ported = protocol === Proto.tcp || protocol === Proto.udp;
+  const allowing = (what: string): string => ruleOf(what, question);
   if (policy.noNet) return void change.push(`${place}attach it without --no-net`);
   if (judged.reason === "name-service") return void change.push("nothing opens this port: let the guest use ordinary DNS on port 53");
   if (judged.reason === "quic") return void change.push("nothing opens QUIC where names are looked at: clients fall back to TCP by themselves");
   if (judged.reason === "protocol") {
-    change.push(protocol === (isV4(address) ? Proto.icmpv6 : Proto.icmp) ? "nothing: the protocol is of the other IP version" : `${place}add a rule that names the protocol: \`proto: ${protocol}\``);
+    change.push(protocol === (isV4(address) ? Proto.icmpv6 : Proto.icmp) ? "nothing: the protocol is of the other IP version" : `${place}add a rule that names the protocol: ${allowing(formatAddress(address))}`);
     return;
   }
   if (flow.rule !== null) {
@@ -255,17 +256,27 @@ function changes(policy: Policy, judged: Judgement, flow: FlowVerdict, question:
   for (const rule of policy.rules) {
     if (rule.action !== "allow" || rule.direction !== direction || speaksOf(rule, protocol, port)) continue;
     if (!coversAddress(rule, address, group) && !live.some(({ labels }) => coversName(rule, labels)) && !(name !== null && coversName(rule, name))) continue;
-    why.push(`${ruleWords(ruleFact(rule))} speaks of ${rule.ports === null ? "another protocol" : `port ${formatPorts(rule.ports)}${rule.protos === null ? "" : ` of ${rule.protos.map(protocolName).join(", ")}`}`}`);
-    change.push(`${place}add ${protocolName(protocol)}${shape === "" ? "" : ` port ${port}`} to ${ruleWords(ruleFact(rule))}`);
+    why.push(`${ruleWords(ruleFact(rule))} speaks of ${rule.ports === null ? (rule.protos ?? []).map(protocolName).join(", ") : `${rule.ports.length === 1 && rule.ports[0]!.first === rule.ports[0]!.last ? "port" : "ports"} ${formatPorts(rule.ports)}${rule.protos === null ? "" : ` of ${rule.protos.map(protocolName).join(", ")}`}`}`);
+    const otherProtocol = rule.protos?.includes(protocol) === false, otherPort = rule.ports?.every(({ first, last }) => port < first || port > last) === true;
+    // A rule with ports never speaks of what has none.
+    if (!ported && rule.ports !== null) continue;
+    change.push(`${place}add ${otherProtocol && otherPort && ported ? `${protocolName(protocol)} and port ${port}` : ported && otherPort ? `${protocolName(protocol)} port ${port}` : protocolName(protocol)} to ${ruleWords(ruleFact(rule))}`);
   }
-  if (direction === "ingress") return void change.push(`${place}add \`allow: ${formatAddress(address)}\` with \`direction: ingress${shape}\``);
-  if (explicitGroups.includes(group)) return void change.push(`${place}allow the address itself: \`allow: ${formatAddress(address)}${shape}\`${group === "metadata" ? "; leave it, unless the guest must have the host's credentials" : ""}`);
+  if (direction === "ingress") return void change.push(`${place}add ${allowing(formatAddress(address))}`);
+  if (explicitGroups.includes(group)) return void change.push(`${place}allow the address itself: ${allowing(formatAddress(address))}${group === "metadata" ? "; leave it, unless the guest must have the host's credentials" : ""}`);
   const known = name ?? live[0]?.labels ?? expired[0]?.labels ?? null;
   const naming = policy.rules.find((rule) => rule.action === "allow" && rule.direction === "egress" && speaksOf(rule, protocol, port) && known !== null && coversName(rule, known));
   if (naming !== undefined && pin === "expired") change.push(`let the guest look ${display(known!)} up again: the old answer has expired`);
   else if (naming !== undefined && (pin === "never-asked" || pin === "other-name" || pin === "other-sandbox")) change.push(`let the guest look ${display(known!)} up through its own resolver and use the address that it is told`);
-  else if (known !== null) change.push(`${place}allow the name: \`allow: ${display(known)}${shape}\``);
-  if (group === "private" || group === "link-local" || group === "multicast" || group === "reserved" || known === null || naming === undefined) change.push(`${place}allow the address: \`allow: ${formatAddress(address)}${shape}\``);
+  else if (known !== null) change.push(`${place}allow the name: ${allowing(display(known))}`);
+  if (group === "private" || group === "link-local" || group === "multicast" || group === "reserved" || known === null || naming === undefined) change.push(`${place}allow the address: ${allowing(formatAddress(address))}`);
+}
+
+/** A rule as one may copy it into the list of a policy file. */
+function ruleOf(what: string, { direction, protocol, port }: ExplainQuestion): string {
+  // A colon ends a key, also within an address.
+  const keys = [`allow: ${what.includes(":") ? `"${what}"` : what}`, ...(direction === "ingress" ? ["direction: ingress"] : []), `proto: ${([Proto.tcp, Proto.udp, Proto.icmp, Proto.icmpv6] as readonly number[]).includes(protocol) ? protocolName(protocol) : protocol}`, ...(protocol === Proto.tcp || protocol === Proto.udp ? [`ports: [${port}]`] : [])];
+  return `\`{${keys.join(", ")}}\``;
 }
 
 /** In words: what put an address into its group. */

@@ -41,6 +41,11 @@ describe("explain", () => {
     ["port 53", { destination: "8.8.8.8", protocol: "udp", port: 53 }, {}, { verdict: "redirect", reason: "dns-redirect", why: /port 53 goes to the agent's resolver/ }],
     ["DNS over TLS", { destination: "8.8.8.8", port: 853 }, {}, { verdict: "deny", reason: "name-service", change: /ordinary DNS on port 53/ }],
     ["a protocol by number", { destination: "93.184.216.34", protocol: "47" }, {}, { verdict: "deny", reason: "protocol", change: /proto: 47/ }],
+    ["ICMP beside a rule with ports", { destination: "api.example", protocol: "icmp" }, { pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "deny", reason: "default-public", why: /speaks of port 443 of tcp/, change: /^allow the name: `\{allow: api\.example, proto: icmp\}`\nallow the address: `\{allow: 93\.184\.216\.34, proto: icmp\}`$/ }],
+    ["another protocol and port", { destination: "10.1.2.3", protocol: "udp", port: 53000 }, { policy: policyOf("rules: [{allow: 10.0.0.0/8, proto: tcp, ports: [22, 80-90]}]") }, { verdict: "deny", reason: "default-private", why: /speaks of ports 22,80-90 of tcp/, change: /add udp and port 53000 to rule 1/ }],
+    ["another protocol, all ports", { destination: "10.1.2.3", protocol: "udp", port: 9 }, { policy: policyOf("rules: [{allow: 10.0.0.0/8, proto: tcp}]") }, { verdict: "deny", reason: "default-private", why: /speaks of tcp$/, change: /add udp to rule 1/ }],
+    ["a port of another protocol", { destination: "10.1.2.3", protocol: "udp", port: 22 }, { policy: policyOf("rules: [{allow: 10.0.0.0/8, proto: tcp, ports: [22]}]") }, { verdict: "deny", reason: "default-private", change: /add udp to rule 1/ }],
+    ["an IPv6 address that ends in a colon", { destination: "fd00:9::", port: 22 }, {}, { verdict: "deny", reason: "default-private", change: /`\{allow: "fd00:9::", proto: tcp, ports: \[22\]\}`/ }],
     ["inbound to a named port", { destination: "93.184.216.34", port: 8080, direction: "ingress" }, {}, { verdict: "allow", reason: "rule-allow" }],
     ["inbound to another", { destination: "93.184.216.34", port: 22, direction: "ingress" }, {}, { verdict: "deny", reason: "ingress-default", change: /direction: ingress/ }],
     ["what the floor denies", { destination: "10.1.2.3", port: 22 }, { floor: policyOf("rules: [{deny: private}, {allow: public}]", "floor.yaml") }, { verdict: "deny", reason: "floor", why: /the policy allows .*\n?.*the floor denies 10\.1\.2\.3 tcp 22 by rule 1 .*floor\.yaml:1/s, change: /in the floor, change rule 1/ }],
@@ -59,6 +64,15 @@ describe("explain", () => {
     if (want.pin !== undefined) expect(explained.flows[0]?.pin, said).toBe(want.pin);
     if (want.why !== undefined) expect(explained.why.join("\n"), said).toMatch(want.why);
     if (want.change instanceof RegExp) expect(explained.change.join("\n"), said).toMatch(want.change);
+    // What it advises as a rule is one, and changes what it says it would.
+    for (const line of explained.change) {
+      const [, of, rule] = /^(in the floor, )?.*?`(.*?)`/.exec(line) ?? [];
+      if (rule === undefined) continue;
+      const advised = `{${rule.replace(/^\{|\}$/g, "")}}`, { policy, floor } = facts(more);
+      const withRule = (one: typeof policy, what: string): typeof policy => ({ ...one, rules: [...policyOf(`tls: {intercept: ${one.tls.intercept}}\nrules: [${what}]`).rules, ...one.rules].map((each, index) => ({ ...each, index })) });
+      const changed = explain(facts({ ...more, policy: of === undefined ? withRule(policy, advised) : policy, floor: floor === null ? null : withRule(floor, of === undefined ? "{allow: any}, {allow: any, proto: [icmp, icmpv6]}" : advised) }), readQuestion(query));
+      expect(changed.verdict, `${line}\n${said}\n${explanationText(changed)}`).not.toBe("deny");
+    }
     if (explained.verdict === "allow") expect(explained.change).toEqual([]);
     else if (explained.verdict === "deny") expect(explained.change.length, said).toBeGreaterThan(0);
   });
