@@ -7,7 +7,7 @@
  * nothing.
  * Does not fetch lists.
  */
-import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
+import { readBounded } from "../bounded-file.js";
 import { parseAddress } from "../addresses/address.js";
 import type { Report } from "./diagnostics.js";
 import { parsePattern } from "./names.js";
@@ -204,7 +204,7 @@ export class BlockListBuilder {
   addFile(path: string, place: Place): void {
     let text: Uint8Array;
     try {
-      text = readWhole(path);
+      text = readBounded(path, FILE_OCTETS);
     } catch (error) {
       this.#report.error(place, `block list ${path} cannot be read: ${(error as Error).message}`, "name a readable file; a relative path starts at the policy file's directory");
       return;
@@ -293,21 +293,6 @@ export class BlockListBuilder {
     for (const each of [exact, below, suffix]) each.settle();
     if (!this.#full && exact.count + below.count + suffix.count > BLOCK_NAMES) this.#overflow({ file: "dns.block", line: null, rule: null });
     return { exact: exact.finish(), below: below.finish(), suffix: suffix.finish() };
-  }
-}
-
-function readWhole(path: string): Uint8Array {
-  const descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK); // a FIFO must not block us
-  try {
-    const facts = fstatSync(descriptor);
-    if (!facts.isFile()) throw new Error("not a regular file");
-    if (facts.size > FILE_OCTETS) throw new Error(`larger than ${FILE_OCTETS / 1024 / 1024} MiB`);
-    const text = new Uint8Array(facts.size);
-    let filled = 0;
-    for (let read = -1; filled < text.length && read !== 0; filled += read) read = readSync(descriptor, text, filled, text.length - filled, filled);
-    return text.subarray(0, filled);
-  } finally {
-    closeSync(descriptor);
   }
 }
 

@@ -6,9 +6,9 @@
  * all or nothing.
  */
 import { X509Certificate } from "node:crypto";
-import { readFileSync, statSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { type Node, type Pair, isMap, isScalar } from "yaml";
+import { readBounded } from "../bounded-file.js";
 import { formatPattern, publicSuffix } from "./names.js";
 import { suggest } from "./diagnostics.js";
 import type { YamlReader } from "./parse.js";
@@ -84,8 +84,7 @@ function certificates(reader: YamlReader, node: Node): string | null {
   const remedy = "name a file with certificates in PEM form";
   try {
     const file = resolve(dirname(reader.file), path);
-    if (statSync(file).size > CA_OCTETS) return reader.error(node, `${path} is larger than ${CA_OCTETS / 1024} KiB`, remedy);
-    const pem = readFileSync(file, "latin1").match(/-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g) ?? [];
+    const pem = readBounded(file, CA_OCTETS).toString("latin1").match(/-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g) ?? [];
     if (pem.length === 0) return reader.error(node, `${path} holds no certificate`, remedy);
     for (const one of pem) if (!new X509Certificate(one).ca) return reader.error(node, `${path} holds a certificate that is no authority's`, "name the authority's certificate, not the server's");
     return `${pem.join("\n")}\n`;

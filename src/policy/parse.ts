@@ -5,9 +5,9 @@
  * with file, line, rule and remedy; all errors are gathered before anything is thrown. Nothing is guessed from near misses.
  * Does not put sources together (build.ts).
  */
-import { readFileSync, statSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { LineCounter, type Node, type Pair, type ParsedNode, isAlias, isMap, isScalar, isSeq } from "yaml";
+import { readBounded } from "../bounded-file.js";
 import { EnforcerError } from "../errors.js";
 import { parseAddress } from "../addresses/address.js";
 import type { Prefix } from "../addresses/address.js";
@@ -50,13 +50,10 @@ export function parsePolicyText(text: string, fileName: string): PolicySource {
   return source;
 }
 
-/** Text of a policy file. Throws E_POLICY_FILE. */
+/** Text of a policy file, or of a pipe, which is waited for. Throws E_POLICY_FILE. */
 export function readPolicyFile(path: string): string {
   try {
-    const facts = statSync(path);
-    if (facts.isDirectory()) throw new Error("it is a directory");
-    if (facts.size > FILE_OCTETS) throw new Error(`it is larger than ${FILE_OCTETS / 1024 / 1024} MiB`);
-    return new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(path));
+    return new TextDecoder("utf-8", { fatal: true }).decode(readBounded(path, FILE_OCTETS, { pipe: true }));
   } catch (error) {
     throw new EnforcerError("E_POLICY_FILE", `policy ${path} cannot be read: ${(error as Error).message}`, { cause: error });
   }

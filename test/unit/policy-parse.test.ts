@@ -70,7 +70,7 @@ describe("files: refusals", () => {
     ["limits: {queries_per_second: 1.5}", "p.yaml:1: error: queries_per_second must be a whole number from 1 to 1000000; write queries_per_second: 2"],
     ["limits: {pin: 100}", 'p.yaml:1: error: unknown key "pin" in limits; did you mean pins?'],
     ["tls: {ports: [53]}", "p.yaml:1: error: port 53 is the resolver's; name ports on which TLS servers are reached"],
-    ["tls: {upstream_ca: [/nowhere.pem]}", "p.yaml:1: error: /nowhere.pem cannot be read: ENOENT: no such file or directory, stat '/nowhere.pem'; name a file with certificates in PEM form"],
+    ["tls: {upstream_ca: [/nowhere.pem]}", "p.yaml:1: error: /nowhere.pem cannot be read: ENOENT: no such file or directory, open '/nowhere.pem'; name a file with certificates in PEM form"],
     ["tls: {dot: maybe}", 'p.yaml:1: error: dot must be terminate or refuse, not "maybe"; write one of: terminate, refuse'],
     ["tls: {intercept: maybe}", "p.yaml:1: error: intercept must be true or false; write true or false"],
     ["secrets:\n  A: {from: {env: A}}", "p.yaml:2: error: the secret A has no allowed_hosts; name the hosts that may get it"],

@@ -7,9 +7,12 @@
  */
 import { closeSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
+import { readBounded } from "../../bounded-file.js";
 import { EnforcerError } from "../../errors.js";
 import { AUTHORITY_MS, CertificateAuthority } from "./authority.js";
 
+/** Largest file of the operator's CA. */
+const FILE_OCTETS = 1024 * 1024;
 /** Less than this part of its time left: a kept CA gets a new certificate, of the same key. */
 const RENEW_BELOW = 1 / 4;
 
@@ -43,7 +46,7 @@ export function forgetAuthority(directory: string, sandbox: string): void {
 export function operatorAuthority(certificateFile: string, keyFile: string, now = Date.now()): CertificateAuthority {
   let certificate: string, key: string;
   try {
-    [certificate, key] = [readFileSync(certificateFile, "utf8"), readFileSync(keyFile, "utf8")];
+    [certificate, key] = [readBounded(certificateFile, FILE_OCTETS).toString("utf8"), readBounded(keyFile, FILE_OCTETS).toString("utf8")];
   } catch (cause) {
     throw new EnforcerError("E_CA", `the CA cannot be read: ${(cause as Error).message}`);
   }
