@@ -190,11 +190,12 @@ function settle(written: Written, file: string | null, at: (...path: string[]) =
     }
     try {
       const text = readPolicyFile(path);
-      parsePolicyText(text, path);
+      const { secrets } = parsePolicyText(text, path);
+      if (key[0] === "floor" && secrets.length > 0) throw new EnforcerError("E_CONFIG", `${path}: a floor puts no secrets into requests`, { remedy: "name them in the policies of the sandboxes that are to have them; what the floor allows is as far as they can go" });
       return { path, text };
     } catch (cause) {
       if (!(cause instanceof EnforcerError)) throw cause;
-      throw new EnforcerError("E_CONFIG", `${at(...key)}${key.join(".")}: ${cause.message}`, { cause });
+      throw new EnforcerError("E_CONFIG", `${at(...key)}${key.join(".")}: ${cause.message}`, { cause, ...(cause.code === "E_CONFIG" ? { remedy: cause.remedy } : {}) });
     }
   };
   const upstreams = (written.upstreams ?? []).map((text) => {

@@ -182,14 +182,16 @@ export function explainFlow(facts: ExplainFacts, question: ExplainQuestion, addr
   const plain = port === 80 && !policy.tls.ports.includes(80);
   why.push(`the agent looks at ${plain ? "the Host of each request" : "the server name of the TLS handshake"}: it must be allowed, and told to this sandbox for that address`);
   if (name !== null) {
-    const spoken = new ConnectionJudge(policy, floor).judge(groups, { address, port, labels: name, pinned: live.some(({ labels }) => same(labels, name)) });
+    const judge = new ConnectionJudge(policy, floor), spoken = judge.judge(groups, { address, port, labels: name, pinned: live.some(({ labels }) => same(labels, name)) });
     connection = spoken.reason;
     why.push(`a connection that names ${display(name)} ${spoken.reason === "allowed" ? `is let through${spoken.rule === null ? "" : ` by ${ruleWords(ruleFact(spoken.rule))}`}` : spoken.reason === "not-pinned" ? "is refused: this sandbox was not told that the name is there" : `is refused${spoken.rule === null ? ": no rule allows the name" : ` by ${ruleWords(ruleFact(spoken.rule))}`}`}`);
     if (spoken.reason === "not-pinned") change.push(`let the guest look ${display(name)} up and use the address that it is told`);
     else if (spoken.reason === "name-denied") change.push(spoken.rule === null ? `allow the name: \`allow: ${display(name)}\`` : `change ${ruleWords(ruleFact(spoken.rule))}`);
-    else if (policy.tls.intercept && !plain) why.push(new ConnectionJudge(policy, floor).bypassed(name) ? "its TLS is passed on as it is (tls.bypass)" : "its TLS is ended by the agent and begun again toward the server (tls.intercept)");
-    const shaped = policy.rules.find((rule) => rule.http !== undefined && rule.direction === "egress" && coversName(rule, name) && speaksOf(rule, protocol, port));
-    if (shaped !== undefined && spoken.reason === "allowed") why.push(`requests are also held to ${ruleWords(ruleFact(shaped))}`);
+    else if (judge.intercepts && !plain) why.push(judge.decrypts(name) ? `its TLS is ended by the agent and begun again toward the server (tls.intercept${policy.tls.intercept ? "" : " of the floor"})` : "its TLS is passed on as it is (tls.bypass)");
+    for (const { rules } of [policy, ...(floor === null ? [] : [floor])]) {
+      const shaped = rules.find((rule) => rule.http !== undefined && rule.direction === "egress" && coversName(rule, name) && speaksOf(rule, protocol, port));
+      if (shaped !== undefined && spoken.reason === "allowed") why.push(`requests are also held to ${ruleWords(ruleFact(shaped))}`);
+    }
   } else {
     const told = live.filter(({ labels }) => new ConnectionJudge(policy, floor).judge(groups, { address, port, labels, pinned: true }).reason === "allowed");
     why.push(told.length === 0 ? "no name that this sandbox was told for the address would be let through" : `let through is what names ${told.map(({ labels }) => display(labels)).join(" or ")}`);

@@ -10,7 +10,7 @@ import type { GroupTable } from "../addresses/groups.js";
 import { coversName, patternsOf } from "../policy/coverage.js";
 import { judgeFlow, speaksOf } from "../policy/flow-judge.js";
 import { matchesPattern } from "../policy/names.js";
-import { type Policy, Proto, type Rule } from "../policy/types.js";
+import { type Policy, Proto, type Rule, type TlsPolicy } from "../policy/types.js";
 import { plainPath } from "./http/identity.js";
 
 export interface NameQuestion {
@@ -65,8 +65,16 @@ export class ConnectionJudge {
     return answer;
   }
 
-  /** Whether TLS to this name is passed on as it is, although the policy intercepts. */
-  bypassed(labels: readonly string[]): boolean { return this.policy.tls.bypass.some((pattern) => matchesPattern(pattern, labels)); }
+  /** Whether TLS is ended anywhere: a floor that looks into requests does so whatever the policy says. */
+  get intercepts(): boolean { return this.#views.some(({ policy: { tls } }) => tls.intercept); }
+
+  /** Whether TLS to this name is ended here; where it is not, it is passed on as it is. Only names that all pass on who intercept are. */
+  decrypts(labels: readonly string[]): boolean { return this.#views.some(({ policy: { tls } }) => tls.intercept && !tls.bypass.some((pattern) => matchesPattern(pattern, labels))); }
+
+  get deniesDoh(): boolean { return this.#views.some(({ policy: { tls } }) => tls.intercept && tls.denyDoh); }
+
+  /** Who may vouch for the far side where TLS is ended: by the policy, or by the floor where only that intercepts. */
+  get trust(): Pick<TlsPolicy, "upstreamCa" | "trustHostCas"> { return (this.#views.find(({ policy: { tls } }) => tls.intercept)?.policy ?? this.policy).tls; }
 
   /**
    * Which rule stops a request, where rules by name speak of methods and paths: of the rules that cover the name and port, the

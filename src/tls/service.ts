@@ -147,9 +147,10 @@ export class TlsService {
     const secrets = await this.#openSecrets(slot, generation, name, policy);
     if (secrets !== null) await this.#tellPlaceholders(slot, generation, secrets);
     this.remove(slot, null);
+    const judge = new ConnectionJudge(policy, floor);
     this.#sandboxes.set(slot, {
-      slot, generation, name, judge: new ConnectionJudge(policy, floor), intercepted, secrets, cutOff: false,
-      certificates: policy.tls.intercept ? this.#certificates(name) : null,
+      slot, generation, name, judge, intercepted, secrets, cutOff: false,
+      certificates: judge.intercepts ? this.#certificates(name) : null,
       connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bucket: bucketOf(policy), buffered: 0, bytesUp: 0, bytesDown: 0, told: { second: 0, count: 0 }, eventsLost: 0,
     });
   }
@@ -161,17 +162,17 @@ export class TlsService {
     if (sandbox.secrets !== null) await sandbox.secrets.replace(policy.secrets);
     else if (policy.secrets.length > 0) sandbox.secrets = await this.#openSecrets(slot, generation, sandbox.name, policy);
     if (sandbox.secrets !== null) await this.#tellPlaceholders(slot, generation, sandbox.secrets);
-    const { tls: before, secrets: secretsBefore } = sandbox.judge.policy;
+    const former = sandbox.judge, { tls: before, secrets: secretsBefore } = former.policy;
     if (sandbox.judge.policy.limits.connectionsPerSecond !== policy.limits.connectionsPerSecond) sandbox.bucket = bucketOf(policy);
-    sandbox.judge = new ConnectionJudge(policy, floor);
+    const judge = sandbox.judge = new ConnectionJudge(policy, floor);
     sandbox.intercepted.close();
     sandbox.intercepted = intercepted;
-    if (policy.tls.intercept) sandbox.certificates ??= this.#certificates(sandbox.name);
-    const trustChanged = before.trustHostCas !== policy.tls.trustHostCas || JSON.stringify(before.upstreamCa) !== JSON.stringify(policy.tls.upstreamCa);
+    if (judge.intercepts) sandbox.certificates ??= this.#certificates(sandbox.name);
+    const trustChanged = former.trust.trustHostCas !== judge.trust.trustHostCas || JSON.stringify(former.trust.upstreamCa) !== JSON.stringify(judge.trust.upstreamCa);
     for (const connection of [...sandbox.connections]) {
       const { question, meant } = connection;
-      const decrypted = before.intercept && meant.remotePort !== HTTP_PORT && question !== null && !before.bypass.some((pattern) => matchesPattern(pattern, question.labels));
-      const decrypts = policy.tls.intercept && meant.remotePort !== HTTP_PORT && question !== null && !sandbox.judge.bypassed(question.labels);
+      const decrypted = meant.remotePort !== HTTP_PORT && question !== null && former.decrypts(question.labels);
+      const decrypts = meant.remotePort !== HTTP_PORT && question !== null && judge.decrypts(question.labels);
       // A far side that may have a secret from now on: what is under way was not asked for in a way that can be looked through.
       const entrusted = decrypted && policy.secrets.some((spec) => isFor(spec, question) && !secretsBefore.some((known) => known.name === spec.name && isFor(known, question)));
       // How it is looked into, and whom its far side was verified by, is decided at its beginning: a change of that ends it too.
@@ -180,7 +181,7 @@ export class TlsService {
       if (same && question !== null) {
         // What was told when it began counts for as long as it lives, as it does for connections that nobody looks into.
         const pinned = question.pinned || await this.#pinned(sandbox, question);
-        if (sandbox.judge.judge(this.#groups, { ...question, pinned }).reason === "allowed") continue;
+        if (judge.judge(this.#groups, { ...question, pinned }).reason === "allowed") continue;
       }
       this.#count(sandbox, "policy-changed", meant, question?.labels ?? null);
       connection.end();
@@ -356,8 +357,7 @@ export class TlsService {
       return;
     }
     connection.question = question;
-    const { tls } = sandbox.judge.policy;
-    if (!tls.intercept || sandbox.judge.bypassed(labels)) {
+    if (!sandbox.judge.decrypts(labels)) {
       this.#splice(sandbox, connection, labels, reader);
       return;
     }
@@ -391,13 +391,13 @@ export class TlsService {
 
   async #intercept(sandbox: Sandbox, connection: Connection, question: NameQuestion, labels: readonly string[], hello: ClientHello, reader: HelloReader): Promise<void> {
     const { socket, meant } = connection;
-    const { tls } = sandbox.judge.policy;
+    const { upstreamCa, trustHostCas } = sandbox.judge.trust;
     sandbox.certificates ??= this.#certificates(sandbox.name);
     this.#bump(sandbox, "intercepted");
     socket.unshift(reader.octets);
-    const extra = tls.upstreamCa.filter(({ hosts }) => hosts === null || hosts.some((pattern) => matchesPattern(pattern, labels))).map(({ pem }) => pem);
+    const extra = upstreamCa.filter(({ hosts }) => hosts === null || hosts.some((pattern) => matchesPattern(pattern, labels))).map(({ pem }) => pem);
     await interceptTls({
-      guest: socket, alpn: hello.alpn, labels, certificates: sandbox.certificates, context: trustContext({ hostCas: tls.trustHostCas, extra }),
+      guest: socket, alpn: hello.alpn, labels, certificates: sandbox.certificates, context: trustContext({ hostCas: trustHostCas, extra }),
       dial: () => this.#dial(connection), passage: this.#passage(sandbox, connection, question), handshakeFailed: (why) => { if (why === "name-changed") this.#count(sandbox, "name-changed", meant, labels); },
     });
   }
@@ -500,7 +500,7 @@ export class TlsService {
   #judgeRequest(sandbox: Sandbox, question: NameQuestion, { method, target, fields, host }: RequestFacts, otherwise: HttpReason): Refusal | null {
     const { judge } = sandbox;
     if (judge.judge(this.#groups, question).reason !== "allowed") return refuse(otherwise === "policy" ? 403 : 421, otherwise, `${host} is not allowed here`, true);
-    if (judge.policy.tls.intercept && judge.policy.tls.denyDoh && isDnsMessage(fields, target)) return refuse(403, "dns-message");
+    if (judge.deniesDoh && isDnsMessage(fields, target)) return refuse(403, "dns-message");
     const stopped = judge.request(question, method, target);
     // By number: the guest is not told where the host keeps its policy.
     return stopped === null ? null : refuse(stopped.why === "path-ambiguous" ? 400 : 403, stopped.why, `rule ${stopped.rule.index + 1} does not allow this ${stopped.why === "rule-method" ? "method" : "path"}`);

@@ -77,6 +77,12 @@ attach:
     expect(fault("sandboxes: many\nmetrics: 1\npolcy: x").message.split("\n")).toHaveLength(3);
   });
 
+  it("takes no floor that puts secrets into requests: it would not", () => {
+    writeFileSync(path.join(folder, "secret.yaml"), "rules: [{allow: api.example.com}]\ntls: {intercept: true}\nsecrets: {TOKEN: {from: {env: TOKEN}, allowed_hosts: [api.example.com]}}\n");
+    expect(fault("metrics: off\nfloor: secret.yaml")).toMatchObject({ code: "E_CONFIG", message: expect.stringMatching(/agent\.yaml:2: floor: .*secret\.yaml: a floor puts no secrets into requests/) as string, remedy: expect.stringMatching(/policies of the sandboxes/) as string });
+    expect(parseAgentConfig("policy: secret.yaml", file).policy).not.toBeNull();
+  });
+
   it("leaves to the groups what only they know", () => {
     expect(fault("groups: {metadata: [10.0.0.1/8]}").code).toBe("E_GROUPS");
     expect(fault("nat64_prefixes: [10.0.0.0/8]").code).toBe("E_GROUPS");

@@ -4,7 +4,7 @@
  */
 import { createServer as createNetServer, connect as netConnect, type AddressInfo, type Server, type Socket } from "node:net";
 import { randomBytes } from "node:crypto";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { connect as tlsConnect, createServer as createTlsServer, type ConnectionOptions, type TLSSocket } from "node:tls";
@@ -16,6 +16,7 @@ import { AbiLimit, layouts, RedirectState } from "../../src/kernel/layout.gen.js
 import { buildPolicy } from "../../src/policy/build.js";
 import { parsePolicyText } from "../../src/policy/parse.js";
 import type { Policy } from "../../src/policy/types.js";
+import { keptCertificate } from "../../src/tls/certificates/store.js";
 import { Pump } from "../../src/tls/pump.js";
 import type { TlsDenial } from "../../src/tls/protocol.js";
 import { CONNECTIONS, HELLO_OCTETS, HELLOS, TlsService } from "../../src/tls/service.js";
@@ -24,7 +25,7 @@ import { helloRecords } from "../lib/hello.js";
 import { originAuthority, until } from "./http-world.js";
 
 const groups = groupTable({ hostAddresses: [], connectedPrefixes: [] });
-const policyOf = (text: string): Policy => buildPolicy({ file: parsePolicyText(text, "test.yaml"), groups }).policy;
+const policyOf = (text: string, file = "test.yaml"): Policy => buildPolicy({ file: parsePolicyText(text, file), groups }).policy;
 const REMOTE = parseAddress("93.184.216.34")!;
 const SLOT = 3, GENERATION = 7;
 const SHOP = policyOf("rules:\n  - allow: shop.example\n  - allow: tenant.example\n");
@@ -554,6 +555,30 @@ describe("another policy, another sandbox", () => {
     await swap(policyOf("rules:\n  - allow: shop.example\ntls: {intercept: true}\n"));
     await closed(stream);
     expect(reasons()).toEqual(["policy-changed"]);
+  });
+
+  test("a floor that looks into requests does so whatever the policy says of TLS, and holds them to its rules", async () => {
+    writeFileSync(join(dir, "root.pem"), originAuthority.certificate);
+    const floor = policyOf("rules:\n  - {allow: shop.example, proto: tcp, ports: [443], methods: [GET]}\ntls: {intercept: true, upstream_ca: [root.pem]}\n", join(dir, "floor.yaml"));
+    const under = (text: string): Promise<void> => service.setPolicy(SLOT, GENERATION, policyOf(text, join(dir, "policy.yaml")), floor, table(() => remotePort));
+    const passedOn = await secure();
+    await under("rules: [{allow: shop.example}]");
+    // What was passed on as it is was not looked into.
+    await closed(passedOn);
+    for (const policy of ["rules: [{allow: shop.example}]", "rules: [{allow: public}]", "tls: {verify_names: false}\nrules: [{allow: shop.example}]", "tls: {intercept: true, bypass: [shop.example], upstream_ca: [root.pem]}\nrules: [{allow: shop.example}]"]) {
+      await under(policy);
+      // With the far side's own certificate nothing is seen.
+      await expect(secure(), policy).rejects.toThrow();
+      const stream = await secure({ ca: keptCertificate(dir, "box")!, ALPNProtocols: ["http/1.1"] });
+      stream.write("POST /everything HTTP/1.1\r\nhost: shop.example\r\ncontent-length: 0\r\n\r\n");
+      expect(await said(stream), policy).toMatch(/^HTTP\/1\.1 403 [\s\S]*rule 1 does not allow this method/);
+      stream.destroy();
+    }
+    // Who both pass on is passed on.
+    await service.setPolicy(SLOT, GENERATION, policyOf("tls: {intercept: true, bypass: [shop.example]}\nrules: [{allow: shop.example}]"), policyOf("tls: {intercept: true, bypass: [shop.example]}\nrules: [{allow: shop.example}]"), table(() => remotePort));
+    const through = await secure();
+    through.write("on");
+    expect(await said(through)).toBe("on");
   });
 
   test("an intercepted connection ends when its far side may have a secret from then on: what is under way is not looked through for it", async () => {
