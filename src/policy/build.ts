@@ -12,9 +12,9 @@ import { type Diagnostic, Report } from "./diagnostics.js";
 import type { TlsSource } from "./parse-tls.js";
 import { formatPattern, matchesPattern } from "./names.js";
 import { type PolicySource, readPolicyFile, readPolicyText } from "./parse.js";
-import { type UnplacedRule, readRuleToken } from "./rules.js";
+import { type UnplacedRule, formatPorts, formatProto, mergePorts, readRuleToken } from "./rules.js";
 import { findWarnings } from "./shadow.js";
-import { type Action, type Limits, type Policy, type Rule, type TlsPolicy, limitKinds } from "./types.js";
+import { type Action, type Limits, type Policy, Proto, type Rule, type TlsPolicy, limitKinds } from "./types.js";
 
 export interface PolicyInput {
   /** Path of a policy file, or one already parsed. */
@@ -56,6 +56,20 @@ function tlsOf(source: TlsSource, rules: readonly Rule[]): TlsPolicy {
   };
 }
 
+/**
+ * A rule about requests means the ports on which they are seen, and no others: what it allowed elsewhere nobody would hold to it.
+ * @param tlsPorts on which TLS is expected.
+ */
+function onSeenPorts<T extends Pick<Rule, "http" | "protos" | "ports" | "place">>(rule: T, tlsPorts: readonly number[], report: Report): T {
+  if (rule.http === undefined) return rule;
+  const seen = mergePorts([...tlsPorts, 80].map((port) => ({ first: port, last: port })));
+  const others = (rule.protos ?? []).filter((proto) => proto !== Proto.tcp);
+  if (others.length > 0) report.error(rule.place, `methods and paths are those of TCP connections, not of ${others.map(formatProto).join(", ")}`, "write `proto: tcp`, and another rule for the rest");
+  const beyond = (rule.ports ?? []).filter(({ first, last }) => !seen.some((range) => range.first <= first && last <= range.last));
+  if (beyond.length > 0) report.error(rule.place, `methods and paths are not seen on port ${formatPorts(beyond)}`, `name ports where TLS is expected under tls.ports; seen are ${formatPorts(seen)}`);
+  return { ...rule, protos: [Proto.tcp], ports: rule.ports ?? seen };
+}
+
 /** What needs interception and does not have it. */
 function checkTls({ tls, rules, secrets, noNet }: Policy, file: PolicySource, report: Report): void {
   const source = file.tls, whole = { file: file.file, line: null, rule: null };
@@ -64,6 +78,11 @@ function checkTls({ tls, rules, secrets, noNet }: Policy, file: PolicySource, re
   for (const { place, name, allowedHosts } of tls.intercept ? secrets : []) {
     const passed = allowedHosts.find((pattern) => pattern.kind === "exact" && tls.bypass.some((bypass) => matchesPattern(bypass, pattern.labels)));
     if (passed !== undefined) report.warn(place, `the secret ${name} never reaches ${formatPattern(passed)}, which is passed on without interception`, "take it out of tls.bypass, or out of allowed_hosts");
+  }
+  for (const { place, http, destination } of tls.intercept ? rules : []) {
+    if (http === undefined || destination.kind !== "name" || destination.pattern.kind !== "exact") continue;
+    const { labels } = destination.pattern;
+    if (tls.bypass.some((bypass) => matchesPattern(bypass, labels))) report.warn(place, `methods and paths of ${formatPattern(destination.pattern)} are not seen: it is passed on without interception`, "take it out of tls.bypass, or methods and paths out of the rule");
   }
   if (tls.intercept || noNet) return;
   for (const { place, http } of rules) if (http !== undefined) report.error(place, "methods and paths can be seen only where TLS is intercepted", remedy);
@@ -91,7 +110,7 @@ export function buildPolicy(input: PolicyInput): { policy: Policy; warnings: rea
   const fileRules = file?.rules ?? (tokenRules.some((rule) => rule.direction === "egress") ? [] : [builtIn]);
   const table = input.groups ?? staticGroups;
   const rules: Rule[] = (noNet ? [] : [...tokenRules, ...fileRules]).map(({ destination, ...rule }, index) => ({
-    ...rule,
+    ...onSeenPorts(rule, file?.tls.ports ?? [443], report),
     index,
     destination: destination.kind === "prefix" ? { ...destination, group: groupOfPrefix(table, destination.prefix) } : destination,
   }));

@@ -400,6 +400,20 @@ describe("tls and secrets", () => {
   it("requests may be named by method and path", () => {
     expect(read("tls: {intercept: true}\nrules: [{allow: api.example.com, methods: [GET, HEAD], paths: [/repos/**, '/users/*/keys']}]").rules[0]?.http).toEqual({ methods: ["GET", "HEAD"], paths: ["/repos/**", "/users/*/keys"] });
   });
+
+  it("a rule about requests speaks of the ports on which they are seen, and of no other", () => {
+    const rule = (text: string, tls = "intercept: true"): unknown => read(`tls: {${tls}}\nrules: [{allow: api.example.com, methods: [GET]${text}}]`).rules[0];
+    const [http, https, other] = [80, 443, 8443].map((port) => ({ first: port, last: port }));
+    expect(rule("")).toMatchObject({ protos: [6], ports: [http, https] });
+    expect(rule("", "intercept: true, ports: [8443]")).toMatchObject({ protos: [6], ports: [http, https, other] });
+    expect(rule(", ports: [443]")).toMatchObject({ protos: [6], ports: [https] });
+    expect(rule(", proto: tcp, ports: [8443]", "intercept: true, ports: [8443]")).toMatchObject({ protos: [6], ports: [other] });
+    expect(() => rule(", ports: [443, 8000-8443]", "intercept: true, ports: [8443]")).toThrow("methods and paths are not seen on port 8000-8443");
+    expect(() => rule(", proto: [tcp, udp]")).toThrow("methods and paths are those of TCP connections, not of udp");
+    // Without them a rule is what it was.
+    expect(read("tls: {intercept: true}\nrules: [{allow: api.example.com}]").rules[0]).toMatchObject({ protos: null, ports: null });
+    expect(buildPolicy({ file: parsePolicyText("tls: {intercept: true, bypass: ['*.example.com']}\nrules: [{allow: api.example.com, methods: [GET]}]", "p.yaml") }).warnings.map(formatDiagnostic)).toEqual([expect.stringContaining("methods and paths of api.example.com are not seen")]);
+  });
 });
 
 describe("what nests too deep is refused where it does, before anything recurses over it", () => {
