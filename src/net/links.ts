@@ -86,18 +86,22 @@ export function listAddresses(ifindex?: number): InterfaceAddress[] {
   return ifindex === undefined ? all : all.filter((address) => address.ifindex === ifindex);
 }
 
-/** Routes of all tables, nexthop objects resolved. @param ifindex only those that lead to this device. */
-export function listRoutes(family: 4 | 6, ifindex?: number): Route[] {
+/**
+ * Routes of all tables, nexthop objects resolved. The kernel goes through all that it has to find a device's; by type it passes three
+ * of four without a look at where they lead, for each device has its own local, broadcast and multicast ones.
+ * @param ifindex only those that lead to this device, @param type only those of this RouteType.
+ */
+export function listRoutes(family: 4 | 6, ifindex?: number, type?: number): Route[] {
   // A kernel without the family answers EOPNOTSUPP: then there are no such routes.
   let routes: Route[];
   try {
-    routes = dump(encodeDumpRoutes(family, ifindex ?? null), (message) => decodeRoute(message)?.route ?? null, `list the IPv${family} routes`);
+    routes = dump(encodeDumpRoutes(family, ifindex ?? null, type ?? null), (message) => decodeRoute(message)?.route ?? null, `list the IPv${family} routes`);
   } catch (error) {
     if (errnoOf(error) === "EOPNOTSUPP" || errnoOf(error) === "EAFNOSUPPORT") return [];
     throw error;
   }
   if (routes.some(lacksHops)) routes = resolveNexthops(routes);
-  return ifindex === undefined ? routes : routes.filter(({ hops }) => hops.some((hop) => hop.ifindex === ifindex));
+  return routes.filter((route) => (type === undefined || route.type === type) && (ifindex === undefined || route.hops.some((hop) => hop.ifindex === ifindex)));
 }
 
 function lacksHops(route: Route): boolean { return route.nexthopId !== null && route.hops.length === 0; }

@@ -414,9 +414,9 @@ function rtmsg(fields: { family: number; length?: number; table?: number; protoc
   return body;
 }
 
-/** @param ifindex null for all; a kernel that does not filter sends all, so the caller filters too. */
-export function encodeDumpRoutes(family: 4 | 6, ifindex: number | null = null): Buffer {
-  return encodeMessage(MessageType.getRoute, Ask.dump, rtmsg({ family: familyNumber(family) }), ifindex === null ? [] : [u32(RTA.oif, ifindex)]);
+/** @param ifindex null for all, @param type of RouteType, null for all; a kernel that does not filter sends all, so the caller filters too. */
+export function encodeDumpRoutes(family: 4 | 6, ifindex: number | null = null, type: number | null = null): Buffer {
+  return encodeMessage(MessageType.getRoute, Ask.dump, rtmsg({ family: familyNumber(family), type: type ?? 0 }), ifindex === null ? [] : [u32(RTA.oif, ifindex)]);
 }
 
 export interface NewRoute {

@@ -59,9 +59,9 @@ export function tapFacts(name: string): TapFacts {
   const bridge = master?.kind === "bridge" ? master : null;
   const device = bridge ?? tap;
   const addresses = listAddresses(device.ifindex);
-  const routes6 = listRoutes(6, device.ifindex);
-  const found = addressFacts(addresses, [...listRoutes(4, device.ifindex), ...routes6], device.ifindex);
-  const byTap = bridge === null ? routes6 : listRoutes(6, tap.ifindex);
+  const routes6 = listRoutes(6, device.ifindex, RouteType.unicast);
+  const found = addressFacts(addresses, [...listRoutes(4, device.ifindex, RouteType.unicast), ...routes6], device.ifindex);
+  const byTap = bridge === null ? routes6 : listRoutes(6, tap.ifindex, RouteType.unicast);
   return {
     name: tap.name, ifindex: tap.ifindex, mac: tap.mac!, mtu: tap.mtu, up: (tap.flags & LinkFlag.up) !== 0,
     bridge: bridge === null ? null : describeBridge(bridge, tap),

@@ -100,6 +100,7 @@ describe("encoders", () => {
   test.each<[string, Buffer, string]>([
     ["RTM_GETLINK by name", encodeGetLink({ name: "tap0" }), "34000000" + "1200" + "0500" + "0000000000000000" + "00".repeat(16) + "090003007461703000000000" + "08001d0008000000"],
     ["RTM_GETADDR of one device", encodeDumpAddresses(5), "18000000" + "1600" + "0103" + "0000000000000000" + "0000000005000000"],
+    ["RTM_GETROUTE by device and type", encodeDumpRoutes(4, 5, 1), "24000000" + "1a00" + "0103" + "0000000000000000" + "020000000000000100000000" + "0800040005000000"],
     ["RTM_GETROUTE by device", encodeDumpRoutes(4, 5), "24000000" + "1a00" + "0103" + "0000000000000000" + "020000000000000000000000" + "0800040005000000"],
     ["RTM_SETLINK up, without ARP", encodeSetLink(5, { up: true, noArp: true, mtu: 1280 }), "28000000" + "1300" + "0500" + "0000000000000000" + "00000000" + "05000000" + "81000000" + "81000000" + "0800040000050000"],
     ["RTM_SETLINK without link-local address", encodeSetLink(5, { noLinkLocal: true }), "30000000" + "1300" + "0500" + "0000000000000000" + "00000000" + "05000000" + "0000000000000000" + "10001a80" + "0c000a80" + "0500080001000000"],
