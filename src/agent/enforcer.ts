@@ -17,7 +17,7 @@
 import { existsSync, readdirSync, rmdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { BpfMap, closeFd, createNetns, openNetns, type RingBuffer } from "../../native/index.js";
+import { BpfMap, clockMonotonicCoarse, closeFd, createNetns, openNetns, type RingBuffer } from "../../native/index.js";
 import { formatAddress, formatPrefix, type Address } from "../addresses/address.js";
 import { groupTable, packGroups, type Group, type GroupTable } from "../addresses/groups.js";
 import type { DeniedQuery, FormerPinRow, PinRow, Stats } from "../dns/protocol.js";
@@ -35,7 +35,7 @@ import { inForce, Instance, instanceDirectory, refuseForeign, removePins } from 
 import { layouts, SandboxState as State } from "../kernel/layout.gen.js";
 import { nudgeFlows } from "../kernel/nudge.js";
 import { floorUid, SandboxTables, slotKey } from "../kernel/sandbox-tables.js";
-import { countsOfGuest, selfTest, selfTestTap } from "../kernel/self-test.js";
+import { countsOfGuest, isAsTapTest, selfTest, selfTestTap } from "../kernel/self-test.js";
 import { attachHooks, chainOf, detachHooks, hooksHeld, linkedDevices, RESOLVER_HOOKS, TAP_HOOKS } from "../kernel/tap-link.js";
 import { BaseDrop } from "../net/base-drop.js";
 import type { HostView } from "../net/host-view.js";
@@ -153,6 +153,8 @@ export class Enforcer {
   /** Devices of which something was told since the last reading. */
   readonly #stale = new Set<number>();
   #events: RingBuffer | null = null;
+  /** Self-tests that the kernel told of, and whose event has not come yet. */
+  readonly #ownEvents: { readonly slot: number; readonly generation: number; readonly from: bigint; readonly until: bigint }[] = [];
   #pendingGateways: readonly Address[] = [];
   #generation = 0;
   #sweeps = 0;
@@ -375,12 +377,12 @@ export class Enforcer {
         if (left === null) undo.push(() => this.#globals.clearTap(facts.ifindex));
         const attachment = attachHooks(this.#instance, facts.ifindex, tap, TAP_HOOKS);
         if (left === null) undo.push(() => this.inside(() => detachHooks(this.#instance, facts.ifindex, TAP_HOOKS)));
-        selfTestTap(this.#instance, slot, facts.ifindex, tap);
+        this.#selfTestTap(slot, generation, facts);
         return attachment;
       });
       tables.describe(identity, sizes);
       this.#run.write({ ...state, phase: "enforced", policy: { ...target, uid: uid.toString() }, changes, tests });
-      this.#events ??= followEvents(this.#instance, (events) => this.#options.onPackets(events));
+      this.#events ??= followEvents(this.#instance, (events) => this.#options.onPackets(this.#ofGuests(events)));
       const sandbox: Sandbox = {
         name, slot, generation, options, facts, identity, policy, compiled, floor, compiledFloor, former: null, mechanism, before: before.map(({ hook, program }) => `${program} (${hook})`),
         preparation: { ...preparation, changes }, tables, adopted: left !== null, tests, since: Date.now(),
@@ -399,6 +401,25 @@ export class Enforcer {
     } finally {
       this.#pendingGateways = [];
     }
+  }
+
+  /** Where the sandbox may tell of denials, as one that is taken over, it tells of this frame: that is known, and left out once. */
+  #selfTestTap(slot: number, generation: number, { ifindex, name }: Sandbox["facts"]): void {
+    const lost = (): bigint | undefined => this.#instance.map("event_limits").lookup(slotKey(slot))?.readBigUInt64LE(layouts.event_limit.fields.lost.offset);
+    const before = lost(), from = clockMonotonicCoarse();
+    selfTestTap(this.#instance, slot, ifindex, name);
+    // Had it not been told, it would be counted as lost.
+    if (lost() === before) this.#ownEvents.push({ slot, generation, from, until: clockMonotonicCoarse() });
+  }
+
+  /** Of events that are as that of a self-test, at its time, one is left out for each that was told: a guest's that is the same is not. */
+  #ofGuests(events: readonly PacketEvent[]): readonly PacketEvent[] {
+    if (this.#ownEvents.length === 0) return events;
+    return events.filter((event) => {
+      const own = isAsTapTest(event) ? this.#ownEvents.findIndex(({ slot, generation, from, until }) => slot === event.slot && generation === event.generation && from <= event.timeNs && event.timeNs <= until) : -1;
+      if (own >= 0) this.#ownEvents.splice(own, 1);
+      return own < 0;
+    });
   }
 
   /** Tells the resolver of a sandbox, with the pins that a former process wrote down. Closes `pins`. */
@@ -756,7 +777,7 @@ export class Enforcer {
     for (const { ifindex } of this.#kept.values()) held.add(ifindex);
     held.add(this.#link.nearIfindex);
     this.inside(() => { for (const ifindex of linkedDevices(this.#instance)) if (!held.has(ifindex)) detachHooks(this.#instance, ifindex, TAP_HOOKS); });
-    this.#events ??= followEvents(this.#instance, (events) => this.#options.onPackets(events));
+    this.#events ??= followEvents(this.#instance, (events) => this.#options.onPackets(this.#ofGuests(events)));
   }
 
   // ---- the end ------------------------------------------------------------------------------------------------------

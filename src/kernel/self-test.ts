@@ -12,6 +12,7 @@ import { EnforcerError } from "../errors.js";
 import { compilePolicy } from "../policy/compile.js";
 import { buildPolicy } from "../policy/build.js";
 import { reasonName, type Count } from "./counters.js";
+import type { PacketEvent } from "./events.js";
 import { ethernet, tcpSyn, udp } from "./frames.js";
 import type { Globals } from "./globals.js";
 import type { Instance, ProgramName } from "./instance.js";
@@ -113,6 +114,11 @@ export function countsOfGuest(counts: readonly Count[], tests: number): Count[] 
     const packets = row.packets - BigInt(tests);
     return packets === 0n ? [] : [{ ...row, packets, bytes: row.bytes - BigInt(tests * tapFrame.length) }];
   });
+}
+
+/** Whether an event is as the one of selfTestTap; a guest can bring about the same. */
+export function isAsTapTest({ direction, reason, etherType, length }: PacketEvent): boolean {
+  return direction === "egress" && reason === reasonName(Reason.REASON_ETHERTYPE) && etherType === EXPERIMENTAL && length === tapFrame.length;
 }
 
 function denialsByEtherType(instance: Instance, slot: number): bigint {

@@ -66,3 +66,19 @@ test("a fresh sandbox shows no denial of the agent's own; of what the guest send
   expect(await shown()).toEqual({ packets: 0, bytes: 0, lost: 0 });
   await send(1);
 });
+
+test("A05 an attach that takes a tap over tells of no denial of its own, and of every one of the guest's", async () => {
+  for (const name of await agent.names()) await agent.client.detach(name);
+  await agent.stop();
+  const args = ["--guest-ip", ADDRESS.guest4];
+  let enforcer = await world.enforce({ args });
+  for (let i = 0; i < 3; i++) {
+    await enforcer.service.stop("SIGKILL");
+    enforcer = await world.enforce({ args });
+    for (let j = 0; j < 2; j++) await world.frames.send(same);
+    await until("both are told", () => enforcer.denials({ reason: "ethertype" }).length >= 2);
+    expect(enforcer.denials()).toHaveLength(2);
+  }
+  expect(await enforcer.stop()).toBe(0);
+  await agent.restart();
+});
