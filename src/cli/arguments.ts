@@ -14,6 +14,12 @@ export function collect<T>(parse: (text: string) => T): (text: string, former: T
   return (text, former) => [...(former ?? []), parse(text)];
 }
 
+/** Nothing is what a variable of a script holds that was never set. */
+export function word(text: string): string {
+  if (text === "") throw new InvalidArgumentError("it is empty");
+  return text;
+}
+
 export function address(text: string): Address {
   const parsed = parseAddress(text);
   if (parsed === null) throw new InvalidArgumentError("an IPv4 or IPv6 address is wanted, such as 172.30.0.1 or fd00::1");
@@ -78,6 +84,6 @@ export interface AgentFlags { json?: boolean; runDir: string }
 
 export const agentOptions = (command: Command): Command => command
   .option("--json", "JSON instead of text")
-  .option("--run-dir <dir>", "the agent's run directory: its socket is in it", DEFAULT_RUN_DIRECTORY);
+  .option("--run-dir <dir>", "the agent's run directory: its socket is in it", word, DEFAULT_RUN_DIRECTORY);
 
-export const bpffsOption = (command: Command): Command => command.option("--bpffs <dir>", "where the BPF file system is mounted, or a directory in it", DEFAULT_BPFFS);
+export const bpffsOption = (command: Command): Command => command.option("--bpffs <dir>", "where the BPF file system is mounted, or a directory in it", word, DEFAULT_BPFFS);

@@ -10,7 +10,7 @@ import type { Listen } from "../agent/metrics.js";
 import { DEFAULT_BPFFS, DEFAULT_CONFIG, DEFAULT_METRICS, DEFAULT_RUN_DIRECTORY } from "../config/agent-config.js";
 import { EnforcerError, ExitStatus } from "../errors.js";
 import { version } from "../version.js";
-import { address, agentOptions, bpffsOption, collect, count, guestPrefix, listen, mac, policyOptions, port, requireRoot, upstream, type AgentFlags, type PolicyFlags } from "./arguments.js";
+import { address, agentOptions, bpffsOption, collect, count, guestPrefix, listen, mac, policyOptions, port, requireRoot, upstream, word, type AgentFlags, type PolicyFlags } from "./arguments.js";
 import { SHELLS, completionScript, type Shell } from "./completion.js";
 
 interface AttachFlags extends PolicyFlags {
@@ -26,13 +26,13 @@ export function program(): Command {
     .showSuggestionAfterError()
     .exitOverride()
     .configureOutput({ outputError: () => undefined });
-  const sandbox = (): Argument => new Argument("<sandbox>", "its name: the tap's, unless another was given");
+  const sandbox = (): Argument => new Argument("<sandbox>", "its name: the tap's, unless another was given").argParser(word);
   const asked = ({ json, runDir }: AgentFlags): { json: boolean; runDir: string } => ({ json: json === true, runDir });
 
   root.command("agent").description("run the host's agent until SIGTERM; the kernel goes on enforcing afterwards")
-    .option("--config <file>", `configuration; ${DEFAULT_CONFIG} where it exists`)
-    .option("--run-dir <dir>", "directory for socket, locks and state, instead of the configuration's")
-    .option("--bpffs <dir>", "where the BPF file system is mounted, instead of the configuration's")
+    .option("--config <file>", `configuration; ${DEFAULT_CONFIG} where it exists`, word)
+    .option("--run-dir <dir>", "directory for socket, locks and state, instead of the configuration's", word)
+    .option("--bpffs <dir>", "where the BPF file system is mounted, instead of the configuration's", word)
     .option("--json", "one JSON object a line")
     .action(async (flags: { config?: string; runDir?: string; bpffs?: string; json?: boolean }) => {
       requireRoot("the agent");
@@ -51,8 +51,8 @@ export function program(): Command {
     .option("--upstream <addr[:port]>", "resolver to ask instead of the policy's or the host's (repeatable)", collect(upstream))
     .addOption(new Option("--metrics <addr:port>", `where to serve Prometheus metrics, or "off", where no agent runs`).argParser(listen).default(listen(DEFAULT_METRICS), DEFAULT_METRICS))
     .option("--json", "one JSON object a line")
-    .option("--run-dir <dir>", "directory for locks and state, and of the agent's socket", DEFAULT_RUN_DIRECTORY)
-    .option("--bpffs <dir>", "where the BPF file system is mounted, or a directory in it, where no agent runs", DEFAULT_BPFFS)
+    .option("--run-dir <dir>", "directory for locks and state, and of the agent's socket", word, DEFAULT_RUN_DIRECTORY)
+    .option("--bpffs <dir>", "where the BPF file system is mounted, or a directory in it, where no agent runs", word, DEFAULT_BPFFS)
     .action(async (tap: string, flags: AttachFlags, command: Command) => {
       requireRoot("attaching");
       const { attach } = await import("./attach.js");
@@ -71,7 +71,7 @@ export function program(): Command {
   agentOptions(root.command("list").description("the sandboxes that the agent holds"))
     .action(async (flags: AgentFlags) => { await (await import("./list.js")).list(asked(flags)); });
 
-  agentOptions(root.command("status").description("the agent, or one sandbox: hooks, policy, identity, counters, limits").addArgument(new Argument("[sandbox]", "its name")))
+  agentOptions(root.command("status").description("the agent, or one sandbox: hooks, policy, identity, counters, limits").addArgument(new Argument("[sandbox]", "its name").argParser(word)))
     .action(async (name: string | undefined, flags: AgentFlags) => { await (await import("./status.js")).status(name ?? null, asked(flags)); });
 
   const policy = root.command("policy").description("look at policies, and change them").allowExcessArguments().action(() => {
@@ -109,7 +109,7 @@ export function program(): Command {
     .option("--limit <n>", "flows at most", count, 1000)
     .action(async (name: string, flags: AgentFlags & { limit: number }) => { await (await import("./flows.js")).flows(name, { ...asked(flags), limit: flags.limit }); });
 
-  agentOptions(root.command("watch").description("live verdicts and changes, until SIGINT").addArgument(new Argument("[sandbox]", "only this one")))
+  agentOptions(root.command("watch").description("live verdicts and changes, until SIGINT").addArgument(new Argument("[sandbox]", "only this one").argParser(word)))
     .addOption(new Option("--verdict <verdict>", "what is let through, or what is denied (which is the default)").choices(["allow", "deny"]))
     .option("--reason <reason>", "only this reason, such as default-metadata")
     .option("--destination <what>", "only this address, prefix or name (*.example.com: below it)")

@@ -41,3 +41,11 @@ describe("a verb that is none", () => {
     expect(err).toContain("[E_USAGE]");
   });
 });
+
+it("a name that is empty, as of a variable that was never set, is refused before anything is asked", async () => {
+  for (const args of [["detach", ""], ["status", ""], ["watch", ""], ["policy", "show", ""], ["explain", "", "site.example"], ["list", "--run-dir", ""], ["agent", "--config", ""]]) {
+    const { status, err } = await run(args);
+    expect([args, status]).toEqual([args, 64]);
+    expect(err).toMatch(/it is empty\n.*\[E_USAGE\]/);
+  }
+});
