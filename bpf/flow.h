@@ -29,9 +29,18 @@ inline_stage __u32 flow_lifetime(__u8 proto, __u8 flags)
 	return OTHER_IDLE;
 }
 
+/*
+ * Ticks since a table's entry was used. Signed: another CPU may have used it after `now` was read, above all during a walk through a
+ * large table, and then it has not been idle for ages but not at all.
+ */
+inline_stage __s64 idle_ticks(__u64 now, __u64 last_seen)
+{
+	return (__s64)(now - last_seen);
+}
+
 inline_stage int flow_expired(__u8 proto, const struct flow *flow, __u64 now, __u32 hz)
 {
-	return now - flow->last_seen_ticks > (__u64)flow_lifetime(proto, flow->flags) * hz;
+	return idle_ticks(now, flow->last_seen_ticks) > (__s64)flow_lifetime(proto, flow->flags) * hz;
 }
 
 /* Key of the packet's flow, the same from both directions. An echo's key says which side asks. */
@@ -72,7 +81,7 @@ static long reclaim_one(void *map, const void *key, void *value, struct reclaim 
 	const struct flow *flow = value;
 
 	if (flow_expired(copy.proto, flow, ctx->now, ctx->hz) ||
-	    (ctx->full && flow->flags & FLOW_CLOSING && ctx->now - flow->last_seen_ticks > TCP_CLOSING_FULL * ctx->hz)) {
+	    (ctx->full && flow->flags & FLOW_CLOSING && idle_ticks(ctx->now, flow->last_seen_ticks) > (__s64)TCP_CLOSING_FULL * ctx->hz)) {
 		bpf_map_delete_elem(map, &copy);
 		ctx->freed++;
 	}
@@ -151,7 +160,7 @@ inline_stage void flow_note(struct pkt *p, struct flow *flow, __u64 now)
 		flow->last_seen_ticks = now;
 	}
 	/* a busy flow's entry is written twice a second, not per packet */
-	if (now - flow->last_seen_ticks > p->global->hz / 2)
+	if (idle_ticks(now, flow->last_seen_ticks) > p->global->hz / 2)
 		flow->last_seen_ticks = now;
 }
 

@@ -25,12 +25,12 @@
 
 inline_stage int redirect_expired(const struct redirect *e, __u64 now, __u32 hz)
 {
-	__u64 idle = now - e->last_seen_ticks;
+	__s64 idle = idle_ticks(now, e->last_seen_ticks);
 
 	if (e->proto == IPPROTO_TCP)
 		return e->closing & CLOSING_RESET || idle > (e->closing == (CLOSING_GUEST | CLOSING_AGENT) ? REDIRECT_TCP_CLOSING :
-			e->closing ? TCP_HALF_CLOSED : e->remote_port == DNS_PORT ? REDIRECT_TCP_IDLE : TCP_IDLE) * hz;
-	return !e->outstanding || idle > REDIRECT_UDP_IDLE * hz;
+			e->closing ? TCP_HALF_CLOSED : e->remote_port == DNS_PORT ? REDIRECT_TCP_IDLE : TCP_IDLE) * (__s64)hz;
+	return !e->outstanding || idle > REDIRECT_UDP_IDLE * (__s64)hz;
 }
 
 inline_stage int redirect_is(const struct redirect *e, struct pkt *p)
