@@ -358,6 +358,58 @@ describe("ends", () => {
   });
 });
 
+describe("turns", () => {
+  it("are an owner's, not a pair's: who has forty busy pairs holds up neither a large transfer of another owner nor a small one", async () => {
+    // Buffers that take everything at once, so that nothing of the order depends on when a socket is read or fed.
+    const buffers = ["tcp_rmem", "tcp_wmem"].map((name) => `/proc/sys/net/ipv4/${name}`);
+    const normal = buffers.map((file) => readFileSync(file, "utf8"));
+    for (const file of buffers) writeFileSync(file, "4096 33554432 33554432");
+    /** Octets and the ends of both sides that lie at a socket of ours, unread: /proc/net/tcp of this thread's namespace. */
+    const unread = (): Map<string, number> => new Map(readFileSync("/proc/thread-self/net/tcp", "utf8").trim().split("\n").slice(1).map((line) => {
+      const [, local, remote, state, queues] = line.trim().split(/\s+/) as [string, string, string, string, string];
+      return [[local, remote].map((end) => Number.parseInt(end.split(":")[1] as string, 16)).join(), state === "08" ? Number.parseInt(queues.split(":")[1] as string, 16) : -1];
+    }));
+    const filled = async (octets: number): Promise<[Socket, Socket]> => {
+      const [a, b] = [await connection(), await connection()];
+      a.outer.end(Buffer.alloc(octets));
+      b.outer.end();
+      a.outer.resume();
+      await until(() => [[a.taken, octets], [b.taken, 0]].every(([socket, count]) => { const { localPort, remotePort } = socket as Socket; return unread().get([localPort, remotePort].join()) === count as number + 1; }));
+      return [a.taken, b.taken];
+    };
+    const many = await Promise.all(Array.from({ length: 40 }, () => filled(1 << 20))), large = await filled(4 << 20), small = await filled(1);
+    buffers.forEach((file, i) => writeFileSync(file, normal[i] as string));
+    // The thread stands while all are handed over, and begins with all of them: ptrace(2), by Python.
+    const thread = readdirSync("/proc/self/task").find((task) => readFileSync(`/proc/self/task/${task}/comm`, "utf8") === "enf-splice\n") as string;
+    const holder = spawn("python3", ["-c", `
+import ctypes, os, sys
+ptrace, tid = ctypes.CDLL(None, use_errno=True).ptrace, int(sys.argv[1])
+ptrace.argtypes = [ctypes.c_long] * 4
+assert ptrace(16, tid, 0, 0) == 0, os.strerror(ctypes.get_errno())
+os.waitpid(tid, 0x40000000)
+print("held", flush=True)
+sys.stdin.read()
+assert ptrace(17, tid, 0, 0) == 0`, thread], { stdio: ["pipe", "pipe", "inherit"] });
+    const gone = once(holder, "exit");
+    const held = await Promise.race([once(holder.stdout, "data").then(() => true), gone]);
+    const add = (owner: number, [a, b]: [Socket, Socket]): number => {
+      const id = pump.add(owner, descriptorOf(a), descriptorOf(b), new Uint8Array(), new Uint8Array());
+      a.destroy();
+      b.destroy();
+      return id;
+    };
+    const busy = many.map((sides) => add(1, sides)), others = [add(2, large), add(3, small)];
+    const begun = busy.filter((id) => pump.counters(id)?.forth !== 0);
+    // Before anything may fail: nobody joins a thread that stands.
+    holder.stdin.end();
+    expect([held, begun, await gone]).toEqual([true, [], [0, null]]);
+    await until(() => ended.size === 42);
+    // In the order in which the thread was done with them. Of 256 KiB a turn (and at most as much beyond) the large one needs 8 to 16, the forty 80 to 160.
+    expect([...ended.keys()].slice(0, 2)).toEqual(others.reverse());
+    expect([...ended.values()].reduce((sum, { forth }) => sum + forth, 0)).toBe((44 << 20) + 1);
+  });
+});
+
 describe("what it costs", () => {
   it("an idle pair keeps two descriptors and no pipe, a thousand of them too; all are back when pairs have ended", async () => {
     const settled = (): number => pipes();
