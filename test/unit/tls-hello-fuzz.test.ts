@@ -4,8 +4,10 @@
  *
  * fixtures/client-hellos.json: what openssl s_client 3.0 (as it comes, TLS 1.2, TLS 1.0, without a name), curl 7.88, Python 3.11,
  * Node 20, gnutls-cli 3.7 and Go 1.19 say to shop.example. The generator is seeded: HELLO_FUZZ_RUNS (2,000 by default) and
- * HELLO_FUZZ_SEED make other cases. A failure prints its case, made as small as it gets.
+ * HELLO_FUZZ_SEED make other cases. A failure prints its case, made as small as it gets. The same for what is said after a HelloRetryRequest
+ * of OpenSSL's (src/tls/second-hello.ts).
  */
+import { createECDH } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { Duplex } from "node:stream";
 import { createSecureContext, TLSSocket } from "node:tls";
@@ -13,6 +15,7 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { CertificateAuthority } from "../../src/tls/certificates/authority.js";
 import { HelloReader } from "../../src/tls/hello.js";
+import { SecondHello } from "../../src/tls/second-hello.js";
 import { clientHello, records } from "../lib/hello.js";
 
 const RUNS = Number(process.env.HELLO_FUZZ_RUNS ?? 2_000), SEED = Number(process.env.HELLO_FUZZ_SEED ?? 20_261_126);
@@ -157,8 +160,7 @@ const cases: fc.Arbitrary<Case> = fc.record({
   segments: fc.array(fc.integer({ min: 1, max: 700 }), { minLength: 1, maxLength: 4 }),
 });
 
-function wire({ source, changes, edits, sizeKept, cuts, between, before, behind, recordVersion }: Case): Buffer {
-  const draft = draftOf(Buffer.from(captured[source] as string, "hex"));
+function wire({ source, changes, edits, sizeKept, cuts, between, before, behind, recordVersion }: Case, draft = draftOf(Buffer.from(captured[source] as string, "hex"))): Buffer {
   for (const one of changes) one(draft);
   const message = edited(encode(draft), edits, sizeKept);
   const whole = records(behind === "hello in the same record" ? Buffer.concat([message, otherHello]) : message, cuts);
@@ -234,5 +236,134 @@ describe("OpenSSL reads no other name than we do", () => {
     // The cases mean something: names on both sides, and hellos of which OpenSSL alone takes a name.
     expect(counted["name/name"]).toBeGreaterThan(RUNS / 20);
     expect(counted["refused/name"]).toBeGreaterThan(RUNS / 100);
+  }, 600_000 + RUNS * 100);
+});
+
+// ---- after a HelloRetryRequest ----------------------------------------------------------------------------------------
+
+// A group that none of the clients has a share of: it asks for one.
+const asking = createSecureContext({ key, cert: certificate, minVersion: "TLSv1", ciphers: "ALL:@SECLEVEL=0", ecdhCurve: "P-384" });
+const curve = createECDH("secp384r1");
+const share = Buffer.concat([u16(4 + 97), u16(24), u16(97), curve.generateKeys()]);
+
+interface Asked {
+  /** What it said to the first hello. */
+  readonly answer: Buffer;
+  /** Takes the rest of what the client says, all of it. */
+  rest(octets: readonly Buffer[]): Promise<Seen>;
+  close(): void;
+}
+function ask(first: Buffer): Promise<Asked> {
+  return new Promise((resolve) => {
+    let told: ((seen: Seen) => void) | null = null;
+    const stream = new Duplex({
+      read() { /* it is pushed */ },
+      write(chunk: Buffer, _encoding, done) {
+        if (told !== null) {
+          const name = (server as unknown as { _handle: { getServername(): string | false } })._handle.getServername();
+          told(chunk[0] !== 22 ? { kind: "refused" } : name === false ? { kind: "none" } : { kind: "name", name });
+        } else resolve({
+          answer: chunk,
+          rest: (octets) => new Promise((seen) => {
+            told = seen;
+            for (const one of octets) if (one.length > 0) stream.push(one);
+            // An end would overtake its answer, which it writes some turns of the event loop later.
+            let turns = 20;
+            const end = (): void => { if (--turns > 0) setImmediate(end); else stream.push(null); };
+            end();
+          }),
+          close: () => { server.destroy(); stream.destroy(); },
+        });
+        done();
+      },
+    });
+    const server = new TLSSocket(stream, { isServer: true, secureContext: asking });
+    const over = (seen: Seen): void => { told?.(seen); };
+    server.once("error", (error: NodeJS.ErrnoException) => over({ kind: error.code === "ECONNRESET" ? "more" : "refused" })).once("end", () => over({ kind: "more" })).once("close", () => over({ kind: "more" })).resume();
+    stream.push(first);
+  });
+}
+
+/** As RFC 8446 section 4.1.2 has it: the first again, with the share that was asked for. */
+function again(source: string): Draft {
+  const draft = draftOf(Buffer.from(captured[source] as string, "hex"));
+  for (const one of draft.extensions ?? []) if (one.type === 51) one.content = share;
+  return draft;
+}
+const retried = Object.keys(captured).filter((source) => !/1\.[0-2]$|no-name/.test(source) && draftOf(Buffer.from(captured[source] as string, "hex")).extensions?.some(({ type }) => type === 51));
+const RETRY = Buffer.from("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c", "hex");
+
+/** What of it goes to the far side, piece by piece; whose answer is seen before the piece of that number. */
+function passed(said: Buffer, segments: readonly number[], answer: Buffer, seenAt: number): { readonly pieces: Buffer[]; readonly refused: boolean } {
+  const watch = new SecondHello(NAME), pieces: Buffer[] = [];
+  for (let at = 0, i = 0; at < said.length; i++) {
+    if (i === seenAt) watch.fromServer(answer);
+    const one = watch.done ? { pass: said.subarray(at, at + (segments[i % segments.length] as number)) } : watch.fromGuest(said.subarray(at, at + (segments[i % segments.length] as number)));
+    if (one === "refuse") return { pieces, refused: true };
+    pieces.push(one.pass);
+    at += segments[i % segments.length] as number;
+  }
+  return { pieces, refused: false };
+}
+
+/** Before a hello with the name, nothing that is a handshake, nor what is no record. */
+function assertNothingBefore(octets: Buffer): void {
+  for (let at = 0; octets.length - at > 5; at += 5 + octets.readUInt16BE(at + 3)) {
+    if (octets[at] === 22) {
+      const reader = new HelloReader();
+      reader.push(octets.subarray(at));
+      const named = reader.hello?.serverName;
+      if (named?.kind !== "name" || named.labels.join(".") !== NAME) throw new Error(`passed before a hello with the name: ${octets.toString("hex")}`);
+      return;
+    }
+    if (![20, 21, 23].includes(octets[at] as number)) throw new Error(`no record passed: ${octets.toString("hex")}`);
+  }
+}
+
+describe("after a HelloRetryRequest OpenSSL takes no other name than the one that was checked", () => {
+  test("clients of TLS 1.3 are asked again, and their second hello is taken", async () => {
+    expect(retried.length).toBeGreaterThan(3);
+    for (const source of retried) {
+      const server = await ask(Buffer.from(captured[source] as string, "hex"));
+      expect(server.answer.subarray(11, 43).equals(RETRY)).toBe(true);
+      const said = wire({ source, changes: [], edits: [], sizeKept: false, cuts: [16_384], between: null, before: "change cipher spec", behind: "", recordVersion: 3, segments: [1] }, again(source));
+      const { pieces, refused } = passed(said, [7], server.answer, 0);
+      expect([source, refused, await server.rest(pieces)]).toEqual([source, false, { kind: "name", name: NAME }]);
+      server.close();
+    }
+  });
+
+  test("what would be taken under another name does not get through", async () => {
+    for (const [name, kind] of [[OTHER, "name"], ["", "none"]] as const) {
+      const draft = again(retried[0] as string);
+      draft.extensions = (draft.extensions ?? []).flatMap((one) => (one.type !== 0 ? [one] : name === "" ? [] : [{ type: 0, content: Buffer.concat([u16(name.length + 3), u8(0), u16(name.length), Buffer.from(name)]) }]));
+      const said = records(encode(draft).message);
+      const server = await ask(Buffer.from(captured[retried[0] as string] as string, "hex"));
+      const { pieces, refused } = passed(said, [7], server.answer, 0);
+      expect([Buffer.concat(pieces).length, refused]).toEqual([0, true]);
+      // OpenSSL alone does take it.
+      expect(await server.rest([said])).toEqual(kind === "name" ? { kind, name } : { kind });
+      server.close();
+    }
+  });
+
+  test("A43: in mutated ones, and nothing but a hello passes before it is answered", async () => {
+    const counted: Record<string, number> = {};
+    await fc.assert(fc.asyncProperty(cases, fc.nat(retried.length - 1), fc.oneof({ weight: 3, arbitrary: fc.constant(0) }, { weight: 1, arbitrary: fc.nat(12) }), async (one, which, seenAt) => {
+      const source = retried[which] as string, said = wire(one, again(source));
+      const server = await ask(Buffer.from(captured[source] as string, "hex"));
+      const { pieces, refused } = passed(said, one.segments, server.answer, seenAt);
+      const through = Buffer.concat(pieces);
+      if (!said.subarray(0, through.length).equals(through)) throw new Error("something else passed than was said");
+      assertNothingBefore(through);
+      const they = await server.rest(pieces);
+      server.close();
+      const outcome = `${refused ? "refused" : "passed"}/${they.kind}`;
+      counted[outcome] = (counted[outcome] ?? 0) + 1;
+      if (they.kind === "none" || (they.kind === "name" && they.name.toLowerCase() !== NAME)) throw new Error(`OpenSSL goes on with ${JSON.stringify(they)} after ${said.toString("hex")}`);
+    }), { numRuns: RUNS, seed: SEED });
+    if (process.env.HELLO_FUZZ_SHOW !== undefined) console.log(counted);
+    expect(counted["passed/name"]).toBeGreaterThan(RUNS / 20);
+    expect((counted["refused/more"] ?? 0) + (counted["refused/refused"] ?? 0)).toBeGreaterThan(RUNS / 10);
   }, 600_000 + RUNS * 100);
 });
