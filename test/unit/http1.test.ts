@@ -88,6 +88,10 @@ describe("A42, A48, 18, 19: a request for another host is refused and nothing of
     ["a percent sign", `GET / HTTP/1.1\r\nHost: origin%2etest\r\n\r\n`, 400],
     ["two final dots", `GET / HTTP/1.1\r\nHost: ${NAME}..\r\n\r\n`, 400],
     ["octets over 127", `GET / HTTP/1.1\r\nHost: or\xedgin.test\r\n\r\n`, 400],
+    ["no host at all", `GET / HTTP/1.1\r\n\r\n`, 400],
+    ["no host, a body", `POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc`, 400],
+    ["no host, an expectation", `POST / HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n`, 400],
+    ["no host, an upgrade", `GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n`, 400],
     ["no host", `GET / HTTP/1.1\r\nX: y\r\n\r\n`, 400],
     ["HTTP/1.0 without host", `GET / HTTP/1.0\r\n\r\n`, 400],
     ["leading CRLF and another host (A47)", `\r\nGET / HTTP/1.1\r\nHost: evil.test\r\nAuthorization: Bearer PLACEHOLDER\r\n\r\n`, 421],
@@ -107,6 +111,9 @@ describe("A42, A48, 18, 19: a request for another host is refused and nothing of
     expect(got).toMatch(new RegExp(`^HTTP/1.1 ${status} `));
     expect(got.match(/HTTP\/1\.1 \d{3} /g)).toHaveLength(1);
     expect(w.seen.join("")).toBe("");
+    // Whatever is refused, and by whomever of us, says so in one form.
+    expect(got).toMatch(/\r\nContent-Type: application\/json\r\n(.*\r\n)*\r\n\{"error":"enforcer","reason":"[a-z-]+","message":".+"\}\n$/);
+    expect(w.refusals).toHaveLength(1);
   });
 });
 
@@ -189,6 +196,7 @@ describe("23, A51, A52: no other protocol inside", () => {
     ["a WebSocket by POST", `POST / HTTP/1.1\r\nHost: ${NAME}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\nSec-WebSocket-Version: 13\r\n\r\n`, 400],
     ["a WebSocket of another host", `GET / HTTP/1.1\r\nHost: evil.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\nSec-WebSocket-Version: 13\r\n\r\n`, 421],
     ["an expectation", `POST / HTTP/1.1\r\nHost: ${NAME}\r\nExpect: x\r\nContent-Length: 3\r\n\r\nabc`, 417],
+    ["an expectation beside the known one", `POST / HTTP/1.1\r\nHost: ${NAME}\r\nExpect: 100-continue, x\r\nContent-Length: 3\r\n\r\nabc`, 417],
   ];
   it.each(rows)("%s is refused", async (_, request, status) => {
     const w = await world();

@@ -54,7 +54,8 @@ function sharedServer(): Server {
     return leg;
   };
   server.on("request", (request, response) => legOf(request.socket)?.take(request, response, "plain"));
-  server.on("checkContinue", (request, response) => legOf(request.socket)?.take(request, response, "continue"));
+  // Node takes it for this one as soon as its name stands anywhere in the field.
+  server.on("checkContinue", (request, response) => legOf(request.socket)?.take(request, response, tokensOf(valuesOf(request.rawHeaders, "expect")).join() === "100-continue" ? "continue" : "unknown"));
   server.on("checkExpectation", (request, response) => legOf(request.socket)?.take(request, response, "unknown"));
   server.on("upgrade", (request, socket: Socket, head: Buffer) => legOf(socket)?.takeUpgrade(request, head));
   server.on("connect", (request, socket: Socket) => legOf(socket)?.takeUpgrade(request, Buffer.alloc(0)));
