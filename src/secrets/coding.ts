@@ -1,8 +1,9 @@
 /**
  * Bodies in a content coding: looked through as what they decode to.
  *
- * Holds always: what cannot be decoded, is cut short, or grows beyond all measure ends the stream with an error; backpressure
- * reaches the decoder, so a bomb holds no memory.
+ * Holds always: what cannot be decoded, is cut short, or grows beyond all measure ends the stream with an error, and so does, where it
+ * would go on as it came, what stands behind the coded octets, which no decoder looks at; backpressure reaches the decoder, so a bomb
+ * holds no memory. No octets at all are an empty body in every coding.
  */
 import { Transform, type TransformCallback } from "node:stream";
 import { createBrotliDecompress, createGunzip, createInflate, type BrotliDecompress, type Gunzip, type Inflate } from "node:zlib";
@@ -39,11 +40,14 @@ abstract class Decoding extends Transform {
   protected readonly decoder: Gunzip | Inflate | BrotliDecompress;
   #in = 0;
   #out = 0;
+  #ended = false;
 
-  constructor(coding: Coding) {
+  /** @param strict nothing may stand behind the coded octets; else it is left out. */
+  constructor(coding: Coding, private readonly strict: boolean) {
     super({ highWaterMark: 65_536 });
     this.decoder = decoderOf(coding);
     this.decoder.on("error", (error) => this.destroy(error));
+    this.decoder.once("end", () => { this.#ended = true; });
     this.decoder.on("data", (chunk: Buffer) => {
       this.#out += chunk.length;
       try {
@@ -59,13 +63,30 @@ abstract class Decoding extends Transform {
 
   protected feed(chunk: Buffer, done: () => void): void {
     this.#in += chunk.length;
-    this.decoder.write(chunk, (error) => { if (error === null || error === undefined) done(); });
+    if (this.#ended) {
+      if (this.strict) this.#more();
+      else done();
+      return;
+    }
+    this.decoder.write(chunk, (error) => {
+      if (error !== null && error !== undefined) return;
+      // What it took of it: the end of the coded octets is the last that it takes.
+      if (this.strict && this.decoder.bytesWritten < this.#in) this.#more();
+      else done();
+    });
   }
 
+  /** @param done all that it decodes to has come. */
   protected finish(done: () => void): void {
+    if (this.#in === 0 || this.#ended) {
+      done();
+      return;
+    }
     this.decoder.once("end", done);
     this.decoder.end();
   }
+
+  #more(): void { this.destroy(new Error("octets behind the coded ones")); }
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
     this.decoder.destroy();
@@ -78,7 +99,7 @@ export class DecodedStream extends Decoding {
   readonly #pass: Pass;
 
   constructor(coding: Coding, pass: Pass) {
-    super(coding);
+    super(coding, false);
     this.#pass = pass;
   }
 
@@ -107,19 +128,31 @@ export class DecodedStream extends Decoding {
   }
 }
 
-/** Goes on as it came, each piece after what it decodes to has been looked through; the last piece after all of it has. */
+/**
+ * Goes on as it came, each piece after it and what it decodes to have been looked through; the last piece after all of it has. As it is
+ * too: file names and comments of gzip, and metadata of Brotli, are not in what it decodes to.
+ */
 export class InspectedStream extends Decoding {
   readonly #pass: Pass;
+  readonly #raw: Pass;
   #last: Buffer | null = null;
 
-  constructor(coding: Coding, pass: Pass) {
-    super(coding);
+  /** @param pass what it decodes to, `raw` the octets themselves. */
+  constructor(coding: Coding, pass: Pass, raw: Pass) {
+    super(coding, true);
     this.#pass = pass;
+    this.#raw = raw;
   }
 
   protected override decoded(chunk: Buffer): void { this.#pass.push(chunk, false); }
 
   override _transform(chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback): void {
+    try {
+      this.#raw.push(chunk, false);
+    } catch (error) {
+      done(error as Error);
+      return;
+    }
     this.feed(chunk, () => {
       if (this.#last !== null) this.push(this.#last);
       this.#last = chunk;

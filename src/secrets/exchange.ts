@@ -72,8 +72,8 @@ class Request {
     this.#request = request;
     const here = gate.intercepted ? set.secrets.filter(({ spec }) => isFor(spec, gate)) : [];
     this.#open = new Set(gate.verified && gate.pinned ? here : []);
-    // What it had before the policy took it away it may still tell.
-    this.#scrubbed = gate.intercepted ? set.secrets.filter(({ spec, removed }) => isFor(spec ?? removed, gate)) : [];
+    // What it had before the policy took it away, or let it go to fewer hosts, it may still tell.
+    this.#scrubbed = gate.intercepted ? set.secrets.filter(({ entrusted }) => entrusted.some((spec) => isFor(spec, gate))) : [];
   }
 
   readonly #scrubbed: readonly KnownSecret[];
@@ -312,7 +312,7 @@ class Exchange implements ExchangeFilter {
 
   #stream(coding: ReturnType<typeof codingOf>, rewrites: boolean, sized: boolean): Duplex {
     const pass = this.#bodyPass(rewrites, sized);
-    return coding === null || coding === "unknown" ? new PassStream(pass) : new InspectedStream(coding, pass);
+    return coding === null || coding === "unknown" ? new PassStream(pass) : new InspectedStream(coding, pass, this.#bodyPass(false, sized));
   }
 
   /** @param sized its length was told already, so it must not change. */

@@ -3,7 +3,8 @@
  *
  * Holds always: a policy's secrets take force all together or not at all; a value is looked up for each request, so a rotation
  * holds for the next one on an open connection; a removed secret is no longer put in from then on, its placeholder is a
- * violation, and its value is still looked for during the grace time. Values are in this object and in requests on their way, and
+ * violation, and its value is still looked for during the grace time; a host that was allowed once is one that may tell a value.
+ * Values are in this object and in requests on their way, and
  * nowhere else.
  * Does not: know connections. One thread.
  */
@@ -24,8 +25,8 @@ export interface KnownSecret {
   readonly name: string;
   /** null: removed. */
   readonly spec: SecretSpec | null;
-  /** Of a removed one, the last that it had; null: it is not known. */
-  readonly removed: SecretSpec | null;
+  /** Under which the agent may have put it in since it runs: the present one, and those of former policies with other hosts or ports. */
+  readonly entrusted: readonly SecretSpec[];
   readonly placeholder: Buffer;
   readonly counters: SecretCounters;
   /** To be put in; null: it cannot be had. */
@@ -58,9 +59,22 @@ class Known implements KnownSecret {
   readonly counters = noCounts();
   /** Values of former sources. */
   readonly former: LiveSecret[] = [];
-  removed: SecretSpec | null = null;
+  readonly #entrusted = new Map<string, SecretSpec>();
+  spec: SecretSpec | null = null;
+  live: LiveSecret | null = null;
 
-  constructor(readonly name: string, public spec: SecretSpec | null, public placeholder: Buffer, public live: LiveSecret | null) {}
+  constructor(readonly name: string, public placeholder: Buffer) {}
+
+  get entrusted(): readonly SecretSpec[] { return [...this.#entrusted.values()]; }
+
+  /** What a policy says of it now. */
+  give(spec: SecretSpec, placeholder: Buffer, live: LiveSecret): void {
+    if (this.live !== null && this.live !== live) this.retire();
+    this.spec = live.spec = spec;
+    this.live = live;
+    this.placeholder = placeholder;
+    this.#entrusted.set(JSON.stringify([spec.allowedHosts, spec.ports]), spec);
+  }
 
   current(): Buffer | null | Promise<Buffer | null> { return this.spec === null || this.live === null ? null : this.live.current(); }
 
@@ -69,7 +83,6 @@ class Known implements KnownSecret {
   get version(): number { return (this.live?.version ?? 0) + this.former.reduce((sum, live) => sum + live.version, 0); }
 
   retire(): void {
-    this.removed = this.spec;
     this.spec = null;
     if (this.live !== null) {
       this.live.retire();
@@ -104,7 +117,7 @@ export class SandboxSecrets implements SecretSet {
     this.#clock = options.clock ?? monotonic;
     this.#book = new PlaceholderBook(options.path);
     for (const { name, placeholder } of this.#book.all()) {
-      if (!this.#known.has(name)) this.#known.set(name, new Known(name, null, Buffer.from(placeholder, "latin1"), null));
+      if (!this.#known.has(name)) this.#known.set(name, new Known(name, Buffer.from(placeholder, "latin1")));
     }
   }
 
@@ -147,16 +160,9 @@ export class SandboxSecrets implements SecretSet {
     });
     for (const spec of specs) {
       const live = lives.get(spec.name) as LiveSecret, placeholder = placeholders.get(spec.name) as Buffer;
-      const known = this.#known.get(spec.name);
-      if (known === undefined) {
-        this.#known.set(spec.name, new Known(spec.name, spec, placeholder, live));
-      } else {
-        if (known.live !== null && known.live !== live) known.retire();
-        known.spec = spec;
-        known.live = live;
-        known.placeholder = placeholder;
-      }
-      live.spec = spec;
+      const known = this.#known.get(spec.name) ?? new Known(spec.name, placeholder);
+      this.#known.set(spec.name, known);
+      known.give(spec, placeholder, live);
     }
     for (const known of this.#known.values()) {
       if (known.spec !== null && !lives.has(known.name)) known.retire();

@@ -1,6 +1,6 @@
 /** What is put into a request, what stops it, and what is taken out of the answer (A55–A58, TLS.md tests 32–37): tables, without sockets. */
 import { type Duplex, Readable } from "node:stream";
-import { brotliCompressSync, deflateSync, gzipSync } from "node:zlib";
+import { brotliCompressSync, brotliDecompressSync, deflateSync, gunzipSync, gzipSync } from "node:zlib";
 import { beforeEach, describe, expect, it } from "vitest";
 import type { SecretSpec } from "../../src/policy/types.js";
 import { GRACE_MS } from "../../src/secrets/live-secret.js";
@@ -292,6 +292,47 @@ describe("A56, test 35: bodies", () => {
       }
     }
   });
+  it("octets behind a coded body are refused, in whatever pieces they come: no decoder looks at them", async () => {
+    for (const [coding, encode] of [["gzip", gzipSync], ["deflate", deflateSync], ["br", brotliCompressSync]] as const) {
+      const whole = encode(Buffer.from("harmless"));
+      for (const behind of [Buffer.from(P), Buffer.from(`\0${P}`), Buffer.of(0), Buffer.concat([Buffer.of(0), encode(Buffer.from(P))]), ...(coding === "gzip" ? [] : [encode(Buffer.from("more"))])]) {
+        for (const framing of ["length", "chunked"] as const) {
+          for (const split of [1, whole.length, whole.length + 1, 1_000]) {
+            for (const gate of [ORIGIN, EVIL]) {
+              const [facts, octets] = withBody(Buffer.concat([whole, behind]), "Content-Encoding", coding);
+              expect(await body(await passing(gate, framing === "length" ? facts : { ...facts, body: { kind: "chunked" } }), octets, split)).toHaveProperty("status");
+            }
+          }
+        }
+      }
+    }
+    // gzip may have several members, and each is looked through.
+    const members = (last: string): [RequestFacts, Buffer] => withBody(Buffer.concat([gzipSync("one"), gzipSync(last)]), "Content-Encoding", "gzip");
+    for (const split of [1, 23, 1_000]) {
+      expect((await body(await passing(EVIL, members("two")[0]), members("two")[1], split) as Buffer).equals(members("two")[1])).toBe(true);
+      expect(await body(await passing(EVIL, members(P)[0]), members(P)[1], split)).toMatchObject({ status: 403, violation: { place: "body" } });
+    }
+  });
+  it("what stands in a coded body and is not in what it decodes to is looked through as well", async () => {
+    const gzip = gzipSync("harmless");
+    // RFC 1952 section 2.3: a file name behind the head.
+    const inName = Buffer.concat([gzip.subarray(0, 3), Buffer.of(8), gzip.subarray(4, 10), Buffer.from(`${P}\0`), gzip.subarray(10)]);
+    // RFC 7932 section 9.2: a metadata block of up to 256 octets, then one that is last and empty.
+    const inMetadata = Buffer.concat([Buffer.of(0x2c | ((P.length - 1) & 1) << 7, (P.length - 1) >> 1), Buffer.from(P), Buffer.of(3)]);
+    expect([gunzipSync(inName).toString(), brotliDecompressSync(inMetadata).toString()]).toEqual(["harmless", ""]);
+    for (const [coding, coded] of [["gzip", inName], ["br", inMetadata]] as const) {
+      for (const split of [1, 1_000]) {
+        const [facts, octets] = withBody(coded, "Content-Encoding", coding);
+        expect(await body(await passing(EVIL, facts), octets, split)).toMatchObject({ status: 403, violation: { place: "body" } });
+      }
+    }
+  });
+  it("an empty body is one in every coding", async () => {
+    for (const coding of ["gzip", "deflate", "br"]) {
+      const [facts, octets] = withBody("", "Content-Encoding", coding);
+      expect(await body(await passing(EVIL, facts), octets)).toEqual(octets);
+    }
+  });
   it("A58, 35: a body that nobody can look through, at a host where something may be put in: refused before anything leaves; elsewhere only what is seen in it", async () => {
     for (const fields of [["Content-Encoding", "zstd"], ["Content-Encoding", "gzip, br"], ["Content-Type", "application/grpc", "grpc-encoding", "gzip"]]) {
       const [facts] = withBody(Buffer.from([0x28, 0xb5, 0x2f, 0xfd]), ...fields);
@@ -394,6 +435,15 @@ describe("test 36: what comes back from a host that may have it", () => {
         await expect(answered(again, [broken])).rejects.toThrow();
       }
     }
+    // What stands behind is left out, and the answer ends: some far sides pad.
+    for (const [coding, encode] of [["gzip", gzipSync], ["deflate", deflateSync], ["br", brotliCompressSync]] as const) {
+      const coded = encode(Buffer.from(`a ${VALUE} b`));
+      for (const pieces of [[coded, Buffer.alloc(3), Buffer.alloc(3)], [Buffer.concat([coded, Buffer.alloc(3)])], []]) {
+        const padded = await passing(ORIGIN, request());
+        padded.responseHead(200, "OK", ["Content-Encoding", coding]);
+        expect(await answered(padded, pieces)).toBe(pieces.length === 0 ? "" : `a ${P} b`);
+      }
+    }
     const filter = await passing(ORIGIN, request());
     for (const fields of [["Content-Encoding", "zstd"], ["Content-Encoding", "gzip, gzip"], ["grpc-encoding", "gzip"]]) expect(filter.responseHead(200, "OK", fields)).toBeNull();
     expect(filter.responseHead(206, "Partial Content", [])).toBeNull();
@@ -467,6 +517,22 @@ describe("test 36: what comes back from a host that may have it", () => {
     expect(await answered(await passing(EVIL, request()), ["<removed-value-3>"])).toBe("<removed-value-3>");
     time = GRACE_MS + 1;
     expect(await answered(await passing(ORIGIN, request()), ["<removed-value-3>"])).toBe("<removed-value-3>");
+  });
+  it("of a host that had it once: a policy that allows fewer hosts or other ports takes nothing back of what they know", async () => {
+    const hosts = (...names: string[]): Partial<SecretSpec> => ({ allowedHosts: names.map(pattern) });
+    await open(secretSpec("TOKEN", hosts("origin.test", "former.test")));
+    const former: Gate = { ...ORIGIN, labels: ["former", "test"] };
+    expect((await passing(former, withFields("authorization", P))).fields).toContain(VALUE);
+    for (const narrowed of [[secretSpec("TOKEN", hosts("origin.test"))], [secretSpec("TOKEN", { ...hosts("former.test"), ports: [8443] })], [], [secretSpec("TOKEN", hosts("origin.test"))]]) {
+      await secrets.replace(narrowed);
+      expect(await stopped(former, withFields("authorization", P))).toMatchObject({ status: 403 });
+      const filter = await passing(former, request());
+      expect(filter.fields).toEqual([...request().fields, "Accept-Encoding", "identity"]);
+      expect(await answered(filter, [`<${VALUE}>`])).toBe(`<${P}>`);
+      expect(filter.responseHead(200, "OK", ["X-Echo", VALUE])?.fields).toEqual(["X-Echo", P]);
+    }
+    expect(await answered(await passing(EVIL, request()), [`<${VALUE}>`])).toBe(`<${VALUE}>`);
+    expect(await answered(await passing({ ...former, port: 444 }, request()), [`<${VALUE}>`])).toBe(`<${VALUE}>`);
   });
   it("a CONNECT that is refused: what is said is no WebSocket's octets", async () => {
     const connect = (): Promise<ExchangeFilter> => passing(ORIGIN, request({ method: "CONNECT", body: { kind: "chunked" } }));
