@@ -140,6 +140,49 @@ describe("requests and answers", () => {
     await answerOf(stream, "hello");
     expect(trailers["x-sum"]).toBe("7");
   });
+  it.each([["host", "evil.test"], ["authorization", "Bearer x"], ["content-type", "text/html"], ["cookie", "a=b"]])("A49: a request's trailer %s is refused and the request does not end; an answer's is left out", async (name, value) => {
+    let ended = false, got: IncomingHttpHeaders = {};
+    const w = await h2((stream, headers) => {
+      stream.on("error", () => undefined);
+      if (headers[":path"] === "/answer") {
+        stream.respond({ ":status": 200 }, { waitForTrailers: true });
+        stream.on("wantTrailers", () => stream.sendTrailers({ "x-sum": "7", [name]: value }));
+        stream.end("x");
+        return;
+      }
+      stream.on("trailers", (trailers: IncomingHttpHeaders) => { got = trailers; });
+      stream.resume();
+      stream.on("end", () => {
+        if (stream.aborted) return;
+        ended = true;
+        stream.respond({ ":status": 200 });
+        stream.end();
+      });
+    });
+    const client = await w.client();
+    const refused = client.request({ ":method": "POST", ":path": "/" }, { endStream: false, waitForTrailers: true });
+    refused.on("wantTrailers", () => refused.sendTrailers({ [name]: value }));
+    expect((await answerOf(refused, "hello")).status).toBe(400);
+    expect([ended, got]).toEqual([false, {}]);
+    const stream = client.request({ ":path": "/answer" });
+    let trailers: IncomingHttpHeaders = {};
+    stream.on("trailers", (all: IncomingHttpHeaders) => { trailers = all; });
+    await answerOf(stream);
+    expect([trailers["x-sum"], trailers[name]]).toEqual(["7", undefined]);
+  });
+  it("fields with names that objects of JavaScript have by themselves are fields like others", async () => {
+    const seen: string[][] = [];
+    const w = await h2((stream, _headers, raw) => {
+      seen.push([...raw]);
+      stream.respond(Object.assign(Object.create(null) as object, { ":status": 200, constructor: "c", ["__proto__"]: "p" }));
+      stream.end();
+    });
+    const client = await w.client();
+    const answer = await answerOf(client.request(Object.assign(Object.create(null) as object, { ":path": "/", constructor: "a", ["__proto__"]: "b", hasownproperty: "d" })));
+    const fields = seen[0] as string[];
+    expect(["constructor", "__proto__", "hasownproperty"].map((name) => fields.flatMap((field, i) => (i % 2 === 0 && field === name ? [fields[i + 1]] : [])))).toEqual([["a"], ["b"], ["d"]]);
+    expect([answer.headers["constructor"], Object.getOwnPropertyDescriptor(answer.headers, "__proto__")?.value]).toEqual(["c", "p"]);
+  });
   it("28: 103, HEAD, 204 and 304", async () => {
     const w = await h2((stream, headers) => {
       if (headers[":path"] === "/hints") stream.additionalHeaders({ ":status": 103, link: "</a>; rel=preload" });

@@ -71,6 +71,16 @@ export function responseFields(fields: Fields): string[] {
   return out;
 }
 
+/** Trailer fields that would frame, route or authorise a message (RFC 9110 section 6.5.1). */
+const noTrailers = new Set(["content-length", "transfer-encoding", "host", "trailer", "te", "connection", "authorization", "content-encoding", "content-type", "content-range", "expect", "cookie", "set-cookie"]);
+
+/** Trailers without those. A request that has them is refused, an answer goes on without them. */
+export function plainTrailers(fields: Fields): string[] {
+  const out: string[] = [];
+  for (let i = 0; i < fields.length; i += 2) if (!noTrailers.has((fields[i] as string).toLowerCase())) out.push(fields[i] as string, fields[i + 1] as string);
+  return out;
+}
+
 function connectionTokens(fields: Fields): Set<string> {
   const values = valuesOf(fields, "connection");
   return new Set(values.length === 0 ? [] : tokensOf(values));

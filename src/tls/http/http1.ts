@@ -14,16 +14,13 @@ import type { Socket } from "node:net";
 import type { Duplex, Readable } from "node:stream";
 import { stopOf } from "../../secrets/exchange.js";
 import { passing } from "./buffers.js";
-import { requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
+import { plainTrailers, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { HEAD_MAX, readRequestHead, responseBodyOf, type Body, type RequestHead } from "./framing.js";
 import { checkHosts, parseHost, plainHost } from "./identity.js";
 import { countRefusal, isRefusal, type ExchangeFilter, type Passage, type RequestFacts } from "./passage.js";
 import { phraseOf, rawRefusal, refusalBody, refuse, type Refusal } from "./refusal.js";
 import { describe, UpstreamError } from "./upstream.js";
 import type { Watched } from "./watch.js";
-
-/** Trailer fields that would frame, route or authorise a message (RFC 9110 section 6.5.1). */
-const noTrailers = new Set(["content-length", "transfer-encoding", "host", "trailer", "te", "connection", "authorization", "content-encoding", "content-type", "content-range", "expect", "cookie", "set-cookie"]);
 
 /**
  * Serves a guest's connection until it ends.
@@ -768,12 +765,6 @@ function earlyHints(answer: ServerResponse, fields: Fields, filter: ExchangeFilt
   } catch {
     // Hints are hints.
   }
-}
-
-function plainTrailers(fields: Fields): string[] {
-  const out: string[] = [];
-  for (let i = 0; i < fields.length; i += 2) if (!noTrailers.has((fields[i] as string).toLowerCase())) out.push(fields[i] as string, fields[i + 1] as string);
-  return out;
 }
 
 function pairs(fields: Fields): [string, string][] {

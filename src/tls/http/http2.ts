@@ -15,7 +15,7 @@ import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
 import { stopOf } from "../../secrets/exchange.js";
 import { passing } from "./buffers.js";
-import { hasLookalike, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
+import { hasLookalike, plainTrailers, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { FIELDS_MAX, HEAD_MAX, type Body } from "./framing.js";
 import { checkHosts, parseHost, type HostField } from "./identity.js";
 import type { HttpLimits } from "./limits.js";
@@ -283,7 +283,7 @@ class Http2Leg implements Watched {
     let trailers: OutgoingHttpHeaders = {};
     stream.once("trailers", (received: IncomingHttpHeaders) => {
       const plain = flat(received);
-      const checked = filter === null ? plain : filter.requestTrailers(plain);
+      const checked = plainTrailers(plain).length !== plain.length ? refuse(400, "framing", "a trailer field that frames, routes or authorises a message") : filter === null ? plain : filter.requestTrailers(plain);
       if (Array.isArray(checked)) trailers = objectOf(checked);
       else {
         up.close(NGHTTP2_CANCEL);
@@ -327,7 +327,7 @@ class Http2Leg implements Watched {
     let trailers: OutgoingHttpHeaders = {};
     if (!ended) {
       up.once("trailers", (received: IncomingHttpHeaders) => {
-        const plain = flat(received);
+        const plain = plainTrailers(flat(received));
         const checked = filter === null ? plain : filter.responseTrailers(plain);
         if (checked !== null) trailers = objectOf(checked);
         else {
@@ -512,7 +512,8 @@ function flat(headers: IncomingHttpHeaders): string[] {
 }
 
 function objectOf(fields: Fields): OutgoingHttpHeaders {
-  const out: Record<string, string | string[]> = {};
+  // Without what objects have by themselves: `constructor` is the name of a field like any other.
+  const out = Object.create(null) as Record<string, string | string[]>;
   for (let i = 0; i < fields.length; i += 2) {
     const name = (fields[i] as string).toLowerCase(), value = fields[i + 1] as string, had = out[name];
     if (had === undefined) out[name] = value;
