@@ -59,15 +59,15 @@ Bytes Args::ByteArray(const Napi::Value& value, const char* name, size_t length)
   return bytes;
 }
 
-std::string Args::Text(const Napi::Value& value, const char* name, size_t limit) {
+std::string Args::Text(const Napi::Value& value, const char* name, size_t limit, bool mayBeEmpty) {
   if (!ok_) return {};
   if (Missing(value) || !value.IsString()) {
     FailType(std::string(name) + " must be a string");
     return {};
   }
   std::string text = value.As<Napi::String>().Utf8Value();
-  if (text.empty() || text.size() > limit || text.find('\0') != std::string::npos) {
-    FailRange(std::string(name) + " must have 1 to " + std::to_string(limit) + " octets and no NUL");
+  if ((text.empty() && !mayBeEmpty) || text.size() > limit || text.find('\0') != std::string::npos) {
+    FailRange(std::string(name) + " must have " + (mayBeEmpty ? "0" : "1") + " to " + std::to_string(limit) + " octets and no NUL");
     return {};
   }
   return text;

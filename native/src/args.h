@@ -42,7 +42,7 @@ class Args {
   Bytes ByteArray(const Napi::Value& value, const char* name, size_t length);
 
   // Without NUL octets, at most limit octets of UTF-8, not empty.
-  std::string Text(const Napi::Value& value, const char* name, size_t limit);
+  std::string Text(const Napi::Value& value, const char* name, size_t limit, bool mayBeEmpty = false);
   std::string Path(const Napi::Value& value, const char* name = "path") { return Text(value, name, 4095); }
 
   bool Boolean(const Napi::Value& value, const char* name, bool fallback);

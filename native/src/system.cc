@@ -117,7 +117,7 @@ void ExecConfined(const Napi::CallbackInfo& info) {
   std::vector<std::string> words;
   if (args.ok()) {
     Napi::Array array = list.As<Napi::Array>();
-    for (uint32_t i = 0; i < array.Length(); i++) words.push_back(args.Text(array.Get(i), "argument", 1 << 17));
+    for (uint32_t i = 0; i < array.Length(); i++) words.push_back(args.Text(array.Get(i), "argument", 1 << 17, true));
   }
   if (!args.ok()) return;
   bool lossless = false;

@@ -20,7 +20,5 @@ export const needed: bigint = Object.values(capabilities).reduce((mask, bit) => 
 export function giveUpCapabilities(): void {
   const held = effectiveCapabilities();
   if ((held & ~needed) === 0n || process.geteuid?.() !== 0) return;
-  // The command line is refused for it (src/cli/arguments.ts), and it cannot be handed on.
-  if (process.argv.includes("")) return;
   execConfined(process.execPath, [process.execPath, ...process.execArgv, ...process.argv.slice(1)], held & needed);
 }
