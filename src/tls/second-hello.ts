@@ -3,16 +3,19 @@
  * the client says everything again (RFC 8446 section 4.1.4), and might name another server.
  *
  * Holds always: octets of the guest are given on only as far as they were looked at; a second hello that does not name the
- * same server, or another handshake message in its place, ends the connection before the far side sees it. What is kept is one hello or a record's head; what it costs grows
- * with the octets, not with their pieces. Looks at record headers and hellos, decrypts nothing.
+ * same server, or another handshake message in its place, ends the connection before the far side sees it, however the far side cuts
+ * its answer into records. What is kept is one hello or a record's head; what it costs grows with the octets, not with their pieces. Looks at record headers and hellos, decrypts nothing.
  */
 import { HelloReader } from "./hello.js";
 
-const HANDSHAKE = 22, CHANGE_CIPHER_SPEC = 20, APPLICATION_DATA = 23;
+const CHANGE_CIPHER_SPEC = 20, ALERT = 21, HANDSHAKE = 22, APPLICATION_DATA = 23;
 const CLIENT_HELLO = 1, SERVER_HELLO = 2;
 const RECORD_MAX = 16_384 + 256;
-/** Of the far side's first octets: record header, message header, version, random. */
-const SERVER_HEAD = 43;
+const RECORD_HEADER = 5;
+/** Of the far side's first message: its header, version, random; and where the random begins. */
+const SERVER_HEAD = 38, RANDOM = 6;
+/** Octets in which that is: a record for each of its octets, and two warnings before. */
+const SERVER_MOST = SERVER_HEAD * (RECORD_HEADER + 1) + 2 * (RECORD_HEADER + 2);
 /** Of a record, what says what it is: its header and the first octet of its content. */
 const RECORD_HEAD = 6;
 /** SHA-256 of "HelloRetryRequest": the random of a ServerHello that is one. */
@@ -24,9 +27,8 @@ export type Passed = { readonly pass: Buffer } | "refuse";
 export class SecondHello {
   /** Nothing has to be looked at any more. */
   done = false;
+  /** The far side's first octets, until it is known what they are. */
   #server: Buffer = Buffer.alloc(0);
-  /** It asks for a second hello, for certain. */
-  #retry = false;
   /** First octets of a record that is not known yet, fewer than RECORD_HEAD. */
   #head: Buffer = Buffer.alloc(0);
   /** Octets of a known record that pass unlooked. */
@@ -38,15 +40,10 @@ export class SecondHello {
 
   /** Octets of the far side, in order; they always pass. */
   fromServer(chunk: Buffer): void {
-    if (this.done || this.#reader !== null || this.#server.length >= SERVER_HEAD) return;
-    this.#server = Buffer.concat([this.#server, chunk.subarray(0, SERVER_HEAD)]).subarray(0, SERVER_HEAD);
-    const head = this.#server;
-    if (head.length < SERVER_HEAD) return;
-    // A ServerHello cut into small records is taken for a retry: the guest is looked at for longer, and nothing else changes.
-    const whole = head[0] === HANDSHAKE && head[5] === SERVER_HELLO && head.readUInt16BE(3) >= SERVER_HEAD - 5;
-    if (!whole) return;
-    this.#retry = head.subarray(11, SERVER_HEAD).equals(RETRY);
-    this.done = !this.#retry;
+    if (this.done || this.#server.length >= SERVER_MOST) return;
+    this.#server = Buffer.concat([this.#server, chunk.subarray(0, SERVER_MOST)]).subarray(0, SERVER_MOST);
+    const head = handshakeIn(this.#server).subarray(0, SERVER_HEAD);
+    if (this.#reader === null && head.length === SERVER_HEAD && head[0] === SERVER_HELLO && !head.subarray(RANDOM).equals(RETRY)) this.done = true;
   }
 
   /** Octets of the guest after its first hello. */
@@ -58,19 +55,15 @@ export class SecondHello {
     while (!this.done && octets.length - at >= RECORD_HEAD) {
       const type = octets[at] as number, length = octets.readUInt16BE(at + 3);
       if (type < CHANGE_CIPHER_SPEC || type > APPLICATION_DATA || length === 0 || length > RECORD_MAX) return "refuse";
-      if (type === HANDSHAKE && octets[at + 5] === CLIENT_HELLO) {
+      if (type === HANDSHAKE && octets[at + RECORD_HEADER] === CLIENT_HELLO) {
         this.#head = Buffer.alloc(0);
         const passed = this.#hello((this.#reader = new HelloReader()), octets.subarray(at));
         return passed === "refuse" ? passed : { pass: at === 0 ? passed.pass : Buffer.concat([octets.subarray(0, at), passed.pass]) };
       }
-      if (type === HANDSHAKE) {
-        // Nothing but a hello may answer a retry, and nothing comes before an answer: a hello may stand behind it.
-        if (this.#retry || this.#server.length < SERVER_HEAD) return "refuse";
-        this.done = true; // TLS 1.2 goes on with its key exchange
-        break;
-      }
-      const end = Math.min(at + 5 + length, octets.length);
-      this.#left = at + 5 + length - end;
+      // It comes after a ServerHello that is none of these, and nothing is looked at then: a hello may stand behind it.
+      if (type === HANDSHAKE) return "refuse";
+      const end = Math.min(at + RECORD_HEADER + length, octets.length);
+      this.#left = at + RECORD_HEADER + length - end;
       at = end;
     }
     if (this.done) at = octets.length;
@@ -86,4 +79,15 @@ export class SecondHello {
     this.#reader = null;
     return { pass: reader.octets };
   }
+}
+
+/** What the handshake records at the beginning hold. Warnings may stand between them, as servers that know the name as another's send one; another record ends it. */
+function handshakeIn(octets: Buffer): Buffer {
+  const parts: Buffer[] = [];
+  for (let at = 0; at + RECORD_HEADER <= octets.length && (octets[at] === HANDSHAKE || octets[at] === ALERT);) {
+    const end = at + RECORD_HEADER + octets.readUInt16BE(at + 3);
+    if (octets[at] === HANDSHAKE) parts.push(octets.subarray(at + RECORD_HEADER, end));
+    at = end;
+  }
+  return Buffer.concat(parts);
 }

@@ -68,9 +68,21 @@ test("a handshake message that is no hello, with one behind it, passes neither b
       }
     }
   }
-  // An answer in records of some octets may be either.
+  // However an answer is cut into records, it is known what it is; a warning may come before it.
+  const retry = serverHello(RETRY).subarray(5), pieces = (message: Buffer, size: number): Buffer => Buffer.concat(Array.from({ length: Math.ceil(message.length / size) }, (_, i) => {
+    const part = message.subarray(size * i, size * (i + 1));
+    return Buffer.concat([Buffer.of(22, 3, 3, 0, part.length), part]);
+  }));
+  for (const answer of [pieces(retry, 1), pieces(retry, 10), Buffer.concat([Buffer.of(21, 3, 3, 0, 2, 1, 112), pieces(retry, 37)])]) {
+    for (const type of [0, 16, 20]) {
+      const watch = watching();
+      watch.fromServer(answer);
+      expect(watch.done).toBe(false);
+      expect(passed(watch, Buffer.concat([Buffer.of(22, 3, 3, 0, 4, type, 0, 0, 0), bad]), [7])).toBeNull();
+    }
+  }
   const hello = serverHello(Buffer.alloc(32, 1)).subarray(5), exchange = Buffer.concat([Buffer.of(22, 3, 3, 0, 4, 16, 0, 0, 0), EARLY]);
-  for (const answer of [serverHello(Buffer.alloc(32, 1)), Buffer.concat(Array.from({ length: 9 }, (_, i) => Buffer.concat([Buffer.of(22, 3, 3, 0, 10), hello.subarray(10 * i, 10 * i + 10)])))]) {
+  for (const answer of [serverHello(Buffer.alloc(32, 1)), pieces(hello, 10), pieces(hello, 1), Buffer.concat([Buffer.of(21, 3, 3, 0, 2, 1, 112), serverHello(Buffer.alloc(32, 1))])]) {
     const watch = watching();
     watch.fromServer(answer);
     expect(passed(watch, exchange, [3])?.equals(exchange)).toBe(true);
