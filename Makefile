@@ -21,7 +21,7 @@ test: ## all tests: unit, addon, kernel programs, namespaces with a real tap, mi
 	@scripts/need-root.sh "make test"
 	@scripts/install-packages.sh build demo test
 	@$(MAKE) --no-print-directory build
-	@npx tsc -p test/tsconfig.json && npx tsc -p test/tsconfig.unit.json
+	@npx tsc -p test/tsconfig.json && npx tsc -p test/tsconfig.unit.json && npx tsc -p bench/tsconfig.json
 	@node scripts/run-tests.mjs
 
 build: node_modules/.package-lock.json native/build/Release/enforcer_native.node dist/cli/main.js bin/enforcer ## bin/enforcer, which runs from the tree

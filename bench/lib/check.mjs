@@ -20,7 +20,7 @@ export function noise({ value, spread, baseline, peer, ratio }) {
 /** @param {readonly Row[]} recorded @param {readonly Row[]} fresh @returns {Comparison[]} in the order of the recorded rows */
 export function compare(recorded, fresh) {
   const byId = new Map(fresh.map((row) => [row.id, row]));
-  return recorded.flatMap((before) => {
+  return recorded.flatMap(/** @returns {Comparison[]} */ (before) => {
     if (before.ratio === null) return [];
     const now = byId.get(before.id);
     if (now === undefined || now.ratio === null) return [{ id: before.id, before: before.ratio, now: null, least: before.ratio, worse: true }];

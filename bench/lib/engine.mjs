@@ -9,7 +9,7 @@ import { bpffs, folder } from "./place.mjs";
 export function startEngine({ sandboxes, say }) {
   return Enforcer.start({
     run: new RunDirectory(folder()), bpffs: bpffs(), instance: "bench", sandboxes, resolverDevice: "enf0", resolvConf: null, netnsFd: null, outer: null, extraGroups: {}, nat64Prefixes: [], heldPatterns: [], adoptable: () => [],
-    onPackets: () => undefined, onQueries: () => undefined, onDenials: () => undefined, onLink: () => undefined, onView: () => undefined, onNotice: say, onFailure: (error) => { throw error; },
+    onPackets: () => undefined, onQueries: () => undefined, onDenials: () => undefined, onLink: () => undefined, onView: () => undefined, onNotice: say, onTerminate: () => undefined, onFailure: (error) => { throw error; },
   });
 }
 

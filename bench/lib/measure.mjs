@@ -33,7 +33,7 @@ export const spreadOf = (values) => quantile(values, 0.75) - quantile(values, 0.
  */
 export async function inTurns(subjects, { samples, warmup = 1 }) {
   const names = /** @type {K[]} */ (Object.keys(subjects));
-  const taken = /** @type {Record<K, number[]>} */ (Object.fromEntries(names.map((name) => [name, []])));
+  const taken = /** @type {Record<K, number[]>} */ (/** @type {unknown} */ (Object.fromEntries(names.map((name) => [name, []]))));
   for (let turn = -warmup; turn < samples; turn++) {
     for (let i = 0; i < names.length; i++) {
       const name = names[(i + turn + warmup) % names.length];

@@ -21,7 +21,7 @@ import { refuse } from "../../dist/tls/http/refusal.js";
 import { trustContext } from "../../dist/tls/http/trust.js";
 import { Watch } from "../../dist/tls/http/watch.js";
 import { ConnectionJudge } from "../../dist/tls/judge.js";
-import { Pump } from "../../dist/tls/pump.js";
+import { Pump, PumpHolder } from "../../dist/tls/pump.js";
 import { SecondHello } from "../../dist/tls/second-hello.js";
 import { splice } from "../../dist/tls/splice.js";
 import { policyOf } from "./kernel.mjs";
@@ -33,7 +33,7 @@ const judge = new ConnectionJudge(policyOf(`tls: {intercept: ${mode === "interce
 const groups = groupTable({});
 const certificates = new SandboxCertificates(keptAuthority(directory, "bench"));
 const context = trustContext({ hostCas: false, extra: [readFileSync(originCa, "utf8")] });
-const pump = mode === "splice" ? Pump.start() : null;
+const pump = new PumpHolder({ start: Pump.start, onChange: (failure) => { if (failure !== null) throw failure; } });
 const watch = new Watch(), counters = { requests: 0, refused: {}, upgrades: 0 };
 
 /** @param {readonly string[]} labels */

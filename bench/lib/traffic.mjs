@@ -49,7 +49,7 @@ export class Traffic {
 }
 
 if (!isMainThread && workerData?.tap !== undefined) {
-  const { tap: name, state } = workerData;
+  const { tap: name, state } = /** @type {{tap: string, state: Int32Array}} */ (workerData);
   const tap = new Tap(name, { vnetHeader: false });
   parentPort?.postMessage("ready");
   Atomics.wait(state, 0, 0);

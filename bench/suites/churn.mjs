@@ -13,7 +13,7 @@
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import { internet, UPLINK } from "../lib/guests.mjs";
+import { internet } from "../lib/guests.mjs";
 import { row, times } from "../lib/measure.mjs";
 import { bpffs, file, folder, ip, pause, quiet, start, stop } from "../lib/place.mjs";
 
@@ -49,8 +49,7 @@ export async function run(out) {
     return readings;
   };
   let answered = 0, asked = 0, ms = 0;
-  /** @type {number[]} */
-  let first = [], last = [];
+  let first = /** @type {number[]} */ ([]), last = /** @type {number[]} */ ([]);
   for (let step = 0; step < STEPS; step++) {
     const began = performance.now();
     guests.stdin?.write(`${STEP}\n`);

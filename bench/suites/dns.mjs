@@ -79,7 +79,8 @@ export async function run(out) {
   internet([UPSTREAM]);
   await start([ANSWER, UPSTREAM], "internet", (line) => line === "ready");
 
-  const ours = guestBehind("guest", 1), theirs = guestBehind("peer", 2);
+  const ours = guestBehind("guest", 1);
+  guestBehind("peer", 2);
   const agent = await BareAgent.start({ hostAddresses: ["127.0.0.1", UPLINK.host, "172.30.1.1", "172.30.2.1"], connected: ["172.30.1.0/24", "172.30.2.0/24"] });
   let sandbox = await agent.add(0, ours, POLICY, [UPSTREAM]);
 

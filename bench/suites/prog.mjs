@@ -124,7 +124,7 @@ async function measure(id, places, { frame, code, walk, long = false, flows = fa
       },
     };
   });
-  const taken = quietHalf(await inTurns({ baseline: subjects[0].baseline, ...Object.fromEntries(subjects.map(({ suffix, ours }) => [`ours${suffix}`, ours])) }, { samples: times(SAMPLES), warmup: 2 }));
+  const taken = quietHalf(await inTurns(/** @type {Record<string, () => number>} */ ({ baseline: subjects[0].baseline, ...Object.fromEntries(subjects.map(({ suffix, ours }) => [`ours${suffix}`, ours])) }), { samples: times(SAMPLES), warmup: 2 }));
   return subjects.map(({ suffix }) => row(`${id}${suffix}`, "ns", { ours: taken[`ours${suffix}`], baseline: taken.baseline, difference: true }));
 }
 

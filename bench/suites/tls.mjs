@@ -153,7 +153,7 @@ export async function run(out) {
  */
 async function withCpu(subjects, samples) {
   const names = /** @type {K[]} */ (Object.keys(subjects));
-  const cpu = /** @type {Record<K, number[]>} */ (Object.fromEntries(names.map((name) => [name, []])));
+  const cpu = /** @type {Record<K, number[]>} */ (/** @type {unknown} */ (Object.fromEntries(names.map((name) => [name, []]))));
   const measured = names.map((name) => {
     const [work, process, units] = subjects[name];
     return [name, async () => {
