@@ -13,5 +13,7 @@ export default defineConfig({
     hookTimeout: 240_000 * patience,
     allowOnly: false,
     passWithNoTests: false,
+    // A failure is told whole: who reads it may have nothing but the last lines of a run on another machine.
+    chaiConfig: { truncateThreshold: 2000 },
   },
 });
