@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import { formatAddress, formatPrefix, hasHostBits, isV4, maskPrefix, type Address, type Prefix } from "../addresses/address.js";
 import { EnforcerError } from "../errors.js";
-import type { Identity, SandboxTables } from "../kernel/sandbox-tables.js";
+import type { Identity, SandboxTables, TableSizes } from "../kernel/sandbox-tables.js";
 import type { Mechanism } from "../kernel/tap-link.js";
 import type { TapFacts, TapPreparation } from "../net/tap.js";
 import type { CompiledPolicy } from "../policy/compile.js";
@@ -128,3 +128,5 @@ export function digestOf(policy: Policy, floor: Policy | null): string {
   const plain = JSON.stringify(floor === null ? policy : [policy, floor], (_, value: unknown) => (value instanceof Uint8Array || ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString("base64") : typeof value === "bigint" ? value.toString() : value));
   return createHash("sha256").update(plain).digest("hex");
 }
+
+export function sizesOf({ limits }: Policy): TableSizes { return { flows: limits.flows, pins: limits.pins, eventsPerSecond: limits.eventsPerSecond }; }

@@ -7,17 +7,15 @@
  */
 import { parsePrefix, prefixWithin, type Address, type Prefix } from "../addresses/address.js";
 import { broadcastsOf } from "./broadcast.js";
-import { findLinkByIndex, findTap, listAddresses, listLinks, listRoutes } from "./links.js";
+import { findLinkByIndex, findTap, listAddresses, listRoutes } from "./links.js";
 import { PrefixSet } from "./prefix-set.js";
-import { isDefaultRoute, LinkFlag, RouteProtocol, RouteType, type InterfaceAddress, type Link, type Route } from "./rtnetlink.js";
+import { isDefaultRoute, LinkFlag, RouteProtocol, RouteType, type InterfaceAddress, type Route } from "./rtnetlink.js";
 import { applySysctl, kernelHasIpv6, plannedSysctl, readSysctl, revertSysctls, type SysctlChange, type SysctlFamily } from "./sysctl.js";
 
 export interface TapBridge {
   readonly ifindex: number;
   readonly name: string;
   readonly mac: Uint8Array | null;
-  /** Names of its other ports. */
-  readonly otherPorts: readonly string[];
 }
 
 export interface TapFacts {
@@ -64,16 +62,11 @@ export function tapFacts(name: string): TapFacts {
   const byTap = bridge === null ? routes6 : listRoutes(6, tap.ifindex, RouteType.unicast);
   return {
     name: tap.name, ifindex: tap.ifindex, mac: tap.mac!, mtu: tap.mtu, up: (tap.flags & LinkFlag.up) !== 0,
-    bridge: bridge === null ? null : describeBridge(bridge, tap),
+    bridge: bridge === null ? null : { ifindex: bridge.ifindex, name: bridge.name, mac: bridge.mac },
     otherMaster: master === null || bridge !== null ? null : master.name,
     ...found, routers: bridge === null ? [] : found.routers,
     xdp: tap.xdp, advertisedRoutes: byTap.some(({ protocol }) => protocol === RouteProtocol.routerAdvertisement),
   };
-}
-
-function describeBridge(bridge: Link, tap: Link): TapBridge {
-  const otherPorts = listLinks().filter((link) => link.master === bridge.ifindex && link.ifindex !== tap.ifindex).map((link) => link.name);
-  return { ifindex: bridge.ifindex, name: bridge.name, mac: bridge.mac, otherPorts };
 }
 
 /** The pure part of tapFacts: addresses and routes of the tap, or of its bridge. */
