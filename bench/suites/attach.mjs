@@ -13,13 +13,14 @@
  *                                        until the former one is freed; no frame of a flow that both allow may be lost meanwhile
  *
  * Baseline of attach: two TCX links with an empty program, and nothing else. Peer: nft(8) loading a netdev chain with the
- * same policy for the tap, beside as many others; of detach: nft(8) deleting it; of swap: nft(8) putting one chain of the same
- * 500 rules in the place of another.
+ * same policy for a tap, beside as many others, in a namespace of its own with as many taps: who uses the one does not have the
+ * other; of detach: nft(8) deleting it; of swap: nft(8) putting one chain of the same 500 rules in the place of another.
  */
-import { Tap, BpfLink } from "../../native/index.js";
+import { BpfLink, createNetns, Tap } from "../../native/index.js";
 import { readCounters } from "../../dist/kernel/counters.js";
 import { Instance } from "../../dist/kernel/instance.js";
 import { layouts } from "../../dist/kernel/layout.gen.js";
+import { inNetns } from "../../dist/net/request.js";
 import { buildPolicy } from "../../dist/policy/build.js";
 import { policyOf } from "../lib/kernel.mjs";
 import { attachTap, startEngine } from "../lib/engine.mjs";
@@ -80,16 +81,22 @@ export async function run(out) {
   const empty = plain.program("empty");
   const before = await settledRss();
 
-  let taps = makeTaps(0, 4);
-  const [cycled, barePlace, peerPlace, ...held] = taps;
+  const [cycled, barePlace, ...held] = makeTaps(0, 3);
+  const peers = createNetns();
+  const [peerPlace, ...peerTaps] = inNetns(peers, () => makeTaps(2, 2));
+  const nft = (/** @type {readonly string[]} */ args, input = "") => inNetns(peers, () => must(["nft", ...args], input));
   let attached = 0;
   /** @type {import("../lib/measure.mjs").Row[]} */
   const rows = [];
   for (const count of COUNTS) {
-    if (held.length < count) held.push(...makeTaps(3 + held.length, count - held.length));
+    const more = count - held.length, next = 3 + held.length;
+    if (more > 0) {
+      held.push(...makeTaps(next, more));
+      peerTaps.push(...inNetns(peers, () => makeTaps(next, more)));
+    }
     for (; attached < count; attached++) {
       await attach(held[attached].name);
-      must(["nft", "-f", "-"], attached % 50 === 0 ? Array.from({ length: Math.min(50, count - attached) }, (_, i) => nftTable(held[attached + i].name)).join("\n") : "");
+      if (attached % 50 === 0) nft(["-f", "-"], Array.from({ length: Math.min(50, count - attached) }, (_, i) => nftTable(peerTaps[attached + i].name)).join("\n"));
     }
     out.say(`${count} attached`);
     const taken = /** @type {Record<"attach" | "detach" | "bare" | "nftOn" | "nftOff", number[]>} */ ({ attach: [], detach: [], bare: [], nftOn: [], nftOff: [] });
@@ -99,8 +106,8 @@ export async function run(out) {
         detach: await timed(() => enforcer.detach(cycled.name)),
         // Their grace periods are not shortened, and nft(8) is a process a time: some of the cycles are enough.
         bare: cycle % 5 === 0 ? await timed(() => bareLinks(empty, barePlace.ifindex)) : NaN,
-        nftOn: cycle % 10 === 0 ? await timed(() => must(["nft", "-f", "-"], nftTable(peerPlace.name))) : NaN,
-        nftOff: cycle % 10 === 0 ? await timed(() => must(["nft", "delete", "table", "netdev", peerPlace.name])) : NaN,
+        nftOn: cycle % 10 === 0 ? await timed(() => nft(["-f", "-"], nftTable(peerPlace.name))) : NaN,
+        nftOff: cycle % 10 === 0 ? await timed(() => nft(["delete", "table", "netdev", peerPlace.name])) : NaN,
       };
       if (cycle >= 0) for (const [name, value] of Object.entries(one)) if (!Number.isNaN(value)) taken[/** @type {keyof typeof taken} */ (name)].push(value);
     }

@@ -30,8 +30,10 @@ describe("attach that fails", () => {
   });
   afterAll(async () => { await world?.close(); });
 
-  async function attempt(...args: string[]): Promise<{ status: number | null; text: string }> {
-    const base = [ENFORCER, "attach", ...args];
+  async function attempt(...args: string[]): Promise<{ status: number | null; text: string }> { return attemptBy([], ...args); }
+
+  async function attemptBy(wrapper: readonly string[], ...args: string[]): Promise<{ status: number | null; text: string }> {
+    const base = [...wrapper, ENFORCER, "attach", ...args];
     if (!args.includes("--bpffs")) base.push("--bpffs", world.bpffs);
     if (!args.includes("--run-dir")) base.push("--run-dir", world.runDir);
     if (!args.includes("--metrics")) base.push("--metrics", "off");
@@ -70,6 +72,15 @@ describe("attach that fails", () => {
 
   test("no bpffs", async () => {
     await refused(78, /E_BPFFS/, "tap0", "--bpffs", world.dir);
+  });
+
+  test("a setting of the tap that cannot be made, when the workers have been told of the sandbox already", async () => {
+    const file = "/proc/sys/net/ipv4/conf/tap0/arp_announce";
+    const readOnly = `mount --bind ${file} ${file} && mount -o remount,ro,bind ${file} && exec "$@"`;
+    const { status, text } = await attemptBy(["unshare", "--mount", "sh", "-c", readOnly, "sh"], "tap0", "--gateway", "172.31.0.1");
+    expect(text).toMatch(/arp_announce.*EROFS.*E_NETLINK/s);
+    expect(status).toBe(71);
+    expect(await traces(world)).toEqual(clean);
   });
 
   test("metrics on a port that is taken", async () => {
