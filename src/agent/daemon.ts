@@ -32,6 +32,7 @@ import { restoreTap } from "../net/tap.js";
 import { compilePolicy } from "../policy/compile.js";
 import { policyReport, policyText } from "../policy/check.js";
 import { lineDiff } from "../policy/diff.js";
+import { upstreamsOf } from "../policy/floor.js";
 import { parseUpstream } from "../policy/parse.js";
 import type { Policy } from "../policy/types.js";
 import { formerNamespaces, inodeOf, startEngine, type Engine, type EngineOptions } from "./engine.js";
@@ -355,7 +356,7 @@ export class Agent {
 
   #upstreams(spec: Spec, policy: Policy): readonly UpstreamAddress[] {
     if (spec.upstreams !== undefined && spec.upstreams.length > 0) return spec.upstreams.map((one) => (parseUpstream(one) as { value: UpstreamAddress }).value);
-    return policy.dns.upstreams === null ? this.#config.upstreams : [];
+    return upstreamsOf(policy, this.#floor?.policy ?? null) === null ? this.#config.upstreams : [];
   }
 
   /** Takes a sandbox out from under its policy, or gives up waiting for its tap. @throws EnforcerError E_NO_SANDBOX. */

@@ -9,7 +9,8 @@ import type { PolicyRequest } from "../api/schema.js";
 import type { GroupTable } from "../addresses/groups.js";
 import type { PolicyText } from "../config/agent-config.js";
 import { buildPolicy } from "../policy/build.js";
-import { formatDiagnostic } from "../policy/diagnostics.js";
+import { formatDiagnostic, type Diagnostic } from "../policy/diagnostics.js";
+import { ownUpstreams } from "../policy/floor.js";
 import { parsePolicyText, type PolicySource } from "../policy/parse.js";
 import { readPolicyApart } from "../policy/read-apart.js";
 import { limitKinds, type Limits, type Policy } from "../policy/types.js";
@@ -69,7 +70,17 @@ export function buildRequested(request: PolicyRequest, groups: GroupTable, stand
   });
   const limits: { -readonly [K in keyof Limits]: Limits[K] } = { ...policy.limits, ...standard, ...file?.limits };
   for (const name of Object.keys(limitKinds) as (keyof Limits)[]) limits[name] = Math.min(limits[name], floor?.limits[name] ?? Infinity);
-  return { policy: { ...policy, limits }, warnings: warnings.map(formatDiagnostic) };
+  return { policy: { ...policy, limits }, warnings: [...warnings, ...(floor === null ? [] : beneath(policy, floor, request.file?.path))].map(formatDiagnostic) };
+}
+
+/** What the policy says and the floor says alone. @param file null: there is none, and so nothing of that kind is said. */
+function beneath({ dns, tls }: Policy, { file: name, policy: floor }: Floor, file: string | undefined): Diagnostic[] {
+  if (file === undefined) return [];
+  const warning = (message: string, remedy: string): Diagnostic => ({ severity: "warning", file, line: null, rule: null, message, remedy });
+  const found: Diagnostic[] = [];
+  if (dns.upstreams !== null && !ownUpstreams(floor)) found.push(warning(`dns.upstreams are not asked: ${floor.dns.upstreams === null ? "names open addresses under" : "others are named by"} the floor ${name}`, "name them in the floor or in the agent's configuration, or when the tap is attached (--upstream)"));
+  if (tls.intercept && floor.tls.intercept && (tls.upstreamCa.length > 0 || tls.trustHostCas)) found.push(warning(`upstream_ca and trust_host_cas count only for names that the floor ${name} passes on`, "name the authorities in the floor"));
+  return found;
 }
 
 /** @throws EnforcerError E_POLICY, E_LIMIT. */

@@ -73,7 +73,7 @@ export interface AddSandboxMessage {
   readonly pinEpochsFd: number | null;
   /** inner map of `flows`, read only, to see which pins are in use; null: pins get no grace. */
   readonly flowsFd: number | null;
-  /** null: the floor's dns.upstreams, or else policy.dns.upstreams, or else the host's. */
+  /** null: those of policy and floor (src/policy/floor.ts), or else the host's. */
   readonly upstreams: readonly UpstreamSetting[] | null;
 }
 

@@ -10,6 +10,7 @@ import { setFlagsFromString } from "node:v8";
 import { parentPort, type MessagePort } from "node:worker_threads";
 import { unpackGroups } from "../addresses/groups.js";
 import { BpfMap, UdpBatch, setNetns } from "../../native/index.js";
+import { upstreamsOf } from "../policy/floor.js";
 import { DenialReport, EVENTS_PER_SECOND } from "./events.js";
 import { followFile, readHostResolvers, upstreamServer } from "./host-resolvers.js";
 import { decodePin, MapPinWriter, PinEpoch, addressesInUse } from "./kernel-pins.js";
@@ -163,9 +164,8 @@ class Worker {
     return found.servers.map((server) => server.host);
   }
 
-  /** A floor's resolvers stand before a policy's own: a policy can narrow the floor, not leave it. */
   private upstreamsOf({ upstreams, floor, policy }: PolicyMessage): UpstreamServer[] | null {
-    const chosen = upstreams ?? floor?.dns.upstreams ?? policy.dns.upstreams;
+    const chosen = upstreams ?? upstreamsOf(policy, floor);
     return chosen === null ? null : chosen.map(({ address, port }) => upstreamServer(address, port));
   }
 

@@ -8,8 +8,8 @@
 import type { Address } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
 import { coversName, patternsOf } from "../policy/coverage.js";
+import { decryptsName, trustOf } from "../policy/floor.js";
 import { judgeFlow, speaksOf } from "../policy/flow-judge.js";
-import { matchesPattern } from "../policy/names.js";
 import { type Policy, Proto, type Rule, type TlsPolicy } from "../policy/types.js";
 import { plainPath } from "./http/identity.js";
 
@@ -69,12 +69,12 @@ export class ConnectionJudge {
   get intercepts(): boolean { return this.#views.some(({ policy: { tls } }) => tls.intercept); }
 
   /** Whether TLS to this name is ended here; where it is not, it is passed on as it is. Only names that all pass on who intercept are. */
-  decrypts(labels: readonly string[]): boolean { return this.#views.some(({ policy: { tls } }) => tls.intercept && !tls.bypass.some((pattern) => matchesPattern(pattern, labels))); }
+  decrypts(labels: readonly string[]): boolean { return this.#views.some(({ policy }) => decryptsName(policy, labels)); }
 
   get deniesDoh(): boolean { return this.#views.some(({ policy: { tls } }) => tls.intercept && tls.denyDoh); }
 
-  /** Who may vouch for the far side where TLS is ended: by the policy, or by the floor where only that intercepts. */
-  get trust(): Pick<TlsPolicy, "upstreamCa" | "trustHostCas"> { return (this.#views.find(({ policy: { tls } }) => tls.intercept)?.policy ?? this.policy).tls; }
+  /** Who may vouch for the far side where TLS to this name is ended. */
+  trust(labels: readonly string[]): Pick<TlsPolicy, "upstreamCa" | "trustHostCas"> { return trustOf(this.policy, this.#views[1]?.policy ?? null, labels); }
 
   /**
    * Which rule stops a request, where rules by name speak of methods and paths: of the rules that cover the name and port, the

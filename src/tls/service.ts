@@ -19,7 +19,7 @@ import type { ResolverLink } from "../dns/link.js";
 import type { PlaceholderAsked } from "../dns/protocol.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import { interceptedAt, type Intercepted } from "../kernel/intercepted.js";
-import type { Policy } from "../policy/types.js";
+import type { Policy, TlsPolicy } from "../policy/types.js";
 import { describeViolation, isFor } from "../secrets/exchange.js";
 import { placeholderPath } from "../secrets/placeholder.js";
 import { SandboxSecrets } from "../secrets/sandbox-secrets.js";
@@ -168,7 +168,7 @@ export class TlsService {
     sandbox.intercepted.close();
     sandbox.intercepted = intercepted;
     if (judge.intercepts) sandbox.certificates ??= this.#certificates(sandbox.name);
-    const trustChanged = former.trust.trustHostCas !== judge.trust.trustHostCas || JSON.stringify(former.trust.upstreamCa) !== JSON.stringify(judge.trust.upstreamCa);
+    const trustChanged = (labels: readonly string[]): boolean => !sameTrust(former.trust(labels), judge.trust(labels));
     for (const connection of [...sandbox.connections]) {
       const { question, meant } = connection;
       const decrypted = meant.remotePort !== HTTP_PORT && question !== null && former.decrypts(question.labels);
@@ -176,7 +176,7 @@ export class TlsService {
       // A far side that may have a secret from now on: what is under way was not asked for in a way that can be looked through.
       const entrusted = decrypted && policy.secrets.some((spec) => isFor(spec, question) && !secretsBefore.some((known) => known.name === spec.name && isFor(known, question)));
       // How it is looked into, and whom its far side was verified by, is decided at its beginning: a change of that ends it too.
-      const same = meant.remotePort === DOT_PORT ? before.intercept === policy.tls.intercept && before.dot === policy.tls.dot : decrypted === decrypts && !(decrypted && trustChanged) && !entrusted;
+      const same = meant.remotePort === DOT_PORT ? before.intercept === policy.tls.intercept && before.dot === policy.tls.dot : decrypted === decrypts && !(decrypted && trustChanged(question.labels)) && !entrusted;
       if (same && question === null) continue;
       if (same && question !== null) {
         // What was told when it began counts for as long as it lives, as it does for connections that nobody looks into.
@@ -391,7 +391,7 @@ export class TlsService {
 
   async #intercept(sandbox: Sandbox, connection: Connection, question: NameQuestion, labels: readonly string[], hello: ClientHello, reader: HelloReader): Promise<void> {
     const { socket, meant } = connection;
-    const { upstreamCa, trustHostCas } = sandbox.judge.trust;
+    const { upstreamCa, trustHostCas } = sandbox.judge.trust(labels);
     sandbox.certificates ??= this.#certificates(sandbox.name);
     this.#bump(sandbox, "intercepted");
     socket.unshift(reader.octets);
@@ -632,3 +632,7 @@ function octetsOf(connections: Iterable<Connection>, bytesUp: number, bytesDown:
 }
 
 function bucketOf({ limits: { connectionsPerSecond } }: Policy): TokenBucket { return new TokenBucket(connectionsPerSecond, BURST * connectionsPerSecond, performance.now()); }
+
+function sameTrust(one: Pick<TlsPolicy, "upstreamCa" | "trustHostCas">, other: Pick<TlsPolicy, "upstreamCa" | "trustHostCas">): boolean {
+  return one === other || (one.trustHostCas === other.trustHostCas && JSON.stringify(one.upstreamCa) === JSON.stringify(other.upstreamCa));
+}

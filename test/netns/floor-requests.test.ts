@@ -56,3 +56,33 @@ test.each(Object.entries(POLICIES))("methods and paths hold under a policy of %s
     expect(origin.lines.length, "nothing else came to the server").toBe(before + 2);
   }
 });
+
+test("whose certificates count is the floor's to say, and who answers for its names: a policy's authorities and resolvers do not", async () => {
+  const floor = path.join(world.dir, "floor.yaml");
+  const policy = (text: string) => ({ file: { path: path.join(world.dir, "policy.yaml"), text } });
+  const own = "rules: [{allow: tenant.example}]\ntls: {intercept: true, upstream_ca: [root.pem]}\ndns: {upstreams: [1.1.1.1]}\n";
+  try {
+    writeFileSync(floor, FLOOR.replace(", upstream_ca: [root.pem]", ""));
+    await agent.client.reload();
+    world.services.internet.clear();
+    const { warnings } = await agent.client.setPolicy("tap0", policy(own));
+    expect(warnings.join("\n")).toMatch(/dns\.upstreams are not asked.*floor\.yaml[\s\S]*upstream_ca and trust_host_cas count only/);
+    await tell(world, "tenant.example");
+    expect(world.services.internet.seen("dns").map(({ server }) => String(server)).every((server) => server === ADDRESS.resolver4)).toBe(true);
+    const before = origin.lines.length;
+    expect(await curl("https://tenant.example/x")).toMatch(/ 502$/);
+    expect(origin.lines.length).toBe(before);
+    // Names that the floor passes on are the policy's own matter; so are all resolvers where no address opens by a name.
+    writeFileSync(floor, "default_ingress: allow\nrules: [{allow: public}]\ntls: {intercept: true, bypass: [tenant.example]}\n");
+    await agent.client.reload();
+    world.services.internet.clear();
+    const { warnings: fewer } = await agent.client.setPolicy("tap0", policy(own));
+    expect(fewer.join("\n")).not.toMatch(/upstreams/);
+    await tell(world, "tenant.example");
+    expect(world.services.internet.seen("dns").map(({ server }) => String(server)).every((server) => server === "1.1.1.1")).toBe(true);
+    expect(await curl("https://tenant.example/x")).toBe("origin tenant.example /x 200");
+  } finally {
+    writeFileSync(floor, FLOOR);
+    await agent.client.reload();
+  }
+});
