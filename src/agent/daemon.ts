@@ -111,7 +111,7 @@ export class Agent {
   private constructor(options: AgentOptions, config: AgentConfig) {
     this.#options = options;
     this.#config = config;
-    this.#run = new RunDirectory(join(new RunDirectory(config.runDirectory).path, "agent"));
+    this.#run = new RunDirectory(agentDirectory(new RunDirectory(config.runDirectory).path));
   }
 
   /**

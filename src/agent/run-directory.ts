@@ -6,7 +6,7 @@
  * kernel holds stays in force all the same. The same goes for one that another user owns or can write, and a directory of that
  * kind is refused. The lock is the kernel's (flock) and dies with the process. Names become file names percent-encoded.
  */
-import { mkdirSync, readdirSync, renameSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeFd, lockFile } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
@@ -55,7 +55,48 @@ export type PinRecord = readonly [labels: readonly string[], address: string, ex
 
 export interface PinFile { readonly generation: number; readonly pins: readonly PinRecord[] }
 
-const STATE = ".json", PINS = ".pins";
+const STATE = ".json", PINS = ".pins", LOCK = ".lock";
+
+/** Where, in its run directory, the agent has its lock ("agent") and state files. */
+export function agentDirectory(runDirectory: string): string { return join(runDirectory, "agent"); }
+
+/** Names of all state files in a directory, readable or torn; none where it cannot be read. */
+export function stateNames(directory: string): string[] {
+  const names: string[] = [];
+  let files: string[];
+  try {
+    files = readdirSync(directory);
+  } catch {
+    return names;
+  }
+  for (const file of files) {
+    if (!file.endsWith(STATE)) continue;
+    try {
+      names.push(decodeURIComponent(file.slice(0, -STATE.length)));
+    } catch {
+      // Not one that this program wrote.
+    }
+  }
+  return names;
+}
+
+/**
+ * Whether a process holds that lock, as /proc/locks (proc(5)) tells it. Does not take it for a moment to find out: who starts then
+ * would be refused. False where it cannot be found out, as of a process in an outer PID namespace.
+ */
+export function lockHeld(directory: string, name: string): boolean {
+  try {
+    const { dev, ino } = statSync(lockPath(directory, name), { bigint: true });
+    // As gnu_dev_major and gnu_dev_minor have it; printed %02x:%02x:%lu.
+    const major = ((dev >> 8n) & 0xfffn) | ((dev >> 32n) & ~0xfffn), minor = (dev & 0xffn) | ((dev >> 12n) & ~0xffn);
+    const place = ` ${major.toString(16).padStart(2, "0")}:${minor.toString(16).padStart(2, "0")}:${ino} `;
+    return readFileSync("/proc/locks", "latin1").split("\n").some((line) => line.includes(" FLOCK ") && line.includes(place) && !line.includes("->"));
+  } catch {
+    return false;
+  }
+}
+
+function lockPath(directory: string, name: string): string { return join(directory, `${encodeURIComponent(name)}${LOCK}`); }
 
 export class RunDirectory {
   readonly path: string;
@@ -79,7 +120,7 @@ export class RunDirectory {
 
   /** @param name of the lock file, without ending. @returns what releases the lock. @throws EnforcerError E_TAP_TAKEN when another process holds it. */
   lock(name: string, what = `${name}: another enforcer serves it`): () => void {
-    const path = join(this.path, `${encodeURIComponent(name)}.lock`);
+    const path = lockPath(this.path, name);
     let fd: number;
     try {
       fd = lockFile(path);
@@ -95,18 +136,7 @@ export class RunDirectory {
   }
 
   /** Names of all state files, readable or torn. */
-  names(): string[] {
-    const names: string[] = [];
-    for (const file of readdirSync(this.path)) {
-      if (!file.endsWith(STATE)) continue;
-      try {
-        names.push(decodeURIComponent(file.slice(0, -STATE.length)));
-      } catch {
-        // Not one that this program wrote.
-      }
-    }
-    return names;
-  }
+  names(): string[] { return stateNames(this.path); }
 
   /** Why there is no state file that can be regarded; null: there is one. */
   fault(name: string): string | null {

@@ -7,7 +7,7 @@ import { formatAddress, formatPrefix } from "../addresses/address.js";
 import type { SandboxStatus } from "../api/schema.js";
 import { EnforcerError } from "../errors.js";
 import { checkInterfaceName } from "../net/links.js";
-import { agentAt, agentRuns } from "./connection.js";
+import { agentAt, agentServes } from "./connection.js";
 import { attachForeground, type AttachArguments } from "./foreground.js";
 import { policyRequestOf } from "./policy.js";
 
@@ -21,7 +21,7 @@ export interface AttachFlags extends AttachArguments {
 
 /** @throws EnforcerError. */
 export async function attach(options: AttachFlags): Promise<void> {
-  if (options.foreground || !(await agentRuns(options.runDirectory))) {
+  if (options.foreground || !(await agentServes(options.runDirectory))) {
     const only = options.netns !== null ? "--netns" : options.name !== null ? "--name" : null;
     if (only !== null) throw new EnforcerError("E_NO_AGENT", `${only} needs the agent, and none answers in ${options.runDirectory}`);
     return attachForeground(options);
@@ -30,7 +30,7 @@ export async function attach(options: AttachFlags): Promise<void> {
   const { tap, name, netns, wait, gateways, guest, mac, upstreams } = options;
   checkInterfaceName(tap);
   const policy = policyRequestOf({ ...options, file: options.policy });
-  const { sandbox, warnings } = await agentAt(options.runDirectory).attach({
+  const { sandbox, warnings } = await (await agentAt(options.runDirectory)).attach({
     tap, ...(name === null ? {} : { name }), ...(netns === null ? {} : { netns }), ...(wait ? { wait } : {}),
     ...(policy === null ? {} : { policy }),
     ...(gateways.length === 0 ? {} : { gateways: gateways.map(formatAddress) }),

@@ -12,7 +12,7 @@ export async function ca(name: string, { json, runDir }: { json: boolean; runDir
 
 async function certificateOf(name: string, runDir: string): Promise<string> {
   try {
-    return await agentAt(runDir).ca(name);
+    return await (await agentAt(runDir)).ca(name);
   } catch (error) {
     // `enforcer attach` in the foreground answers no questions, and keeps the certificate at the same place.
     const kept = error instanceof EnforcerError && error.code === "E_NO_AGENT" ? keptCertificate(runDir, name) : null;

@@ -6,7 +6,7 @@ import { printJson } from "./table.js";
 
 /** @returns whether it is let through. */
 export async function explainCommand(name: string, query: ExplainQuery, { json, runDir }: { json: boolean; runDir: string }): Promise<boolean> {
-  const explanation = await agentAt(runDir).explain(name, query);
+  const explanation = await (await agentAt(runDir)).explain(name, query);
   if (json) printJson(explanation);
   else process.stdout.write(explanationText(explanation));
   return explanation.verdict !== "deny";

@@ -3,7 +3,7 @@ import { agentAt } from "./connection.js";
 import { printJson, tableText } from "./table.js";
 
 export async function flows(name: string, { json, runDir, limit }: { json: boolean; runDir: string; limit: number }): Promise<void> {
-  const answer = await agentAt(runDir).flows(name, limit);
+  const answer = await (await agentAt(runDir)).flows(name, limit);
   if (json) return printJson(answer);
   if (answer.flows.length === 0) return void process.stdout.write("no flows\n");
   process.stdout.write(tableText(["", "protocol", "guest", "remote", "name", "lasted", "rule"], answer.flows.map((flow) => {

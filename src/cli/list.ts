@@ -3,7 +3,7 @@ import { agentAt } from "./connection.js";
 import { ago, printJson, tableText } from "./table.js";
 
 export async function list({ json, runDir }: { json: boolean; runDir: string }): Promise<void> {
-  const sandboxes = await agentAt(runDir).list();
+  const sandboxes = await (await agentAt(runDir)).list();
   if (json) return printJson({ sandboxes });
   if (sandboxes.length === 0) return void process.stdout.write("no sandboxes\n");
   process.stdout.write(tableText(["name", "tap", "netns", "state", "how", "rules", "since", ""], sandboxes.map((one) => [

@@ -3,7 +3,7 @@ import { agentAt } from "./connection.js";
 import { printJson, span, tableText } from "./table.js";
 
 export async function pins(name: string, { json, runDir }: { json: boolean; runDir: string }): Promise<void> {
-  const answer = await agentAt(runDir).pins(name);
+  const answer = await (await agentAt(runDir)).pins(name);
   if (json) return printJson(answer);
   if (answer.pins.length + answer.former.length === 0) return void process.stdout.write("no pins\n");
   process.stdout.write(tableText(["name", "address", "state", "rules"], [

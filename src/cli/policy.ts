@@ -52,14 +52,14 @@ export function checkPolicy(policy: PolicyArguments, json: boolean): void {
 
 /** `policy show`: the policy in force, as understood. */
 export async function showPolicy(name: string, { json, runDir }: { json: boolean; runDir: string }): Promise<void> {
-  const { request, report } = await agentAt(runDir).policy(name);
+  const { request, report } = await (await agentAt(runDir)).policy(name);
   if (json) return printJson({ request, report });
   process.stdout.write(policyText(report as PolicyReport));
 }
 
 /** `policy set`. */
 export async function setPolicy(name: string, policy: PolicyArguments, { json, runDir }: { json: boolean; runDir: string }): Promise<void> {
-  const answer = await agentAt(runDir).setPolicy(name, needed(policy));
+  const answer = await (await agentAt(runDir)).setPolicy(name, needed(policy));
   if (json) return printJson(answer);
   for (const warning of answer.warnings) process.stderr.write(`enforcer: ${warning}\n`);
   process.stdout.write(`policy of ${name} is in force (${answer.pins.kept} pin${answer.pins.kept === 1 ? "" : "s"} kept${answer.pins.left > 0 ? `, ${answer.pins.left} found no place` : ""})\n`);
@@ -67,7 +67,7 @@ export async function setPolicy(name: string, policy: PolicyArguments, { json, r
 
 /** `policy diff`: exit status 0 when both are the same, else 1. */
 export async function diffPolicy(name: string, policy: PolicyArguments, { json, runDir }: { json: boolean; runDir: string }): Promise<boolean> {
-  const diff = await agentAt(runDir).diffPolicy(name, needed(policy));
+  const diff = await (await agentAt(runDir)).diffPolicy(name, needed(policy));
   if (json) printJson(diff);
   else if (!diff.same) for (const line of diff.lines) process.stdout.write(`${line}\n`);
   return diff.same;

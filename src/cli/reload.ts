@@ -4,7 +4,7 @@ import { printJson } from "./table.js";
 
 /** @returns whether all of it is in force. */
 export async function reload({ json, runDir }: { json: boolean; runDir: string }): Promise<boolean> {
-  const answer = await agentAt(runDir).reload();
+  const answer = await (await agentAt(runDir)).reload();
   if (json) printJson(answer);
   else {
     process.stdout.write(`${answer.config ?? "built-in settings"}: ${answer.changed.length === 0 ? "nothing changed" : `${answer.changed.join(", ")} changed`}\n`);

@@ -13,7 +13,7 @@ export async function secrets(name: string, { json, runDir }: { json: boolean; r
 
 async function environmentOf(name: string, runDir: string): Promise<Readonly<Record<string, string>>> {
   try {
-    return (await agentAt(runDir).secrets(name)).environment;
+    return (await (await agentAt(runDir)).secrets(name)).environment;
   } catch (error) {
     // `enforcer attach` in the foreground answers no questions, and keeps placeholders at the same place.
     if (!(error instanceof EnforcerError) || error.code !== "E_NO_AGENT") throw error;

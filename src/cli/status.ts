@@ -4,7 +4,7 @@ import { agentAt } from "./connection.js";
 import { ago, factsText, printJson, tableText } from "./table.js";
 
 export async function status(name: string | null, { json, runDir }: { json: boolean; runDir: string }): Promise<void> {
-  const agent = agentAt(runDir);
+  const agent = await agentAt(runDir);
   const found = name === null ? await agent.status() : await agent.sandbox(name);
   if (json) return printJson(found);
   process.stdout.write(name === null ? agentText(found as AgentStatus) : sandboxText(found as SandboxStatus));

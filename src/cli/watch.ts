@@ -10,7 +10,7 @@ export async function watch(query: WatchQuery, { json, runDir }: { json: boolean
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => ending.abort());
   // Whoever reads may end first, as head does.
   process.stdout.on("error", () => ending.abort());
-  for await (const event of agentAt(runDir).watch(query, ending.signal)) {
+  for await (const event of (await agentAt(runDir)).watch(query, ending.signal)) {
     if (json) process.stdout.write(`${JSON.stringify(event)}\n`);
     else if (event.event !== "watching") process.stdout.write(`${line(event)}\n`);
   }

@@ -372,6 +372,52 @@ describe("the agent", () => {
     await agent.client.detach("tap0");
   });
 
+  test("attach while the agent is started anew waits for it, and does not become an enforcer in the foreground", async () => {
+    await attach("tap1");
+    const ask = (): Service => world.own(world.host.start([ENFORCER, "attach", "tap0", "--run-dir", world.runDir, "--bpffs", world.bpffs]));
+    const waits = (service: Service): Promise<unknown> => until(`waiting: ${service.report()}`, () => service.errors.some((line) => line.includes("waited for")));
+    const through = async (service: Service): Promise<void> => {
+      await until(`end of ${service.report()}`, () => service.ended !== null);
+      expect(service.ended?.status, service.report()).toBe(0);
+      expect(service.lines.join("\n")).toMatch(/^enforcing tap0 /);
+      expect(await agent.states()).toEqual({ tap0: "enforced", tap1: "enforced" });
+      await agent.client.detach("tap0");
+    };
+    // Between two agents: what the first has left says that there will be another.
+    await agent.kill();
+    const between = ask();
+    await waits(between);
+    await agent.restart();
+    await through(between);
+    // One that starts, or ends, holds its lock and has no socket.
+    await agent.stop();
+    const lock = path.join(world.runDir, "agent", "agent.lock");
+    const holder = world.own(world.host.start(["flock", "--no-fork", lock, "sh", "-c", "echo held; exec sleep 600"]));
+    await holder.line((line) => line === "held");
+    const starting = ask(), listing = world.own(world.host.start([ENFORCER, "list", "--run-dir", world.runDir]));
+    await waits(starting);
+    await waits(listing);
+    // Looking at the lock does not take it: a start beside it is refused by its holder only.
+    await holder.stop("SIGKILL");
+    await agent.restart();
+    await through(starting);
+    await until("the list", () => listing.ended !== null);
+    expect(listing.lines.join("\n")).toContain("tap1");
+    await agent.client.detach("tap1");
+  });
+
+  test("attach where an agent was and none comes holds the tap itself", async () => {
+    await attach("tap1");
+    await agent.stop();
+    const alone = world.own(world.host.start([ENFORCER, "attach", "tap0", "--run-dir", world.runDir, "--bpffs", world.bpffs, "--metrics", "off"]));
+    await alone.line((line) => line.startsWith("enforcing tap0"));
+    expect(alone.errors.join("\n")).toMatch(/waited for[\s\S]*no agent has come/);
+    expect(await alone.stop()).toBe(0);
+    await agent.restart();
+    expect(await agent.states()).toEqual({ tap1: "enforced" });
+    await agent.client.detach("tap1");
+  });
+
   test("detach takes away what an enforcer in the foreground left when it was killed", async () => {
     const killed = await world.enforce({ args: ["--foreground"] });
     expect((await agent.run("detach", "tap0", "--bpffs", world.bpffs)).err).toMatch(/serves it in the foreground.*E_TAP_TAKEN/s);
