@@ -45,7 +45,7 @@ import type { TlsDenial } from "../tls/protocol.js";
 import { describeAllowed, describeConnection, describePacket, describeQuery } from "./verdicts.js";
 import { enforcerRegistry, serveMetrics } from "./metrics.js";
 import { buildFloor, buildRequested, isLong, readAhead, Readings, requestOfText, type Built, type Floor } from "./policy-source.js";
-import { RunDirectory } from "./run-directory.js";
+import { agentDirectory, RunDirectory } from "./run-directory.js";
 import { Slices } from "./slices.js";
 import type { KeptSandbox, Sandbox, UpstreamAddress } from "./sandbox.js";
 import { FlowWatch } from "./flow-watch.js";
@@ -653,9 +653,10 @@ export class Agent {
       const again = this.#tapGone(name, spec.data, source.data) ? engine.enforcer.inside(() => findLink(spec.data.tap)) : null;
       return again === null ? undefined : this.#appeared(engine, again);
     }
-    // It may have been renamed while no agent ran; or deleted, and made again under its name, or its number given to another.
+    // It may have been renamed while no agent ran, and its name given to another; or deleted, and made again under its name, or its
+    // number given to another. What carries our programs is what the policy was put on, whatever it is called.
     const link = engine.enforcer.inside(() => findLinkByIndex(state.ifindex));
-    const same = link !== null && link.tunType === "tap" && (link.name === state.device || (engine.enforcer.carries(link.ifindex) && engine.enforcer.inside(() => findLink(state.device)) === null));
+    const same = link !== null && link.tunType === "tap" && (link.name === state.device || engine.enforcer.carries(link.ifindex));
     const tap = same ? link.name : state.device;
     if (!same && engine.enforcer.inside(() => findLink(tap)) === null) {
       this.#tapGone(name, spec.data, source.data);

@@ -227,6 +227,27 @@ describe("A05 an agent that ends", () => {
     await held();
   });
 
+  test("taps that changed names with each other while nobody served keep their policies; so does one whose name another got", async () => {
+    const before: Record<string, number> = {};
+    for (const tap of ["many3", "many4", "many5"]) {
+      await agent.client.attach({ tap, policy: { rules: [`allow@${tap}.example:tcp:443`] } });
+      before[tap] = (await agent.client.sandbox(tap)).ifindex!;
+    }
+    await agent.kill();
+    await world.host.ip("link set many3 name swap3\nlink set many4 name many3\nlink set swap3 name many4\nlink set many5 name other5\ntuntap add many5 mode tap\nlink set many5 up");
+    await agent.restart();
+    for (const [name, tap] of [["many3", "many4"], ["many4", "many3"], ["many5", "other5"]] as const) {
+      expect(await agent.client.sandbox(name)).toMatchObject({ tap, ifindex: before[name], adopted: true, state: "enforced" });
+      expect((await agent.client.policy(name)).request).toEqual({ rules: [`allow@${name}.example:tcp:443`] });
+    }
+    // The new device of the name carries nothing before it is attached.
+    const ruleset = await world.host.must(["nft", "list", "ruleset"]);
+    for (const name of ["many3", "many4", "many5", "other5"]) expect(ruleset).toContain(`"${name}"`);
+    for (const name of ["many3", "many4", "many5", "many5"]) await agent.client.detach(name);
+    expect(await world.host.must(["nft", "list", "ruleset"])).not.toMatch(/"(many|other)/);
+    await world.host.ip("link set many3 name swap3\nlink set many4 name many3\nlink set swap3 name many4\nlink del many5\nlink set other5 name many5");
+  });
+
   test("taps that went or came under another name while nobody served", async () => {
     await agent.client.attach({ tap: "many0" });
     await agent.client.attach({ tap: "many1", wait: true });
