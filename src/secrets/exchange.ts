@@ -72,8 +72,8 @@ class Request {
     this.#request = request;
     const here = gate.intercepted ? set.secrets.filter(({ spec }) => isFor(spec, gate)) : [];
     this.#open = new Set(gate.verified && gate.pinned ? here : []);
-    // What it had before the policy took it away, or let it go to fewer hosts, it may still tell.
-    this.#scrubbed = gate.intercepted ? set.secrets.filter(({ entrusted }) => entrusted.some((spec) => isFor(spec, gate))) : [];
+    // What it had before the policy took it away, or let it go to fewer hosts, it may still tell; of a secret that is gone, as long as the value is known.
+    this.#scrubbed = gate.intercepted ? set.secrets.filter((secret) => (secret.spec !== null || secret.values().length > 0) && secret.entrusted.some((hosts) => isFor(hosts, gate))) : [];
   }
 
   readonly #scrubbed: readonly KnownSecret[];
@@ -204,13 +204,14 @@ function isGrpc(fields: Fields): boolean { return valuesOf(fields, "content-type
 /** What a violation leads to, told and counted; null: the request goes on. */
 export function violate(set: SecretSet, gate: Gate, request: Pick<RequestFacts, "host" | "method">, hit: Pick<Hit, "wanted">, place: Place, field: string | null, form: Form): Refusal | null {
   const { secret: name, what } = hit.wanted;
-  const secret = set.byName(name);
-  const action = actionOf(secret?.spec?.onViolation ?? BLOCK, what, gate.labels);
+  const action = actionFor(set, gate, hit);
   const violation: Violation = { secret: name, what, place, field: field === null || !/^[a-z0-9-]{1,40}$/.test(field) ? null : field, form, action, host: request.host, port: gate.port, method: /^[A-Z]{1,16}$/.test(request.method) ? request.method : "" };
   set.violated(violation);
   if (action === "log" || action === "pass") return null;
   return { ...refuse(403, "secret", describeViolation(violation)), violation };
 }
+
+function actionFor(set: SecretSet, { labels }: Gate, { wanted: { secret, what } }: Pick<Hit, "wanted">): Violation["action"] { return actionOf(set.byName(secret)?.spec?.onViolation ?? BLOCK, what, labels); }
 
 /** For a secret that the policy has no more. */
 export const BLOCK = { action: "block", hosts: [] } as const;
@@ -225,7 +226,7 @@ export function describeViolation({ secret, what, place, field, form, host }: Vi
 }
 
 /** Whether the secret may go to this name and port. null: it is gone. */
-export function isFor(spec: SecretSpec | null, { labels, port }: Pick<Gate, "labels" | "port">): boolean {
+export function isFor(spec: Pick<SecretSpec, "allowedHosts" | "ports"> | null, { labels, port }: Pick<Gate, "labels" | "port">): boolean {
   return spec !== null && labels.length > 0 && spec.ports.includes(port) && spec.allowedHosts.some((pattern) => matchesPattern(pattern, labels));
 }
 
@@ -311,8 +312,22 @@ class Exchange implements ExchangeFilter {
   }
 
   #stream(coding: ReturnType<typeof codingOf>, rewrites: boolean, sized: boolean): Duplex {
-    const pass = this.#bodyPass(rewrites, sized);
-    return coding === null || coding === "unknown" ? new PassStream(pass) : new InspectedStream(coding, pass, this.#bodyPass(false, sized));
+    if (coding === null || coding === "unknown") return new PassStream(this.#bodyPass(rewrites, sized));
+    // What stands in a block that is not compressed is found twice, as it comes and decoded: let pass, it is told once.
+    const told = new Map<string, number>();
+    return new InspectedStream(coding, this.#codedPass(told), this.#codedPass(told));
+  }
+
+  /** Of a body in a coding one of two. @param told what either of them told, by secret and form: as often as the one that found it most often. */
+  #codedPass(told: Map<string, number>): Pass {
+    const found = new Map<string, number>();
+    return new Pass(this.#set, false, (hit, octets, begun) => {
+      const { secret, what } = hit.wanted, key = `${secret} ${what} ${hit.form}`, count = (found.get(key) ?? 0) + 1;
+      found.set(key, count);
+      if (count <= (told.get(key) ?? 0) && ["log", "pass"].includes(actionFor(this.#set, this.#gate, hit))) return null;
+      told.set(key, count);
+      return this.#inBody(hit, octets.length, begun, false, false);
+    });
   }
 
   /** @param sized its length was told already, so it must not change. */

@@ -4,12 +4,14 @@
  * Holds always: at least 128 bits are random and nothing of the value is in it, but its length where the policy asks for that;
  * letters, digits, `_`, `-` (and `.` in a JWT) only, so that no context escapes it by itself; all placeholders of a sandbox hold
  * its marker, so that one search finds any of them; none is a part of another. They are kept in a file, 0600, that outlives the
- * agent; a removed secret's placeholder is kept too, because the guest may still send it.
+ * agent; a removed secret's placeholder is kept too, because the guest may still send it, and with them the hosts that each secret
+ * was ever for: what they were given they may still tell.
  */
 import { randomInt } from "node:crypto";
 import { closeSync, constants, fstatSync, openSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { EnforcerError } from "../errors.js";
+import { formatPattern, parsePattern } from "../policy/names.js";
 import type { SecretSpec } from "../policy/types.js";
 
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
@@ -22,9 +24,17 @@ const LAST_OF_SIGNATURE = "AEIMQUYcgkosw048";
 const JWT_HEAD = `${encode('{"alg":"HS256","typ":"JWT"}')}.${encode('{"sub":"placeholder","iat":1700000000,"exp":4102444800}')}.`;
 /** Removed secrets whose placeholders are remembered. */
 const REMOVED = 256;
+/** Hosts of all secrets that are remembered; the oldest goes first. */
+const HOSTS = 16_384;
+/** Largest file that is read, octets. */
+const FILE_MAX = 16 << 20;
 
 interface Entry { readonly placeholder: string; readonly removed: boolean }
-interface Kept { readonly version: 1; readonly marker: string; readonly secrets: Readonly<Record<string, Entry>> }
+/** hosts: of secrets, `pattern:port`, oldest first; absent in files of former versions. */
+interface Kept { readonly version: 1; readonly marker: string; readonly secrets: Readonly<Record<string, Entry>>; readonly hosts?: readonly (readonly [secret: string, host: string])[] }
+
+/** Where a secret was, or is, allowed to go. */
+export type Entrusted = Pick<SecretSpec, "allowedHosts" | "ports">;
 
 /** Where a sandbox's placeholders are kept. */
 export function placeholderPath(runDirectory: string, sandbox: string): string { return join(runDirectory, `${encodeURIComponent(sandbox)}.placeholders`); }
@@ -42,6 +52,8 @@ export class PlaceholderBook {
   readonly marker: string;
   readonly #path: string | null;
   readonly #entries = new Map<string, Entry>();
+  /** By secret and host. */
+  #hosts = new Map<string, readonly [secret: string, host: string]>();
 
   /** @param path null: they are kept nowhere. A file that cannot be read, or that others could write, counts as absent. */
   constructor(path: string | null) {
@@ -49,6 +61,24 @@ export class PlaceholderBook {
     const kept = path === null ? null : readKept(path);
     this.marker = kept?.marker ?? makeMarker();
     for (const [name, entry] of Object.entries(kept?.secrets ?? {})) this.#entries.set(name, entry);
+    for (const host of kept?.hosts ?? []) this.#hosts.set(host.join(" "), host);
+  }
+
+  /** It may go there from now on. */
+  entrust({ name, allowedHosts, ports }: SecretSpec): void {
+    for (const pattern of allowedHosts) {
+      for (const port of ports) {
+        const host = [name, `${formatPattern(pattern)}:${port}`] as const, key = host.join(" ");
+        this.#hosts.delete(key);
+        this.#hosts.set(key, host);
+      }
+    }
+    for (const [oldest] of [...this.#hosts].slice(0, Math.max(0, this.#hosts.size - HOSTS))) this.#hosts.delete(oldest);
+  }
+
+  /** Where the secret was ever allowed to go. */
+  entrusted(secret: string): Entrusted[] {
+    return [...this.#hosts.values()].flatMap(([name, host]) => (name === secret ? [entrustedOf(host) as Entrusted] : []));
   }
 
   /** The secret's placeholder: the one it had, or a new one. @param length of the value, for `same_length`. */
@@ -88,13 +118,14 @@ export class PlaceholderBook {
 
   /** Changes and saves, or leaves all as it was. @throws EnforcerError E_STATE. */
   change(work: () => void): void {
-    const before = [...this.#entries];
+    const before = [...this.#entries], hosts = new Map(this.#hosts);
     try {
       work();
       this.save();
     } catch (error) {
       this.#entries.clear();
       for (const [name, entry] of before) this.#entries.set(name, entry);
+      this.#hosts = hosts;
       throw error;
     }
   }
@@ -102,7 +133,7 @@ export class PlaceholderBook {
   /** @throws EnforcerError E_STATE. */
   save(): void {
     if (this.#path === null) return;
-    const kept: Kept = { version: 1, marker: this.marker, secrets: Object.fromEntries(this.#entries) };
+    const kept: Kept = { version: 1, marker: this.marker, secrets: Object.fromEntries(this.#entries), hosts: [...this.#hosts.values()] };
     try {
       rmSync(`${this.#path}.new`, { force: true });
       const fd = openSync(`${this.#path}.new`, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600);
@@ -142,6 +173,12 @@ function randomText(length: number): string {
   return text;
 }
 
+/** Of `pattern:port`; null: it is none. */
+function entrustedOf(host: string): Entrusted | null {
+  const at = host.lastIndexOf(":"), pattern = parsePattern(host.slice(0, at)), port = Number(host.slice(at + 1));
+  return pattern.ok && Number.isInteger(port) && port > 0 && port < 65_536 ? { allowedHosts: [pattern.value], ports: [port] } : null;
+}
+
 function encode(text: string): string { return Buffer.from(text, "utf8").toString("base64url"); }
 
 function readKept(path: string): Kept | null {
@@ -153,13 +190,14 @@ function readKept(path: string): Kept | null {
   }
   try {
     const facts = fstatSync(fd);
-    if (!facts.isFile() || (facts.mode & 0o022) !== 0 || facts.uid !== process.geteuid!() || facts.size > 1024 * 1024) return null;
+    if (!facts.isFile() || (facts.mode & 0o022) !== 0 || facts.uid !== process.geteuid!() || facts.size > FILE_MAX) return null;
     const kept = JSON.parse(readFileSync(fd, "utf8")) as Partial<Kept> | null;
     if (kept?.version !== 1 || typeof kept.marker !== "string" || !/^[A-Za-z0-9]{12}$/.test(kept.marker) || typeof kept.secrets !== "object") return null;
     const { marker } = kept;
     const sound = Object.values(kept.secrets).every((entry: Entry) => typeof entry === "object" && typeof entry.placeholder === "string" && /^[A-Za-z0-9._-]{34,8192}$/.test(entry.placeholder)
       && entry.placeholder.includes(marker) && typeof entry.removed === "boolean");
-    return sound ? (kept as Kept) : null;
+    const { hosts = [] } = kept;
+    return sound && Array.isArray(hosts) && hosts.length <= HOSTS && hosts.every((one) => Array.isArray(one) && one.length === 2 && one.every((part) => typeof part === "string") && entrustedOf(one[1] as string) !== null) ? (kept as Kept) : null;
   } catch {
     return null;
   } finally {

@@ -16,7 +16,7 @@ import { BLOCK, openExchange, ScrubSet, violate } from "./exchange.js";
 import { Finder, type Wanted } from "./finder.js";
 import { type Clock, LiveSecret, monotonic } from "./live-secret.js";
 import { type NamedPlaceholder, NameFinder } from "./names.js";
-import { PlaceholderBook } from "./placeholder.js";
+import { type Entrusted, PlaceholderBook } from "./placeholder.js";
 import type { SourceOptions } from "./source.js";
 import { type Form, type Gate, noCounts, type Place, type SecretCounters, type Violation } from "./types.js";
 
@@ -25,8 +25,8 @@ export interface KnownSecret {
   readonly name: string;
   /** null: removed. */
   readonly spec: SecretSpec | null;
-  /** Under which the agent may have put it in since it runs: the present one, and those of former policies with other hosts or ports. */
-  readonly entrusted: readonly SecretSpec[];
+  /** Where the agent may have put it in: by the present policy, and by former ones with other hosts or ports. */
+  readonly entrusted: readonly Entrusted[];
   readonly placeholder: Buffer;
   readonly counters: SecretCounters;
   /** To be put in; null: it cannot be had. */
@@ -59,21 +59,18 @@ class Known implements KnownSecret {
   readonly counters = noCounts();
   /** Values of former sources. */
   readonly former: LiveSecret[] = [];
-  readonly #entrusted = new Map<string, SecretSpec>();
   spec: SecretSpec | null = null;
   live: LiveSecret | null = null;
 
-  constructor(readonly name: string, public placeholder: Buffer) {}
-
-  get entrusted(): readonly SecretSpec[] { return [...this.#entrusted.values()]; }
+  constructor(readonly name: string, public placeholder: Buffer, public entrusted: readonly Entrusted[]) {}
 
   /** What a policy says of it now. */
-  give(spec: SecretSpec, placeholder: Buffer, live: LiveSecret): void {
+  give(spec: SecretSpec, placeholder: Buffer, live: LiveSecret, entrusted: readonly Entrusted[]): void {
     if (this.live !== null && this.live !== live) this.retire();
     this.spec = live.spec = spec;
     this.live = live;
     this.placeholder = placeholder;
-    this.#entrusted.set(JSON.stringify([spec.allowedHosts, spec.ports]), spec);
+    this.entrusted = [spec, ...entrusted];
   }
 
   current(): Buffer | null | Promise<Buffer | null> { return this.spec === null || this.live === null ? null : this.live.current(); }
@@ -117,7 +114,7 @@ export class SandboxSecrets implements SecretSet {
     this.#clock = options.clock ?? monotonic;
     this.#book = new PlaceholderBook(options.path);
     for (const { name, placeholder } of this.#book.all()) {
-      if (!this.#known.has(name)) this.#known.set(name, new Known(name, Buffer.from(placeholder, "latin1")));
+      if (!this.#known.has(name)) this.#known.set(name, new Known(name, Buffer.from(placeholder, "latin1"), this.#book.entrusted(name)));
     }
   }
 
@@ -155,14 +152,15 @@ export class SandboxSecrets implements SecretSet {
     const placeholders = new Map<string, Buffer>();
     // On disk before any of it holds: a guest may be told a placeholder as soon as it is there.
     this.#book.change(() => {
+      for (const spec of specs) this.#book.entrust(spec);
       for (const spec of specs) placeholders.set(spec.name, Buffer.from(this.#book.take(spec, lives.get(spec.name)?.length ?? 0), "latin1"));
       for (const { name, spec } of this.#known.values()) if (spec !== null && !lives.has(name)) this.#book.remove(name);
     });
     for (const spec of specs) {
       const live = lives.get(spec.name) as LiveSecret, placeholder = placeholders.get(spec.name) as Buffer;
-      const known = this.#known.get(spec.name) ?? new Known(spec.name, placeholder);
+      const known = this.#known.get(spec.name) ?? new Known(spec.name, placeholder, []);
       this.#known.set(spec.name, known);
-      known.give(spec, placeholder, live);
+      known.give(spec, placeholder, live, this.#book.entrusted(spec.name));
     }
     for (const known of this.#known.values()) {
       if (known.spec !== null && !lives.has(known.name)) known.retire();

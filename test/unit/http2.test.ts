@@ -2,6 +2,7 @@
 import { connect as h2connect, constants, performServerHandshake, sensitiveHeaders, type ClientHttp2Session, type ClientHttp2Stream, type Http2SecureServer, type IncomingHttpHeaders, type OutgoingHttpHeaders, type ServerHttp2Session, type ServerHttp2Stream, type SessionOptions } from "node:http2";
 import type { TLSSocket } from "node:tls";
 import { afterEach, describe, expect, it } from "vitest";
+import type { ExchangeFilter, RequestFacts } from "../../src/tls/http/passage.js";
 import { refuse } from "../../src/tls/http/refusal.js";
 import { answering, NAME, until, World, type WorldOptions } from "./http-world.js";
 
@@ -139,6 +140,36 @@ describe("requests and answers", () => {
     stream.on("wantTrailers", () => stream.sendTrailers({ "x-sum": "7" }));
     await answerOf(stream, "hello");
     expect(trailers["x-sum"]).toBe("7");
+  });
+  it.each(["while it is judged", "while its body is gathered"])("request trailers that come %s pass, and are looked at", async (when) => {
+    const seen: IncomingHttpHeaders[] = [];
+    const later = async <T>(value: T): Promise<T> => {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      return value;
+    };
+    const filter = (request: RequestFacts): ExchangeFilter => ({
+      target: request.target, fields: request.fields, body: null, bodyLength: null, responseHead: (_status, phrase, fields) => ({ phrase, fields: [...fields] }), responseBody: () => null, responseTrailers: (fields) => [...fields], done: () => undefined,
+      requestTrailers: (fields) => (fields.includes("x-bad") ? refuse(403, "secret") : [...fields, "x-looked-at", "1"]),
+      whole: async (source) => Buffer.concat(await source.toArray() as Buffer[]),
+    });
+    const w = await h2((stream) => {
+      stream.on("trailers", (got: IncomingHttpHeaders) => seen.push(got));
+      stream.resume();
+      stream.on("end", () => { stream.respond({ ":status": 200 }); stream.end(); });
+    }, when === "while it is judged" ? { judge: () => later(null) } : { filter });
+    const client = new RawClient((await w.world.guest()).socket as TLSSocket);
+    const ask = (stream: number, name: string): void => {
+      client.socket.write(Buffer.concat([frame(HEADERS, END_HEADERS, stream, block([[":method", "POST"], ...GOOD.slice(1)])), frame(0, 0, stream, Buffer.from("hello")), frame(HEADERS, END_STREAM | END_HEADERS, stream, block([[name, "7"]]))]));
+    };
+    ask(1, "x-sum");
+    expect(await client.outcome(1)).toBe("200");
+    expect(seen.map((trailers) => Object.keys(trailers).sort())).toEqual([when === "while it is judged" ? ["x-sum"] : ["x-looked-at", "x-sum"]]);
+    ask(3, "authorization");
+    expect(await client.outcome(3)).toBe("400");
+    ask(5, "x-bad");
+    expect(await client.outcome(5)).toBe(when === "while it is judged" ? "200" : "403");
+    expect(w.world.refusals).toEqual(when === "while it is judged" ? ["framing"] : ["framing", "secret"]);
+    expect(seen).toHaveLength(when === "while it is judged" ? 2 : 1);
   });
   it.each([["host", "evil.test"], ["authorization", "Bearer x"], ["content-type", "text/html"], ["cookie", "a=b"]])("A49: a request's trailer %s is refused and the request does not end; an answer's is left out", async (name, value) => {
     let ended = false, got: IncomingHttpHeaders = {};

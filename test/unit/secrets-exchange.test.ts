@@ -1,4 +1,7 @@
 /** What is put into a request, what stops it, and what is taken out of the answer (A55–A58, TLS.md tests 32–37): tables, without sockets. */
+import { mkdtempSync, rmSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { type Duplex, Readable } from "node:stream";
 import { brotliCompressSync, brotliDecompressSync, deflateSync, gunzipSync, gzipSync } from "node:zlib";
 import { beforeEach, describe, expect, it } from "vitest";
@@ -327,6 +330,32 @@ describe("A56, test 35: bodies", () => {
       }
     }
   });
+  it("let pass in a block that is not compressed, it is told as often as it stands there", async () => {
+    for (const onViolation of [{ action: "log", hosts: [] }, { action: "pass", hosts: [pattern("evil.test")] }] as const) {
+      for (const encode of [gzipSync, deflateSync]) {
+        for (const level of [0, 9]) {
+          for (const split of [1, 1_000]) {
+            await open(secretSpec("TOKEN", { onViolation }));
+            const [facts, octets] = withBody(encode(`a ${P} b ${P} c ${Buffer.from(P).toString("base64")}`, { level }), "Content-Encoding", encode === gzipSync ? "gzip" : "deflate");
+            expect((await body(await passing(EVIL, facts), octets, split) as Buffer).equals(octets)).toBe(true);
+            expect(passed.map(({ form }) => form)).toEqual(["raw", "raw", "base64"]);
+          }
+        }
+      }
+      // What only one of the two holds is told as well; a policy that changes meanwhile holds for the next.
+      await open(secretSpec("TOKEN", { onViolation }));
+      const gzip = gzipSync(P, { level: 9 }), named = Buffer.concat([gzip.subarray(0, 3), Buffer.of(8), gzip.subarray(4, 10), Buffer.from(`${P}\0`), gzip.subarray(10)]);
+      const [facts] = withBody(named, "Content-Encoding", "gzip");
+      const through = (await passing(EVIL, { ...facts, body: { kind: "chunked" } })).body as Duplex;
+      const failed = new Promise((resolve) => through.once("error", resolve));
+      through.write(named.subarray(0, 11 + P.length));
+      await new Promise((resolve) => setImmediate(resolve));
+      expect(passed).toHaveLength(1);
+      await secrets.replace([secretSpec("TOKEN")]);
+      through.end(named.subarray(11 + P.length));
+      expect(await failed).toMatchObject({ refusal: { status: 403 } });
+    }
+  });
   it("an empty body is one in every coding", async () => {
     for (const coding of ["gzip", "deflate", "br"]) {
       const [facts, octets] = withBody("", "Content-Encoding", coding);
@@ -533,6 +562,36 @@ describe("test 36: what comes back from a host that may have it", () => {
     }
     expect(await answered(await passing(EVIL, request()), [`<${VALUE}>`])).toBe(`<${VALUE}>`);
     expect(await answered(await passing({ ...former, port: 444 }, request()), [`<${VALUE}>`])).toBe(`<${VALUE}>`);
+  });
+  it("of a host that had it under a former agent too; one whose value nobody knows any more is asked and answered as any other", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "enforcer-secrets-")), path = join(folder, "t.placeholders");
+    let time = 0;
+    const begin = (...specs: SecretSpec[]): Promise<SandboxSecrets> => SandboxSecrets.open(specs, { path, environment: { TOKEN: VALUE }, clock: { now: () => time } });
+    const spec = (name: string): SecretSpec => secretSpec("TOKEN", { allowedHosts: [pattern(name)] });
+    const ranged = request({ fields: ["Host", "origin.test", "Range", "bytes=0-9"] });
+    try {
+      for (const former of [ORIGIN, { ...ORIGIN, labels: ["a", "wild", "test"] }]) {
+        // One agent, a policy that moves the secret, another agent with that policy, which takes it away for a while.
+        secrets = await begin(spec(former === ORIGIN ? "origin.test" : "*.wild.test"));
+        await secrets.replace([spec("evil.test")]);
+        secrets = await begin(spec("evil.test"));
+        P = secrets.environment()["TOKEN"] as string;
+        expect(await answered(await passing(former, request()), [`<${VALUE}>`])).toBe(`<${P}>`);
+        expect(await answered(await passing({ ...former, port: 444 }, request()), [`<${VALUE}>`])).toBe(`<${VALUE}>`);
+        await secrets.replace([]);
+        time += GRACE_MS + 1;
+        expect((await passing(former, ranged)).fields).toContain("bytes=0-9");
+        secrets = await begin();
+        expect((await passing(former, ranged)).fields).toContain("bytes=0-9");
+        await secrets.replace([spec("evil.test")]);
+        expect((await passing(former, ranged)).fields).not.toContain("bytes=0-9");
+        expect(await answered(await passing(former, request()), [`<${VALUE}>`])).toBe(`<${P}>`);
+      }
+      assertNowhere(VALUE, { files: [folder] });
+      expect(statSync(path).mode & 0o777).toBe(0o600);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
   });
   it("a CONNECT that is refused: what is said is no WebSocket's octets", async () => {
     const connect = (): Promise<ExchangeFilter> => passing(ORIGIN, request({ method: "CONNECT", body: { kind: "chunked" } }));

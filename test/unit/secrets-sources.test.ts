@@ -9,7 +9,7 @@ import { GRACE_MS, LiveSecret } from "../../src/secrets/live-secret.js";
 import { forgetPlaceholders, keptEnvironment, PlaceholderBook, placeholderPath } from "../../src/secrets/placeholder.js";
 import { refuseLeaks, SandboxSecrets } from "../../src/secrets/sandbox-secrets.js";
 import { readValue, VALUE_OCTETS } from "../../src/secrets/source.js";
-import { assertNowhere, secretSpec } from "../lib/secrets.js";
+import { assertNowhere, pattern, secretSpec } from "../lib/secrets.js";
 
 let folder = "";
 beforeEach(() => { folder = mkdtempSync(join(tmpdir(), "secrets-")); });
@@ -206,13 +206,29 @@ describe("placeholders", () => {
     forgetPlaceholders(folder, "tap/0");
     expect(keptEnvironment(folder, "tap/0")).toEqual({});
   });
+  it("hosts are remembered once each, the newest of them, and those of a file without any", () => {
+    const path = placeholderPath(folder, "h");
+    const book = new PlaceholderBook(path), hosts = (from: number, count: number): SecretSpec => secretSpec("A", { allowedHosts: Array.from({ length: count }, (_, i) => pattern(`h${from + i}.test`)), ports: [1, 443] });
+    book.take(secretSpec("A"), 10);
+    for (const _again of [1, 2]) book.entrust(hosts(0, 8_192));
+    expect(book.entrusted("A")).toHaveLength(16_384);
+    book.entrust(hosts(8_192, 1));
+    book.save();
+    const kept = new PlaceholderBook(path).entrusted("A");
+    expect([kept.length, kept[0], kept.at(-1)]).toEqual([16_384, { allowedHosts: [pattern("h1.test")], ports: [1] }, { allowedHosts: [pattern("h8192.test")], ports: [443] }]);
+    const { hosts: _hosts, ...former } = JSON.parse(readFileSync(path, "utf8")) as { hosts: unknown };
+    writeFileSync(path, JSON.stringify(former));
+    expect([new PlaceholderBook(path).entrusted("A"), Object.keys(new PlaceholderBook(path).environment())]).toEqual([[], ["A"]]);
+  });
   it("a file that is torn, writable by others, or not of this form counts as absent", () => {
     const path = placeholderPath(folder, "t");
     const book = new PlaceholderBook(path);
     const first = book.take(secretSpec("A"), 10);
+    book.entrust(secretSpec("A"));
     book.save();
     const text = readFileSync(path, "utf8");
-    for (const [content, mode] of [[text.slice(0, -3), 0o600], ["{}", 0o600], [text.replaceAll(first, "short"), 0o600], [text, 0o666]] as const) {
+    expect(new PlaceholderBook(path).entrusted("A")).toEqual([{ allowedHosts: secretSpec("A").allowedHosts, ports: [443] }]);
+    for (const [content, mode] of [[text.slice(0, -3), 0o600], ["{}", 0o600], [text.replaceAll(first, "short"), 0o600], [text.replaceAll("origin.test:443", "origin.test:0"), 0o600], [text.replaceAll("origin.test:443", "*:443"), 0o600], [text, 0o666]] as const) {
       writeFileSync(path, content);
       chmodSync(path, mode);
       expect(new PlaceholderBook(path).all()).toEqual([]);

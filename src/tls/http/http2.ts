@@ -88,6 +88,8 @@ class Http2Leg implements Watched {
   readonly #methods = new WeakMap<ServerHttp2Stream, string>();
   /** octets of heads, and of bodies that are gathered before they go on. */
   readonly #kept = new WeakMap<ServerHttp2Stream, number>();
+  /** of requests whose trailers have come: they may stand right behind the head, before the request is judged. */
+  readonly #trailers = new WeakMap<ServerHttp2Stream, Fields>();
   #refused = 0;
   /** No further stream is taken. */
   #ending = false;
@@ -179,8 +181,13 @@ class Http2Leg implements Watched {
       return;
     }
     this.#streams.set(stream, null);
-    this.#kept.set(stream, raw.reduce((sum, field) => sum + field.length, 0));
+    this.#kept.set(stream, sizeOf(raw));
     stream.once("close", () => this.#over(stream));
+    stream.once("trailers", (received: IncomingHttpHeaders) => {
+      const trailers = flat(received);
+      this.#trailers.set(stream, trailers);
+      this.#kept.set(stream, (this.#kept.get(stream) ?? 0) + sizeOf(trailers));
+    });
     this.passage.counters.requests++;
     this.#handle(stream, headers, flags, raw).catch((error: unknown) => this.#failed(stream, error));
   }
@@ -247,10 +254,17 @@ class Http2Leg implements Watched {
         return;
       }
     }
-    this.#forward(stream, upstream, facts, filter, whole, protocol, ended, (headers as { [sensitiveHeaders]?: string[] })[sensitiveHeaders] ?? []);
+    const come = this.#trailers.get(stream), trailers = come === undefined ? null : checkedTrailers(come, filter);
+    if (isRefusal(trailers)) {
+      filter?.done();
+      this.#refuse(stream, trailers);
+      return;
+    }
+    this.#forward(stream, upstream, facts, filter, whole, trailers, protocol, ended, (headers as { [sensitiveHeaders]?: string[] })[sensitiveHeaders] ?? []);
   }
 
-  #forward(stream: ServerHttp2Stream, session: ClientHttp2Session, facts: RequestFacts, filter: ExchangeFilter | null, whole: Buffer | null, protocol: string | null, ended: boolean, guestSensitive: readonly string[]): void {
+  /** @param trailers of the request, when they have come. */
+  #forward(stream: ServerHttp2Stream, session: ClientHttp2Session, facts: RequestFacts, filter: ExchangeFilter | null, whole: Buffer | null, trailers: Fields | null, protocol: string | null, ended: boolean, guestSensitive: readonly string[]): void {
     const fields = (filter?.fields ?? facts.fields).filter((_, i, all) => whole === null || (all[i - i % 2] as string).toLowerCase() !== "expect");
     const length = whole !== null ? whole.length : facts.body.kind === "length" ? (filter === null || filter.body === null ? facts.body.octets : filter.bodyLength) : null;
     const outgoing = objectOf([":method", facts.method, ...(protocol === null ? [] : [":protocol", protocol]), ":scheme", "https", ":authority", hostOf(facts), ":path", filter?.target ?? facts.target,
@@ -265,9 +279,9 @@ class Http2Leg implements Watched {
       this.#upstreamOver(stream, up);
     });
     if (whole !== null) {
-      up.once("wantTrailers", () => this.#guard(stream, up, () => { if (!up.destroyed) up.sendTrailers({}); }));
+      up.once("wantTrailers", () => this.#guard(stream, up, () => { if (!up.destroyed) up.sendTrailers(objectOf(trailers ?? [])); }));
       up.end(whole);
-    } else if (!ended) this.#pumpRequest(stream, up, filter);
+    } else if (!ended) this.#pumpRequest(stream, up, filter, trailers);
     up.on("continue", () => this.#guard(stream, up, () => { if (open(stream) && !stream.headersSent) stream.additionalHeaders({ ":status": 100 }); }));
     up.on("headers", (interim) => this.#guard(stream, up, () => {
       const status = Number(interim[":status"]);
@@ -279,18 +293,17 @@ class Http2Leg implements Watched {
     up.once("response", (incoming, flags) => this.#guard(stream, up, () => this.#answer(stream, up, incoming, flags, filter)));
   }
 
-  #pumpRequest(stream: ServerHttp2Stream, up: ClientHttp2Stream, filter: ExchangeFilter | null): void {
-    let trailers: OutgoingHttpHeaders = {};
-    stream.once("trailers", (received: IncomingHttpHeaders) => {
-      const plain = flat(received);
-      const checked = plainTrailers(plain).length !== plain.length ? refuse(400, "framing", "a trailer field that frames, routes or authorises a message") : filter === null ? plain : filter.requestTrailers(plain);
-      if (Array.isArray(checked)) trailers = objectOf(checked);
+  #pumpRequest(stream: ServerHttp2Stream, up: ClientHttp2Stream, filter: ExchangeFilter | null, come: Fields | null): void {
+    let trailers = come;
+    if (come === null) stream.once("trailers", (received: IncomingHttpHeaders) => {
+      const checked = checkedTrailers(flat(received), filter);
+      if (!isRefusal(checked)) trailers = checked;
       else {
         up.close(NGHTTP2_CANCEL);
         this.#refuse(stream, checked);
       }
     });
-    up.once("wantTrailers", () => this.#guard(stream, up, () => { if (!up.destroyed) up.sendTrailers(trailers); }));
+    up.once("wantTrailers", () => this.#guard(stream, up, () => { if (!up.destroyed) up.sendTrailers(objectOf(trailers ?? [])); }));
     const body: Duplex | null = filter?.body ?? null;
     stream.on("data", passing);
     if (body === null) stream.pipe(up);
@@ -491,10 +504,17 @@ function readStream(raw: Fields, ended: boolean, passage: Passage): { readonly f
   return { facts: { host: passage.name as string, method, target: path, fields: removed(fields, "host").concat(["host", host]), body }, protocol };
 }
 
+function checkedTrailers(fields: Fields, filter: ExchangeFilter | null): Fields | Refusal {
+  if (plainTrailers(fields).length !== fields.length) return refuse(400, "framing", "a trailer field that frames, routes or authorises a message");
+  return filter === null ? fields : filter.requestTrailers(fields);
+}
+
 /** :authority as it goes out: what was checked. */
 function hostOf(facts: RequestFacts): string { return valuesOf(facts.fields, "host")[0] ?? facts.host; }
 
 function withoutHost(fields: Fields): string[] { return removed(fields, "host"); }
+
+function sizeOf(fields: Fields): number { return fields.reduce((sum, field) => sum + field.length, 0); }
 
 function removed(fields: Fields, name: string): string[] {
   const out: string[] = [];
