@@ -165,8 +165,8 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
     for (const [result, value] of Object.entries(leaves)) add({ sandbox, result }, value);
   }));
   counter("enforcer_tls_strangers_total", "Connections at the agent's listener that belonged to no redirected flow.", [], async (add) => add({}, (await tls())?.strangers ?? 0));
-  gauge("enforcer_tls_pump_failing", "1: the splicing thread could not be made when it was last wanted, and connections are passed on without it, more slowly.", [], async (set) => set({}, (await tls())?.pumpFailing === true ? 1 : 0));
-  counter("enforcer_tls_pump_failures_total", "Attempts to make the splicing thread that failed.", [], async (add) => add({}, (await tls())?.pumpFailures ?? 0));
+  gauge("enforcer_tls_pump_failing", "1: the splicing thread could not be made, or not be given a connection, when it was last wanted, and connections are passed on without it, more slowly.", [], async (set) => set({}, (await tls())?.pumpFailing === true ? 1 : 0));
+  counter("enforcer_tls_pump_failures_total", "Attempts to make the splicing thread, or to give it a connection, that failed.", [], async (add) => add({}, (await tls())?.pumpFailures ?? 0));
   gauge("enforcer_dns_cache_entries", "Answers in the cache that all sandboxes share.", [], async (set) => set({}, (await stats()).cache.entries));
   gauge("enforcer_dns_cache_bytes", "Octets of those answers.", [], async (set) => set({}, (await stats()).cache.octets));
   counter("enforcer_dns_upstream_queries_total", "Queries to upstreams by result.", ["result"], async (add) => {

@@ -46,7 +46,7 @@ export type TlsRequest =
 
 export interface TlsStats {
   readonly strangers: number;
-  /** The splicing thread was wanted and could not be made, the last time; and how often that was so. */
+  /** The splicing thread was wanted and could not be made, or not be given a connection, the last time; and how often that was so. */
   readonly pumpFailing: boolean;
   readonly pumpFailures: number;
   readonly sandboxes: readonly {

@@ -23,8 +23,8 @@ export interface Pumped {
 export interface NotPumped {
   readonly up: Buffer;
   readonly down: Buffer;
-  /** Another time it may do. */
-  readonly again: boolean;
+  /** Another time it may do: true: as soon as nothing waits to be written; an error: the host had no descriptors for them. */
+  readonly again: boolean | Error;
 }
 
 export function isPumped(taken: Pumped | NotPumped): taken is Pumped { return "end" in taken; }
@@ -69,9 +69,9 @@ export class Pump {
     let id: number;
     try {
       id = this.#native.add(owner, descriptorOf(guest), descriptorOf(far), first.up, first.down);
-    } catch {
+    } catch (error) {
       for (const { socket, listeners } of sides) for (const listener of listeners) socket.on("data", listener);
-      return { ...first, again: false };
+      return { ...first, again: error instanceof Error && "code" in error && (error.code === "EMFILE" || error.code === "ENFILE") ? error : false };
     }
     for (const { socket } of sides) {
       socket.removeAllListeners();
@@ -95,21 +95,21 @@ export class Pump {
   close(): void { this.#keep(this.#native.close()); }
 }
 
-/** Between two attempts to make the thread, ms: what fails for want of descriptors or threads costs some system calls each time. */
+/** Between two attempts to make the thread, or to give it a connection after one that it could not have, ms: what fails for want of descriptors or threads costs some system calls each time. */
 export const RETRY_MS = 5_000;
 
 export interface PumpHolderOptions {
   /** @throws what says why there is none. */
   readonly start: () => Pump;
-  /** It could not be made (once until it can), or (null) can again after that. */
+  /** It could not be made, or not be given a connection (once until it can), or (null) can again after that. */
   readonly onChange: (failure: Error | null) => void;
   /** ms, only forward. */
   readonly now?: () => number;
 }
 
-/** The one pump of a thread: made when it is first needed, and while it cannot be made tried again, at most once in RETRY_MS. */
+/** The one pump of a thread: made when it is first needed, and while it cannot be made or take anything tried again, at most once in RETRY_MS. */
 export class PumpHolder {
-  /** Attempts that failed. They only grow. */
+  /** Attempts that failed, to make it or to give it a connection. They only grow. */
   failures = 0;
   readonly #options: PumpHolderOptions;
   #pump: Pump | null = null;
@@ -124,22 +124,35 @@ export class PumpHolder {
 
   /** null: not to be had now. Never throws. */
   get(): Pump | null {
-    if (this.#pump !== null || this.#closed) return this.#pump;
-    const now = (this.#options.now ?? performance.now.bind(performance))();
-    if (this.#failedAt !== null && now - this.#failedAt < RETRY_MS) return null;
-    const again = this.#failedAt !== null;
+    if (this.#closed) return null;
+    if (this.#failedAt !== null && this.#now() - this.#failedAt < RETRY_MS) return null;
+    if (this.#pump !== null) return this.#pump;
     try {
       this.#pump = this.#options.start();
     } catch (error) {
-      this.#failedAt = now;
-      this.failures++;
-      if (!again) this.#options.onChange(error instanceof Error ? error : new Error(String(error)));
+      this.failed(error instanceof Error ? error : new Error(String(error)));
       return null;
     }
-    this.#failedAt = null;
-    if (again) this.#options.onChange(null);
+    this.worked();
     return this.#pump;
   }
+
+  /** It could not be made, or could not be given a connection: for whatever is next too, and so not before some time has passed. */
+  failed(why: Error): void {
+    const again = this.failing;
+    this.#failedAt = this.#now();
+    this.failures++;
+    if (!again) this.#options.onChange(why);
+  }
+
+  /** It was made, or has taken a connection. */
+  worked(): void {
+    if (!this.failing) return;
+    this.#failedAt = null;
+    this.#options.onChange(null);
+  }
+
+  #now(): number { return (this.#options.now ?? performance.now.bind(performance))(); }
 
   /** Ends the pump; none is made any more. */
   close(): void {

@@ -138,7 +138,7 @@ export class TlsService {
     this.#groups = options.groups;
     this.#pump = new PumpHolder({
       start: options.startPump ?? Pump.start,
-      onChange: (failure) => options.onNotice(failure === null ? "the splicing thread runs: connections are passed on by it again" : `connections whose names were checked are passed on more slowly, because the splicing thread cannot be made; it is tried again: ${failure.message}`),
+      onChange: (failure) => options.onNotice(failure === null ? "the splicing thread runs: connections are passed on by it again" : `connections whose names were checked are passed on more slowly, because the splicing thread cannot be made or cannot have them; it is tried again: ${failure.message}`),
     });
   }
 

@@ -26,7 +26,7 @@ export interface Spliced {
   /** Whose share of the thread it takes. */
   readonly owner: number;
   /** While it has none, all of the connection stays in JavaScript. */
-  readonly pump: Pick<PumpHolder, "get">;
+  readonly pump: Pick<PumpHolder, "get" | "failed" | "worked">;
   /** Called when the thread has taken it over: neither socket tells anything from then on. */
   readonly pumped: (pumped: Pumped) => void;
   /** Called when the thread is done with it. */
@@ -47,9 +47,11 @@ export function splice({ guest, upstream, hello, after, watch, refused, owner, p
       const taken = thread.take(owner, guest, upstream, up, down, over);
       if (isPumped(taken)) {
         pumped(taken);
+        pump.worked();
         return;
       }
-      mayPump = taken.again;
+      mayPump = taken.again !== false;
+      if (taken.again instanceof Error) pump.failed(taken.again);
       rest = taken;
     }
     if (rest.up.length > 0 && !upstream.write(rest.up)) guest.pause();
