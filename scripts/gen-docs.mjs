@@ -291,7 +291,8 @@ are clsact filters with handle 1 and priority 1, and a clsact filter that stands
 
 \`make test-kernels\` boots Debian's kernels in QEMU, without KVM, on a disk made of this machine's own programs and the built tree,
 loads the programs there, and runs the tests named below: kernel programs by test run, and namespaces with a real tap. The last
-column is the machine that it ran on. A part that is not all green is bold; "not run" means what it says.
+column is the machine that it ran on. Kernels with PREEMPT_RT (\`-rt\`) are tried when they are named
+(\`node test/kernels/run.mjs 6.12-rt\`). A part that is not all green is bold; "not run" means what it says.
 
 ${kernelTable(results())}
 

@@ -2,7 +2,7 @@
 # kernel.sh PACKAGE DIRECTORY: vmlinuz and initramfs.cpio of a Debian kernel package, in DIRECTORY.
 # The package is fetched with apt-get download and unpacked there; nothing is installed. A package that only depends on a
 # kernel (linux-image-cloud-amd64) stands for the kernel it depends on. The initramfs holds busybox, ./init and the modules
-# of network and virtio; the rest of the guest is the disk that userland.sh makes. Does nothing when all of it is there.
+# of network, virtio and ext4; the rest of the guest is the disk that userland.sh makes. Does nothing when all of it is there.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 wanted=$1
@@ -26,7 +26,7 @@ if [ "$(cat "$directory/package" 2>/dev/null)" != "$package" ]; then
 	release=$(basename "$directory"/root/lib/modules/*)
 	modules=$directory/modules/lib/modules/$release
 	mkdir -p "$modules/kernel"
-	for part in net drivers/net drivers/virtio drivers/block/virtio_blk.ko drivers/block/virtio_blk.ko.xz lib crypto arch; do
+	for part in fs/ext4 fs/jbd2 fs/mbcache.ko fs/mbcache.ko.xz net drivers/net drivers/virtio drivers/block/virtio_blk.ko drivers/block/virtio_blk.ko.xz lib crypto arch; do
 		from=$directory/root/lib/modules/$release/kernel/$part
 		[ -e "$from" ] || continue
 		mkdir -p "$modules/kernel/$(dirname "$part")"
@@ -38,6 +38,7 @@ if [ "$(cat "$directory/package" 2>/dev/null)" != "$package" ]; then
 	depmod -b "$directory/modules" "$release"
 	modprobe -C /dev/null -d "$directory/modules" -S "$release" --show-depends virtio_pci > "$directory/order"
 	modprobe -C /dev/null -d "$directory/modules" -S "$release" --show-depends virtio_blk >> "$directory/order"
+	modprobe -C /dev/null -d "$directory/modules" -S "$release" --show-depends ext4 >> "$directory/order" 2> /dev/null || true # a cloud kernel has it built in
 	sed -n "s|^insmod $directory/modules\([^ ]*\).*|\1|p" "$directory/order" | awk '!seen[$0]++' > "$directory/modules/order"
 	rm -rf "$directory/fetch" "$directory/root"
 	echo "$package" > "$directory/package"

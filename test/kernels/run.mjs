@@ -2,7 +2,7 @@
 /**
  * make test-kernels: the programs and the packet tests on other kernels (Debian's, in QEMU without KVM) and on this one.
  *   run.mjs [KERNEL...] [--part PART]... [--replace FILE=PATH]...
- * KERNEL is a name in `kernels` below, or "here"; without any it is all of them. PART is what suite.mjs takes. --replace puts
+ * KERNEL is a name in `kernels` or `realTime` below, or "here"; without any it is all of `kernels`, and "here". PART is what suite.mjs takes. --replace puts
  * FILE at PATH of the guest's copy of the tree, such as another bpf/build/enforcer.bpf.o.
  *
  * Holds always: the guest's disk is thrown away with it; a guest that does not end by itself is ended; a kernel on which any
@@ -25,6 +25,8 @@ const SILENCE_MS = 40 * 60_000;
 
 /** Debian's kernels: name → package. The package that depends on the newest one stands for it. */
 const kernels = new Map([["6.1", "linux-image-cloud-amd64"], ["6.12", "linux-image-6.12-cloud-amd64"]]);
+/** The same with PREEMPT_RT, where spin locks sleep and programs can be preempted; tried when named. */
+const realTime = new Map([["6.1-rt", "linux-image-rt-amd64"], ["6.12-rt", "linux-image-6.12-rt-amd64"]]);
 
 /** What is tried everywhere. */
 export const PARTS = ["load", "self-test", "test/prog/reasons.test.ts", "test/netns/clsact.test.ts", "test/netns/works.test.ts", "test/netns/sandboxes.test.ts", "test/netns/packets.test.ts", "test/netns/taps.test.ts"];
@@ -111,7 +113,7 @@ async function guest(kernel, parts, replaced) {
   /** @type {Row} */
   const row = { kernel, parts: [], fault: "the guest did not come to its end; see console.log" };
   const folder = path.join(BUILD, kernel);
-  must([path.join(HERE, "kernel.sh"), /** @type {string} */ (kernels.get(kernel)), folder]);
+  must([path.join(HERE, "kernel.sh"), /** @type {string} */ (kernels.get(kernel) ?? realTime.get(kernel)), folder]);
   must(["make", "-s", "-C", path.join(ROOT, "test/tools")]); // the guest has no compiler
   must([path.join(HERE, "userland.sh"), path.join(BUILD, "disk.img")]);
   const overlay = mkdtempSync(path.join(os.tmpdir(), "enforcer-kernel-"));
@@ -163,7 +165,7 @@ export function table(all) {
     const text = `${part.passed} of ${part.passed + (part.failed ?? 0) + (part.skipped ?? 0)}`;
     return part.ok ? text : `**${text}**`;
   };
-  const order = [...kernels.keys(), "here"].filter((name) => all[name] !== undefined);
+  const order = [...kernels.keys(), ...realTime.keys(), "here"].filter((name) => all[name] !== undefined);
   const lines = [["kernel", ...order.map((name) => all[name]?.load?.release ?? name)], order.concat("").map(() => "---"),
     ["hook", ...order.map((name) => all[name]?.load?.mechanism ?? "?")],
     ["instructions verified", ...order.map((name) => Object.values(all[name]?.load?.programs ?? {}).map(({ verifiedInstructions }) => verifiedInstructions).reduce((sum, one) => sum + one, 0).toLocaleString("en"))],
@@ -179,7 +181,7 @@ async function main() {
   const parts = values.part ?? PARTS;
   const names = positionals.length > 0 ? positionals : [...kernels.keys(), "here"];
   const replaced = (values.replace ?? []).map((pair) => /** @type {[string, string]} */ (pair.split("=")));
-  for (const name of names) if (name !== "here" && !kernels.has(name)) throw new Error(`no such kernel: ${name} (${[...kernels.keys()].join(", ")}, here)`);
+  for (const name of names) if (name !== "here" && !kernels.has(name) && !realTime.has(name)) throw new Error(`no such kernel: ${name} (${[...kernels.keys(), ...realTime.keys()].join(", ")}, here)`);
   mkdirSync(BUILD, { recursive: true });
 
   /** @type {Row[]} */
