@@ -39,7 +39,12 @@ inline_stage int redirect_is(const struct redirect *e, struct pkt *p)
 	       e->remote_port == p->destination_port && same16((const __u64 *)e->remote, p->destination) && same16((const __u64 *)e->guest_addr, p->source);
 }
 
-/* Entry for this conversation, found or claimed; its index in *index. mask: entries of the table - 1. NULL: no place. */
+/*
+ * Entry for this conversation, found or claimed; its index in *index. mask: entries of the table - 1. NULL: no place. A UDP query is
+ * counted as outstanding here: an entry without one is anybody's. Look-up and claim are not one step, so either is looked at once
+ * more: where another CPU was in between, this packet is dropped, and no answer of one conversation goes to another. Two CPUs
+ * may take two places for one conversation: the agent sees two, and either place leads back to the same guest and ports.
+ */
 inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 mask, __u32 *index, __u64 now)
 {
 	__u64 mix = p->destination[0] ^ p->destination[1] ^ p->source[1] ^ (__u64)p->source_port << 16 ^ (__u64)p->destination_port << 32 ^ p->proto;
@@ -53,8 +58,10 @@ inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 m
 		if (!e)
 			return 0;
 		if (redirect_is(e, p)) {
+			if (p->proto == IPPROTO_UDP)
+				__sync_fetch_and_add(&e->outstanding, 1);
 			*index = at;
-			return e;
+			return redirect_is(e, p) ? e : 0;
 		}
 		__u32 state = e->state;
 		if (!free_entry && (state == REDIRECT_FREE || (state == REDIRECT_LIVE && redirect_expired(e, now, p->global->hz)))) {
@@ -65,7 +72,11 @@ inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 m
 	}
 	if (!free_entry || __sync_val_compare_and_swap(&free_entry->state, free_state, REDIRECT_CLAIMED) != free_state)
 		return 0;
-	free_entry->outstanding = 0;
+	if (free_state == REDIRECT_LIVE && !redirect_expired(free_entry, now, p->global->hz)) {
+		__sync_val_compare_and_swap(&free_entry->state, REDIRECT_CLAIMED, REDIRECT_LIVE);
+		return 0;
+	}
+	free_entry->outstanding = p->proto == IPPROTO_UDP;
 	free_entry->last_seen_ticks = now;
 	__builtin_memcpy(free_entry->guest_addr, p->source, 16);
 	__builtin_memcpy(free_entry->remote, p->destination, 16);
@@ -171,22 +182,26 @@ inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
 		return deny(p, REASON_FRAGMENT);
 	__u64 now = bpf_jiffies64();
 	struct redirect *e = redirect_entry(p, table, dns ? REDIRECTS - 1 : INTERCEPTED - 1, &index, now);
-	if (!e || (dns && p->proto == IPPROTO_UDP && !dns_may_wait(p, now)))
+	if (!e)
 		return deny(p, REASON_REDIRECT_TABLE_FULL);
+	if (dns && p->proto == IPPROTO_UDP && !dns_may_wait(p, now)) {
+		__sync_fetch_and_add(&e->outstanding, -1);
+		return deny(p, REASON_REDIRECT_TABLE_FULL);
+	}
 	struct ethhdr *eth = pkt_at(p, 0, sizeof(*eth));
 	if (!eth)
 		return deny(p, REASON_TRUNCATED);
 	__builtin_memcpy(e->guest_mac, eth->h_source, 6);
 	__builtin_memcpy(e->gateway_mac, eth->h_dest[0] & 1 ? p->sandbox->tap_mac : eth->h_dest, 6);
 	e->last_seen_ticks = now;
-	if (p->proto == IPPROTO_UDP)
-		__sync_fetch_and_add(&e->outstanding, 1);
-	else if (p->tcp_flags & TCP_RST)
-		e->closing = CLOSING_RESET;
-	else if (p->tcp_flags & TCP_FIN)
-		e->closing |= CLOSING_GUEST;
-	else if (p->tcp_flags & TCP_SYN)
-		e->closing = 0;
+	if (p->proto == IPPROTO_TCP) {
+		if (p->tcp_flags & TCP_RST)
+			e->closing = CLOSING_RESET;
+		else if (p->tcp_flags & TCP_FIN)
+			e->closing |= CLOSING_GUEST;
+		else if (p->tcp_flags & TCP_SYN)
+			e->closing = 0;
+	}
 
 	struct scratch *room = bpf_map_lookup_elem(&scratch, &zero);
 	if (!room)
