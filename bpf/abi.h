@@ -80,7 +80,7 @@ enum reason {
 	REASON_NO_PIN,            /* default denies; domain rules exist and the address is not pinned under any of them */
 	REASON_PIN_EXPIRED,       /* default denies; the pin that would have allowed it has expired */
 	REASON_INGRESS_DEFAULT,   /* inbound, no rule allows the port */
-	REASON_POLICY_CHANGED,    /* flow was allowed once and is not under the policy in force */
+	REASON_POLICY_CHANGED,    /* flow was allowed once and is not under the policy and address groups in force */
 	REASON_FLOOR,             /* the operator's floor does not allow what the sandbox's policy would */
 	REASON_QUIC,              /* UDP to a port where the agent must look who is meant */
 	REASON_NAME_SERVICE,      /* DoT, DoQ, mDNS, LLMNR, NetBIOS name service; DNS to a group or a broadcast */
@@ -342,7 +342,7 @@ struct flow {
 	__u16 rule;    /* bit that allowed it; MAX_RULES: the default */
 	__u8 origin;   /* enum direction */
 	__u8 flags;    /* FLOW_* */
-	__u32 _pad;
+	__u32 groups;  /* the remote's enum group in the low octet, and the groups_epoch of which it holds above it; 0: not known */
 };
 
 struct fragment_key {
@@ -420,14 +420,14 @@ struct addr_cache {
 
 /*
  * per-CPU `recent`: flows that were found established lately, one entry per direction, in front of the flow table. Good for
- * the same policy only, and not beyond the moment at which the table's own entry wants to be touched again.
+ * the same policy and groups only, and not beyond the moment at which the table's own entry wants to be touched again.
  */
 struct recent_flow {
 	struct flow_key key;
 	__u64 policy;      /* uid; 0: empty */
 	__u64 until_ticks;
 	__u32 generation;
-	__u32 direction;
+	__u32 scope;       /* enum direction in the lowest bit, groups_epoch above it */
 };
 
 /*

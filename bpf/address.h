@@ -78,6 +78,14 @@ inline_stage __u32 group_of6(const __u64 *addr)
 	return group;
 }
 
+/* The group in which the question's remote address lies now. A global function, as judge (policy.h) is. */
+__attribute__((noinline)) int group_now(struct question *q)
+{
+	if (!q)
+		return GROUP_HOST;
+	return q->v6 ? group_of6(q->remote) : group_of4(v4_of(q->remote));
+}
+
 inline_stage union policy_page *policy_page(void *policy, __u32 number)
 {
 	return bpf_map_lookup_elem(policy, &number);

@@ -11,11 +11,11 @@
 #ifndef ENFORCER_FAST_H
 #define ENFORCER_FAST_H
 
-/* Ports whose packets have their own place on the long way: DNS, DNS over TLS, DHCP, DHCPv6. */
+/* Ports whose packets have their own place on the long way: DNS, DNS over TLS, DHCP, DHCPv6. To a DHCP client from any port: see is_dhcp_server. */
 inline_stage int has_own_way(__be16 source, __be16 destination)
 {
 	return destination == bpf_htons(53) || destination == bpf_htons(853) || destination == bpf_htons(67) || destination == bpf_htons(547) || source == bpf_htons(67) ||
-	       source == bpf_htons(547);
+	       source == bpf_htons(547) || destination == bpf_htons(68) || destination == bpf_htons(546);
 }
 
 inline_stage int fast_mac(struct pkt *p, const __u8 *source)
@@ -53,7 +53,7 @@ inline_stage int fast_guest(struct pkt *p, const __u64 *addr)
 /*
  * A look-up in the flow table costs half of what an established packet costs. What it said is remembered per CPU and direction,
  * until the table's entry wants to be touched again: half a second at most. Within that time a flow that is closing passes as
- * it would have, and one that the agent or a policy took away has another uid or generation.
+ * it would have, and one that the agent or a policy took away has another uid or generation. Other groups: another scope.
  */
 inline_stage struct recent_flow *recent_place(struct pkt *p, const struct flow_key *key)
 {
@@ -64,21 +64,26 @@ inline_stage struct recent_flow *recent_place(struct pkt *p, const struct flow_k
 	return bpf_map_lookup_elem(&recent, &at);
 }
 
+inline_stage __u32 recent_scope(const struct pkt *p, __u64 epoch)
+{
+	return p->direction | (__u32)epoch << 1;
+}
+
 inline_stage int seen_lately(struct pkt *p, const struct recent_flow *recent, const struct flow_key *key, __u64 now)
 {
 	const __u64 *words = (const __u64 *)key, *known = (const __u64 *)&recent->key;
 
-	return recent->policy == p->sandbox->policy && recent->generation == p->sandbox->generation && recent->direction == p->direction &&
+	return recent->policy == p->sandbox->policy && recent->generation == p->sandbox->generation && recent->scope == recent_scope(p, p->global->groups_epoch) &&
 	       known[0] == words[0] && known[1] == words[1] && known[2] == words[2] && (__s64)(recent->until_ticks - now) > 0;
 }
 
-inline_stage void remember_flow(struct pkt *p, struct recent_flow *recent, const struct flow_key *key, const struct flow *flow)
+inline_stage void remember_flow(struct pkt *p, struct recent_flow *recent, const struct flow_key *key, const struct flow *flow, __u64 epoch)
 {
 	recent->policy = 0;
 	barrier();
 	recent->key = *key;
 	recent->generation = p->sandbox->generation;
-	recent->direction = p->direction;
+	recent->scope = recent_scope(p, epoch);
 	recent->until_ticks = flow->last_seen_ticks + p->global->hz / 2;
 	barrier();
 	recent->policy = flow->policy;
@@ -180,11 +185,13 @@ inline_stage __u32 fast(struct pkt *p)
 			return UNDECIDED;
 		struct flow *flow = bpf_map_lookup_elem(table, &key);
 		if (flow) {
-			if (flow->policy != p->sandbox->policy || flow->flags & (FLOW_CLOSING | FLOW_INSPECT) ||
+			__u64 epoch = p->global->groups_epoch;
+
+			if (flow->policy != p->sandbox->policy || !knows_groups(flow, epoch) || flow->flags & (FLOW_CLOSING | FLOW_INSPECT) ||
 			    (flow->origin != p->direction && !(flow->flags & FLOW_REPLIED)) ||
 			    now - flow->last_seen_ticks > p->global->hz / 2)
 				return TO_FLOW;
-			remember_flow(p, recent, &key, flow);
+			remember_flow(p, recent, &key, flow, epoch);
 			return allow(p, REASON_ESTABLISHED);
 		}
 	}

@@ -3,7 +3,8 @@
  * The flow table of a sandbox: what was allowed goes on, both ways, until it is idle or the policy changes.
  *
  * Holds always: an entry grants access only under the policy uid that it carries; under another it is judged again, as the
- * direction that opened it. A SYN is always a new flow. Time-outs are counted here, whether or not the agent sweeps.
+ * direction that opened it, and so it is where its remote address has come into another address group: the host may take an
+ * address that was somebody else's. A SYN is always a new flow. Time-outs are counted here, whether or not the agent sweeps.
  */
 #ifndef ENFORCER_FLOW_H
 #define ENFORCER_FLOW_H
@@ -108,8 +109,36 @@ __attribute__((noinline)) int flow_reclaim(__u32 slot, int full)
 	return ctx.freed;
 }
 
-/* A new flow, or a new one in the place of an old one with the same key. */
-inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, struct flow *old, __u32 origin)
+/* flow.groups: 24 bits of the epoch are enough, for a flow ends long before as many changes. */
+inline_stage __u32 groups_word(__u64 epoch, __u32 group)
+{
+	return (__u32)epoch << 8 | (group & 0xff);
+}
+
+inline_stage int knows_groups(const struct flow *flow, __u64 epoch)
+{
+	return flow->groups >> 8 == ((__u32)epoch & 0xffffff);
+}
+
+/*
+ * The address groups changed since the flow was judged: does what was said of its remote address still hold? Whatever is of the
+ * host's now is judged again; else only what changed its group is, for the pin that opened a flow may be gone meanwhile.
+ */
+inline_stage int group_holds(struct pkt *p, struct flow *flow, __u32 origin, const __u64 *remote, __be16 port)
+{
+	__u64 epoch = p->global->groups_epoch;
+
+	if (knows_groups(flow, epoch))
+		return 1;
+	__u32 group = group_now(ask(p, origin, remote, port, 1)), before = flow->groups;
+	if (group <= GROUP_LOOPBACK || (before && (before & 0xff) != group))
+		return 0;
+	flow->groups = groups_word(epoch, group);
+	return 1;
+}
+
+/* A new flow, or a new one in the place of an old one with the same key. groups: epoch, read before it was judged. */
+inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, struct flow *old, __u32 origin, __u64 groups)
 {
 	__u64 now = bpf_jiffies64();
 
@@ -123,6 +152,7 @@ inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, s
 		old->rule = p->rule;
 		old->origin = origin;
 		old->flags = flags;
+		old->groups = groups_word(groups, p->question.group);
 		return opened;
 	}
 	struct flow flow = {
@@ -132,6 +162,7 @@ inline_stage __u32 flow_open(struct pkt *p, void *table, struct flow_key *key, s
 		.rule = p->rule,
 		.origin = origin,
 		.flags = flags,
+		.groups = groups_word(groups, p->question.group),
 	};
 
 	if (bpf_map_update_elem(table, key, &flow, BPF_ANY) == 0)
@@ -156,7 +187,8 @@ inline_stage void flow_note(struct pkt *p, struct flow *flow, __u64 now)
 	if (flow->origin != p->direction)
 		flags |= FLOW_REPLIED;
 	if (flags != flow->flags) {
-		flow->flags = flags;
+		/* bits are only added: the entry may be another flow's by now, and must not lose what is its own */
+		__sync_fetch_and_or((__u32 *)&flow->rule, (__u32)flags << 24);
 		flow->last_seen_ticks = now;
 	}
 	/* a busy flow's entry is written twice a second, not per packet */
@@ -180,11 +212,12 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 	struct flow *flow = opens ? 0 : bpf_map_lookup_elem(table, &key);
 
 	if (flow && !flow_expired(p->proto, flow, now, hz)) {
-		if (flow->policy != uid) {
-			__u32 origin = flow->origin;
-			__be16 port = origin == DIR_EGRESS ? key.remote_port : key.guest_port;
-			const __u64 *remote = p->direction == DIR_EGRESS ? p->destination : p->source;
+		__u32 origin = flow->origin;
+		__be16 port = origin == DIR_EGRESS ? key.remote_port : key.guest_port;
+		const __u64 *remote = p->direction == DIR_EGRESS ? p->destination : p->source;
 
+		if (flow->policy != uid || !group_holds(p, flow, origin, remote, port)) {
+			__u64 groups = p->global->groups_epoch;
 			__u32 verdict = verdict_of(ask(p, origin, remote, port, 1));
 			p->rule = p->question.rule;
 			if (verdict != VERDICT_ALLOW || p->question.inspect != !!(flow->flags & FLOW_INSPECT)) {
@@ -194,6 +227,7 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 				return deny(p, REASON_POLICY_CHANGED);
 			}
 			flow->rule = p->rule;
+			flow->groups = groups_word(groups, p->question.group);
 			flow->policy = uid;
 		}
 		p->rule = flow->rule;
@@ -219,7 +253,7 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 		remember_denial(p, remote, port, groups, pinned);
 		return VERDICT_DENY;
 	}
-	return flow_open(p, table, &key, flow, p->direction);
+	return flow_open(p, table, &key, flow, p->direction, groups);
 }
 
 /* An ICMP error toward the guest passes when it quotes a packet of a living flow that the guest sent (RFC 5508). */

@@ -3,8 +3,8 @@
  * Is this frame the sandbox's own? Source MAC and address, ARP and neighbour discovery, DHCP.
  *
  * Holds always: what was given is compared; what was not given is taken once, from the first frame in which it is plausible
- * (a unicast MAC; an address inside the tap's own prefixes that is not the gateway), and locked by compare-and-swap until
- * the next attach. A frame seen while another CPU writes a learned address is dropped. A gateway's address is never the
+ * (a unicast MAC; an address inside the tap's own prefixes that is neither the gateway's nor another of the host's), and locked
+ * by compare-and-swap until the next attach. A frame seen while another CPU writes a learned address is dropped. A gateway's address is never the
  * guest's, also where it lies in a prefix that was given.
  */
 #ifndef ENFORCER_IDENTITY_H
@@ -98,6 +98,15 @@ inline_stage __u8 guest_index6(struct pkt *p, const __u64 *addr)
 	return GUEST_NONE;
 }
 
+/* Nothing that the host has is ever learned: it may have more addresses on the tap than there are places for gateways. */
+inline_stage int is_of_host(struct pkt *p, __u64 high, __u64 low)
+{
+	p->question.remote[0] = high;
+	p->question.remote[1] = low;
+	p->question.v6 = p->v6;
+	return group_now(&p->question) == GROUP_HOST;
+}
+
 inline_stage int learnable4(struct pkt *p, __be32 addr)
 {
 	const struct sandbox *sb = p->sandbox;
@@ -114,7 +123,9 @@ inline_stage int learnable4(struct pkt *p, __be32 addr)
 		__u32 wild = ~bpf_ntohl(mask);
 		if (wild > 1 && ((host & wild) == 0 || (host & wild) == wild))
 			return 0;
-		return 1;
+		__u64 mapped[2];
+		map_v4(mapped, addr);
+		return !is_of_host(p, mapped[0], mapped[1]);
 	}
 	return 0;
 }
@@ -139,13 +150,14 @@ inline_stage int learnable6(struct pkt *p, const __u64 *addr)
 	if (is_gateway6(sb, addr))
 		return 0;
 	if (is_link_local6(addr))
-		return !!(sb->flags & SANDBOX_LEARN_LL);
+		return sb->flags & SANDBOX_LEARN_LL && !is_of_host(p, addr[0], addr[1]);
 	if (!(sb->flags & SANDBOX_LEARN_6))
 		return 0;
 #pragma unroll
 	for (int i = 0; i < LEARN_PREFIXES; i++)
 		if (in_net6(&sb->learn6[i], addr))
-			return !!(addr[1]); /* not the subnet-router anycast address (RFC 4291 section 2.6.1) */
+			/* nor the subnet-router anycast address (RFC 4291 section 2.6.1) */
+			return addr[1] && !is_of_host(p, addr[0], addr[1]);
 	return 0;
 }
 
@@ -230,11 +242,13 @@ inline_stage int is_dhcp_ingress(struct pkt *p)
 	       is_gateway4(p->sandbox, v4_of(p->source));
 }
 
+/* From a server's port, or from any to a client's: most clients look at nothing but their own port. */
 inline_stage int is_dhcp_server(struct pkt *p)
 {
 	if (p->proto != IPPROTO_UDP || !p->l4)
 		return 0;
-	return p->v6 ? p->source_port == bpf_htons(547) : p->source_port == bpf_htons(67);
+	return p->v6 ? p->source_port == bpf_htons(547) || p->destination_port == bpf_htons(546)
+		     : p->source_port == bpf_htons(67) || p->destination_port == bpf_htons(68);
 }
 
 /* The source of an IP packet from the guest. The unspecified address is judged where it may stand (DHCP, DAD), not here. */

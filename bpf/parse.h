@@ -286,7 +286,7 @@ inline_stage __u32 parse(struct pkt *p)
 		p->v6 = 1;
 		verdict = parse_ipv6(p);
 	} else if (p->ethertype == ETH_P_ARP) {
-		return VERDICT_ALLOW;
+		verdict = VERDICT_ALLOW; /* it has no checksum and no segments: both are refused below */
 	} else if (p->ethertype == ETH_P_8021Q || p->ethertype == ETH_P_8021AD) {
 		return deny(p, REASON_VLAN);
 	} else {

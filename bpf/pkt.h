@@ -28,7 +28,7 @@ struct question {
 	__u8 lapses;      /* answer: live pins had a say, so that time alone may change it */
 	__u8 inspect;     /* answer: allowed, and the agent must look who is meant */
 	__u8 floor;       /* answer: the floor must be asked too */
-	__u8 _pad;
+	__u8 group;       /* answer: enum group of the remote */
 };
 
 struct pkt {

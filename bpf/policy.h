@@ -168,6 +168,7 @@ __attribute__((noinline)) int judge(struct question *q)
 	__u64 *by_port = port_rules(policy, header, q->direction, q->proto, q->port);
 	if (!known || !by_port)
 		return answer(q, VERDICT_DENY, REASON_MAP_MISSING);
+	q->group = known->group;
 
 	__u32 zero = 0;
 	int pinned = PIN_NONE;
@@ -254,7 +255,8 @@ inline_stage struct question *ask(struct pkt *p, __u32 direction, const __u64 *r
 	q->direction = direction;
 	q->keep = keep;
 	q->reason = REASON_UNKNOWN;
-	q->lapses = q->inspect = q->floor = q->_pad = 0;
+	q->lapses = q->inspect = q->floor = 0;
+	q->group = GROUP_HOST;
 	return q;
 }
 

@@ -60,7 +60,7 @@ const advice = {
   "no-pin": "Allow the address, or let the guest resolve the name through its own resolver: an address counts only after this sandbox was told it in an answer.",
   "pin-expired": "The guest kept the address longer than the answer allowed. Let it ask again, or allow the address.",
   "ingress-default": "Add a rule with `direction: ingress` that names the guest's port.",
-  "policy-changed": "The flow ends; the new policy forbids it. Change the policy if that was not meant.",
+  "policy-changed": "The flow ends; the new policy forbids it, or its address has become another's, such as the host's. Change the policy if that was not meant.",
   floor: "The operator's floor forbids it, and a sandbox's policy cannot widen that: change the floor in the agent's configuration.",
   quic: "Nothing: clients fall back to TCP at once. Names cannot be looked at in QUIC; allow the address instead of the name if it must pass.",
   "name-service": "Let the guest use ordinary DNS on port 53. No rule opens these ports outward.",

@@ -245,6 +245,7 @@ function changes(policy: Policy, judged: Judgement, flow: FlowVerdict, question:
   const allowing = (what: string): string => ruleOf(what, question);
   if (policy.noNet) return void change.push(`${place}attach it without --no-net`);
   if (judged.reason === "name-service") return void change.push("nothing opens this port: let the guest use ordinary DNS on port 53");
+  if (judged.reason === "dhcp-server") return void change.push("nothing opens this port: a guest speaks DHCP as a client only");
   if (judged.reason === "quic") return void change.push("nothing opens QUIC where names are looked at: clients fall back to TCP by themselves");
   if (judged.reason === "protocol") {
     change.push(protocol === (isV4(address) ? Proto.icmpv6 : Proto.icmp) ? "nothing: the protocol is of the other IP version" : `${place}add a rule that names the protocol: ${allowing(formatAddress(address))}`);
@@ -325,6 +326,7 @@ const defaults: Readonly<Record<string, string>> = {
   "pin-expired": "no rule matches now, the default denies, and the pin that may have allowed it has expired",
   "ingress-default": "no rule of direction ingress matches, and the default denies",
   "name-service": "the port carries another name service, which would let a guest hear names that nobody judged",
+  "dhcp-server": "only a DHCP server speaks to this port, and a guest is none",
   protocol: "no rule names the protocol",
   quic: "UDP to a port where the agent looks who is meant, which QUIC does not show it",
 };

@@ -56,6 +56,9 @@ export function isNameService(protocol: number, port: number): boolean {
   return protocol === Proto.tcp && [53, 853, 5355].includes(port);
 }
 
+/** Ports of DHCP and DHCPv6 clients: from a guest there is nothing to say to them but what a server says. */
+function isDhcpAnswer(protocol: number, port: number, family: 4 | 6): boolean { return protocol === Proto.udp && port === (family === 4 ? 68 : 546); }
+
 /** @param groups the address groups of the moment. */
 export function judgeFlow(policy: Policy, groups: GroupTable, question: FlowQuestion): FlowVerdict {
   const { direction, address, protocol, port, names, guarded = [], expired = [], inspect = false } = question;
@@ -73,6 +76,7 @@ export function judgeFlow(policy: Policy, groups: GroupTable, question: FlowQues
 
   if (protocol === (isV4(address) ? Proto.icmpv6 : Proto.icmp)) return is("deny", "protocol");
   if (direction === "egress" && isNameService(protocol, port)) return is("deny", "name-service");
+  if (direction === "egress" && isDhcpAnswer(protocol, port, isV4(address) ? 4 : 6)) return is("deny", "dhcp-server");
   // What the host owns, its metadata and its loopback are never reached by name.
   const reaching = explicitGroups.includes(group) ? [] : counted;
   for (const rule of policy.rules) {

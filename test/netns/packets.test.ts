@@ -10,7 +10,7 @@ import {
   fragmentHeader, fragments, fromHex, hopByHop, icmp, icmpv6, ip, ipFrame, ipText, ipv4, ipv6, isV6, neighbourAdvertisement, neighbourSolicitation, PROTOCOL, redirect6,
   routerAdvertisement, routerSolicitation, routingHeader, TCP, tcp, tcpFrame, tunePartialChecksum, u16, u32, udp, udpFrame, vnetHeader, VNET,
 } from "../lib/frames.js";
-import { ADDRESS, MAC, ROOT, until, type World } from "../lib/world.mjs";
+import { ADDRESS, MAC, ROOT, tool, until, type World } from "../lib/world.mjs";
 import { contains, controlsOnly, type Item, type Mark, nextMark, SINK, Stage, type Stimulus } from "./stage.js";
 
 const LINK_LOCAL = "fe80::fc:ff:fe00:2";
@@ -282,6 +282,33 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
     expect([...reasons].filter((reason) => !["arp-spoof", "arp-target", "nd-spoof", "source-mac", "source-address"].includes(reason))).toEqual([]);
   });
 
+  // An ARP message has no checksum of its own: what the kernel writes after the verdict is the sender, or the target.
+  if (bridged) test("A61 a partial checksum that would be written over the sender of an ARP message", async () => {
+    const reply = concat([arpFrame({ operation: 2, senderMac: MAC.guest, senderIp: ADDRESS.guest4, targetMac: MAC.sibling, targetIp: ADDRESS.sibling4 }, { destination: MAC.sibling }), new Uint8Array(18)]);
+    const forged = { vnet: vnetHeader({ flags: VNET.needsChecksum, csumStart: 28, csumOffset: 2 }), frame: tunePartialChecksum(reply, 28, 58, 0x0001) };
+    for (const world of stage.worlds) {
+      await world.host.run(["ethtool", "-K", "tap1", "tx", "off"]); // the sibling sees what a wire would carry
+      const sniffer = world.sibling!.start([tool("frames"), "--packet", "eth0"], { keep: false });
+      const senders: string[] = [];
+      let ready = false;
+      sniffer.onLine = (line) => {
+        if (line === "ready") ready = true;
+        // replies (operation 2) of the guest's MAC
+        const frame = line.startsWith("r ") ? fromHex(line.slice(2)) : new Uint8Array();
+        if (frame.length >= 42 && decode(frame).type === ETHERTYPE.arp && decode(frame).sourceMac === MAC.guest && frame[21] === 2) senders.push(ipText(frame.slice(28, 32)));
+      };
+      try {
+        await until("the sniffer is ready", () => ready);
+        expect((await stage.inject(world, [forged, reply])).errors).toEqual([0, 0]);
+        await until("the fair one is seen", () => senders.includes(ADDRESS.guest4));
+        expect(senders).toEqual(world === stage.control ? [ADDRESS.gateway4, ADDRESS.guest4] : [ADDRESS.guest4]);
+      } finally {
+        await sniffer.stop();
+        await world.host.run(["ethtool", "-K", "tap1", "tx", "on"]);
+      }
+    }
+  });
+
   test("A09 source addresses that are not the guest's", async () => {
     const from = (source: string, escapes: Stimulus["escapes"], change: Partial<Endpoints> = {}): Stimulus =>
       ({ ...stage.syn("", isV6(source) ? SINK.v6 : SINK.v4, escapes, { source, ...change }), name: `from ${source} ${change.sourceMac ?? ""}` });
@@ -319,6 +346,34 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
     }
     await stage.show({ stimuli: fresh.map((address) => reply(address, 22)), reasons: ["default-host"] });
     for (const world of stage.worlds) await world.host.ip(`addr del ${fresh[0]}/32 dev lo\naddr del ${fresh[1]}/128 dev lo`);
+  });
+
+  test("A10 a flow to an address that the host takes while it lasts", async () => {
+    const taken = ["81.2.69.143", "2a02:cf40::2"];
+    const marks = taken.map(() => nextMark());
+    const ping = (index: number): Bytes => echoFrame(stage.to(taken[index]!), { id: marks[index]!.port, payload: marks[index]!.bytes });
+    const knock = (index: number): Bytes => udpFrame(stage.to(taken[index]!), { sourcePort: marks[index]!.port, destinationPort: 9469, payload: marks[index]!.bytes });
+    const frames = taken.flatMap((_, index) => [ping(index), knock(index)]);
+    const of = (seen: readonly Bytes[]): string[] => seen.map(decode).filter((one) => taken.includes(one.source ?? "")).map((one) => `${one.source} ${one.protocol}`).sort();
+    for (const world of stage.worlds) {
+      // Twice: the second time the flows are established, and their packets go the short way.
+      for (let round = 0; round < 2; round++) expect((await stage.inject(world, frames)).captured.uplink.filter((frame) => marks.some((mark) => contains(frame, mark.bytes))).length).toBe(4);
+      await world.host.ip(`addr add ${taken[0]}/32 dev lo\naddr add ${taken[1]}/128 dev lo nodad`);
+      if (world === stage.control) {
+        expect(of((await stage.inject(world, frames)).received), "control: the host answers").toEqual(
+          [`${taken[0]} ${PROTOCOL.icmp}`, `${taken[0]} ${PROTOCOL.icmp}`, `${taken[1]} ${PROTOCOL.icmpv6}`, `${taken[1]} ${PROTOCOL.icmpv6}`].sort());
+      } else {
+        for (const address of taken) {
+          await until(`${address} in group host`, async () => {
+            await stage.inject(world, [stage.syn("", address, null).build(nextMark()) as Bytes]);
+            return stage.enforcer!.denials({ destination: address, reason: "default-host" }).length > 0;
+          }, 3000);
+        }
+        for (let round = 0; round < 3; round++) expect(of((await stage.inject(world, frames)).received)).toEqual([]);
+        await stage.alive();
+      }
+      await world.host.ip(`addr del ${taken[0]}/32 dev lo\naddr del ${taken[1]}/128 dev lo`);
+    }
   });
 
   test("A11 public addresses on a link of the host or behind its VPN", async () => {
@@ -542,7 +597,7 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
       expect(await seen(stage.control), "control").toBe(true);
       if (!controlsOnly) expect(await seen(stage.held)).toBe(false);
     }
-    await stage.show({ stimuli: [to(SINK.v4, "udp", 68, "uplink", 67), to(SINK.v6, "udp", 546, "uplink", 547)], reasons: ["dhcp-server"] });
+    await stage.show({ stimuli: [to(SINK.v4, "udp", 68, "uplink", 67), to(SINK.v6, "udp", 546, "uplink", 547), to(SINK.v4, "udp", 68), to(SINK.v6, "udp", 546)], reasons: ["dhcp-server"] });
   });
 
   test("headers that lie, and TCP flags that no stack sends", async () => {

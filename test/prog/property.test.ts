@@ -183,6 +183,7 @@ function expected(policy: Policy, table: GroupTable, packet: Packet, pins: reado
   const unicast = family === 4 ? first > 0 && first < 224 : first !== 0xff && remote.some((octet) => octet !== 0);
   if (out && ported && port === 53 && unicast) return { verdict: "redirect", reason: "dns-redirect", rule: null };
   if (proto === (family === 4 ? PROTOCOL.icmpv6 : PROTOCOL.icmp)) return { verdict: "deny", reason: "protocol", rule: null };
+  if (out && proto === PROTOCOL.udp && port === (family === 4 ? 68 : 546)) return { verdict: "deny", reason: "dhcp-server", rule: null };
   if (out && NAME_SERVICES.get(proto)?.includes(port) === true) return { verdict: "deny", reason: "name-service", rule: null };
   const { group } = referenceVerdict(policy, table, { ...packet, pins: [] });
   // What the host owns, its metadata and its loopback are never reached by name.

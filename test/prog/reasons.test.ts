@@ -182,6 +182,9 @@ twins("source-address", "another source address", (s, v6) => out(tcpFrame(s.to(s
 twins("source-address", "another than the learned one", (s, v6) => out(tcpFrame(s.to(site(v6), { source: v6 ? "fd00::9" : "10.0.0.9" }), https)), (v6) => ({ fresh: true, sandbox: { identity: learns }, prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
 twins("source-address", "the gateway's is not learned", (s, v6) => out(tcpFrame(s.to(site(v6), { source: gateway(v6) }), https)), () => ({ fresh: true, sandbox: { identity: learns } }));
 twins("source-address", "the unspecified address", (s, v6) => out(udpFrame(s.to(site(v6), { source: v6 ? "::" : "0.0.0.0" }), https)));
+// The lab's groups say that the host has these two.
+twins("source-address", "another address of the host in the tap's prefix is not learned", (s, v6) => out(tcpFrame(s.to(site(v6), { source: v6 ? HOST.gateway6 : HOST.gateway4 }), https)), () => ({ fresh: true, sandbox: { identity: { ...learns, gateways: [] } } }));
+row("arp-spoof", "ARP for another address of the host, which is not learned", () => out(arpFrame({ operation: 2, senderMac: GUEST.mac, senderIp: HOST.gateway4, targetIp: "10.0.0.9" })), { fresh: true, sandbox: { identity: { ...learns, gateways: [] } } });
 row("source-address", "DHCPv6 from a link-local address that is not the guest's", (s) => out(udpFrame(s.to("ff02::1:2", { source: "fe80::bad" }), { sourcePort: 546, destinationPort: 547, payload: filler(40) })));
 twins("address-unknown", "nothing given and nothing to learn from", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => ({ sandbox: { identity: { guest: [], learnPrefixes: [] } } }));
 const wide = { sandbox: { identity: { guest: [prefix("10.0.0.0/24"), prefix("fd00::/64")] } } };
@@ -230,6 +233,9 @@ row("router-message", "redirect", (s) => out(nd(s, (source, destination) => redi
 row("router-message", "router solicitation", (s) => out(nd(s, (source) => routerSolicitation(source, GUEST.mac), "ff02::2", { source: GUEST.linkLocal })));
 row("dhcp-server", "DHCP offer of the guest", (s) => out(udpFrame(s.to("255.255.255.255"), { sourcePort: 67, destinationPort: 68, payload: filler(240) })));
 row("dhcp-server", "DHCPv6 advertise of the guest", (s) => out(udpFrame(s.to("fe80::1"), { sourcePort: 547, destinationPort: 546, payload: filler(40) })));
+// Most clients look at the port to which it goes, and not at where it comes from.
+row("dhcp-server", "DHCP offer of the guest from another port", (s) => out(udpFrame(s.to(SITE.v4), { sourcePort: 6767, destinationPort: 68, payload: filler(240) })));
+row("dhcp-server", "DHCPv6 advertise of the guest from another port", (s) => out(udpFrame(s.to(SITE.v6), { sourcePort: 6767, destinationPort: 546, payload: filler(40) })));
 twins("not-for-guest", "inbound to another address", (s, v6) => into(tcpFrame(s.from(site(v6), { destination: v6 ? "fd00::9" : "10.0.0.9" }), https)));
 row("not-for-guest", "inbound broadcast", (s) => into(udpFrame(s.from(SITE.v4, { destination: "255.255.255.255" }), https)));
 

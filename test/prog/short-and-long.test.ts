@@ -142,6 +142,44 @@ describe("what the cache of denials remembers", () => {
     expect(knock(445).reason).toBe("rule-allow");
   });
 
+  test("is no flow: one goes on while the group of its address stays the same, and not when it changes", () => {
+    for (const [v6, site] of [[false, SITE.v4], [true, SITE.v6]] as const) {
+      const out = (flags: number): string => sandbox.out(tcpFrame(sandbox.to(site), { sourcePort: 2222, destinationPort: 443, flags })).reason;
+      const back = (): string => sandbox.in(tcpFrame(sandbox.from(site), { sourcePort: 443, destinationPort: 2222, flags: TCP.ack })).reason;
+      const said = (): string[] => [out(TCP.ack), back()];
+      sandbox.setPolicy("rules: [{allow: api.example.com}]");
+      const open = (): void => {
+        sandbox.pin({ address: site, names: ["api.example.com"] });
+        expect(out(TCP.syn)).toBe("rule-allow");
+      };
+      open();
+      for (let i = 0; i < 3; i++) expect(said()).toEqual(["established", "established"]);
+      // The pin is gone, as after its lease; the host gains other addresses, and loses them.
+      const pins = sandbox.tables.pins()!;
+      pins.delete(address(site));
+      pins.close();
+      lab.groups = hostGroups([SITE.other4, SITE.other6]);
+      for (let i = 0; i < 3; i++) expect(said()).toEqual(["established", "established"]);
+      lab.groups = hostGroups();
+      for (let i = 0; i < 3; i++) expect(said()).toEqual(["established", "established"]);
+      // The address becomes the host's own: whoever speaks first.
+      open();
+      expect(said()).toEqual(["established", "established"]);
+      lab.groups = hostGroups([site]);
+      expect(back()).toBe("policy-changed");
+      expect(out(TCP.ack)).toBe("policy-changed");
+      expect(said()).toEqual(["default-host", "ingress-default"]);
+      lab.groups = hostGroups();
+      // Where a rule names it as the host's, it goes on.
+      sandbox.setPolicy(`rules: [{allow: public}, {allow: ${v6 ? `"${site}"` : site}}]`);
+      expect(out(TCP.syn)).toBe("rule-allow");
+      lab.groups = hostGroups([site]);
+      sandbox.setPolicy(`rules: [{allow: public}, {allow: ${v6 ? `"${site}"` : site}}]`);
+      for (let i = 0; i < 3; i++) expect(said()).toEqual(["established", "established"]);
+      lab.groups = hostGroups();
+    }
+  });
+
   test("ends with the pin under which a name is denied", () => {
     sandbox.setPolicy("rules: [{deny: bad.example.com, ports: [25]}, {allow: public}]");
     const [bit] = sandbox.bitsOf("bad.example.com");
