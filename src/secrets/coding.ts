@@ -5,9 +5,9 @@
  * would go on as it came, what stands behind the coded octets, which no decoder looks at; backpressure reaches the decoder, so a bomb
  * holds no memory. No octets at all are an empty body in every coding.
  */
-import { Transform, type TransformCallback } from "node:stream";
+import type { TransformCallback } from "node:stream";
 import { createBrotliDecompress, createGunzip, createInflate, type BrotliDecompress, type Gunzip, type Inflate } from "node:zlib";
-import type { Pass } from "./stream.js";
+import { type Pass, TakingTurns } from "./stream.js";
 
 export type Coding = "gzip" | "deflate" | "br";
 /** Decoded octets beyond which a body must not be more than GROWTH times its size. */
@@ -36,27 +36,44 @@ function decoderOf(coding: Coding): Gunzip | Inflate | BrotliDecompress {
 }
 
 /** Common to both ways: feeds a decoder and counts what comes out of it. */
-abstract class Decoding extends Transform {
+abstract class Decoding extends TakingTurns {
   protected readonly decoder: Gunzip | Inflate | BrotliDecompress;
   #in = 0;
   #out = 0;
   #ended = false;
+  /** A piece that came out waits for its turn. */
+  protected waits = false;
+  /** What goes on when all that came out was looked through. */
+  #then: (() => void) | null = null;
 
   /** @param strict nothing may stand behind the coded octets; else it is left out. */
-  constructor(coding: Coding, private readonly strict: boolean) {
-    super({ highWaterMark: 65_536 });
+  constructor(coding: Coding, owner: object, private readonly strict: boolean) {
+    super(owner);
     this.decoder = decoderOf(coding);
     this.decoder.on("error", (error) => this.destroy(error));
     this.decoder.once("end", () => { this.#ended = true; });
     this.decoder.on("data", (chunk: Buffer) => {
       this.#out += chunk.length;
-      try {
+      let waited = false;
+      this.waits = true;
+      this.inTurn(() => {
+        this.waits = false;
+        if (waited) this.decoder.resume();
         if (this.#out > GROWN && this.#out > GROWTH * this.#in) throw new Error("the body grows beyond measure when it is decoded");
         this.decoded(chunk);
-      } catch (error) {
-        this.destroy(error as Error);
-      }
+        if (this.#then !== null) this.#whenLookedThrough(this.#then);
+      }, (error) => this.destroy(error));
+      if (!this.waits) return;
+      waited = true;
+      this.decoder.pause();
     });
+  }
+
+  /** @param then called once, unless the stream ends before. */
+  #whenLookedThrough(then: () => void): void {
+    const all = !this.waits && this.decoder.readableLength === 0;
+    this.#then = all ? null : then;
+    if (all) then();
   }
 
   protected abstract decoded(chunk: Buffer): void;
@@ -72,7 +89,7 @@ abstract class Decoding extends Transform {
       if (error !== null && error !== undefined) return;
       // What it took of it: the end of the coded octets is the last that it takes.
       if (this.strict && this.decoder.bytesWritten < this.#in) this.#more();
-      else done();
+      else this.#whenLookedThrough(done);
     });
   }
 
@@ -82,7 +99,7 @@ abstract class Decoding extends Transform {
       done();
       return;
     }
-    this.decoder.once("end", done);
+    this.decoder.once("end", () => this.#whenLookedThrough(done));
     this.decoder.end();
   }
 
@@ -98,8 +115,8 @@ abstract class Decoding extends Transform {
 export class DecodedStream extends Decoding {
   readonly #pass: Pass;
 
-  constructor(coding: Coding, pass: Pass) {
-    super(coding, false);
+  constructor(coding: Coding, pass: Pass, owner: object) {
+    super(coding, owner, false);
     this.#pass = pass;
   }
 
@@ -109,13 +126,13 @@ export class DecodedStream extends Decoding {
   }
 
   override _read(size: number): void {
-    this.decoder.resume();
+    if (!this.waits) this.decoder.resume();
     super._read(size);
   }
 
-  override _transform(chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback): void { this.feed(chunk, () => done()); }
+  protected override takePiece(chunk: Buffer, done: TransformCallback): void { this.feed(chunk, () => done()); }
 
-  override _flush(done: TransformCallback): void {
+  protected override takeEnd(done: TransformCallback): void {
     this.finish(() => {
       try {
         for (const piece of this.#pass.push(Buffer.alloc(0), true)) this.push(piece);
@@ -138,21 +155,16 @@ export class InspectedStream extends Decoding {
   #last: Buffer | null = null;
 
   /** @param pass what it decodes to, `raw` the octets themselves. */
-  constructor(coding: Coding, pass: Pass, raw: Pass) {
-    super(coding, true);
+  constructor(coding: Coding, pass: Pass, raw: Pass, owner: object) {
+    super(coding, owner, true);
     this.#pass = pass;
     this.#raw = raw;
   }
 
   protected override decoded(chunk: Buffer): void { this.#pass.push(chunk, false); }
 
-  override _transform(chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback): void {
-    try {
-      this.#raw.push(chunk, false);
-    } catch (error) {
-      done(error as Error);
-      return;
-    }
+  protected override takePiece(chunk: Buffer, done: TransformCallback): void {
+    this.#raw.push(chunk, false);
     this.feed(chunk, () => {
       if (this.#last !== null) this.push(this.#last);
       this.#last = chunk;
@@ -160,7 +172,7 @@ export class InspectedStream extends Decoding {
     });
   }
 
-  override _flush(done: TransformCallback): void {
+  protected override takeEnd(done: TransformCallback): void {
     this.finish(() => {
       try {
         this.#pass.push(Buffer.alloc(0), true);

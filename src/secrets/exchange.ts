@@ -312,10 +312,10 @@ class Exchange implements ExchangeFilter {
   }
 
   #stream(coding: ReturnType<typeof codingOf>, rewrites: boolean, sized: boolean): Duplex {
-    if (coding === null || coding === "unknown") return new PassStream(this.#bodyPass(rewrites, sized));
+    if (coding === null || coding === "unknown") return new PassStream(this.#bodyPass(rewrites, sized), this.#set);
     // What stands in a block that is not compressed is found twice, as it comes and decoded: let pass, it is told once.
     const told = new Map<string, number>();
-    return new InspectedStream(coding, this.#codedPass(told), this.#codedPass(told));
+    return new InspectedStream(coding, this.#codedPass(told), this.#codedPass(told), this.#set);
   }
 
   /** Of a body in a coding one of two. @param told what either of them told, by secret and form: as often as the one that found it most often. */
@@ -410,13 +410,13 @@ class Exchange implements ExchangeFilter {
       const refusal = violate(this.#set, this.#gate, this.#request, hit, "websocket", null, hit.form);
       return refusal === null ? null : new SecretStop(refusal);
     });
-    return new FrameStream(make(), make);
+    return new FrameStream(make(), make, this.#set);
   }
 
   tunnel(): { readonly fromGuest: Duplex; readonly toGuest: Duplex | null } {
     if (this.#scrub === null) return { fromGuest: this.#frames(), toGuest: null };
     const make = (): Pass => new Pass(this.#sought(), false, (hit) => this.#stopped(hit));
-    return { fromGuest: this.#frames(), toGuest: new FrameStream(make(), make) };
+    return { fromGuest: this.#frames(), toGuest: new FrameStream(make(), make, this.#set) };
   }
 
   // ---- response -----------------------------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ class Exchange implements ExchangeFilter {
     if (scrub === null) return null;
     if (this.#framed) {
       const make = (): Pass => new Pass(this.#sought(), false, (hit) => this.#stopped(hit));
-      return { transform: new FrameStream(make(), make), changesLength: false };
+      return { transform: new FrameStream(make(), make, this.#set), changesLength: false };
     }
     const coding = this.#coding === "unknown" ? null : this.#coding;
     const changesLength = coding !== null || (scrub.changesLength && !this.#keeps);
@@ -455,7 +455,7 @@ class Exchange implements ExchangeFilter {
       this.#count(hit);
       return scrub.replacement(hit, octets.length, this.#keeps || !changesLength);
     });
-    return { transform: coding === null ? new PassStream(pass) : new DecodedStream(coding, pass), changesLength };
+    return { transform: coding === null ? new PassStream(pass, this.#set) : new DecodedStream(coding, pass, this.#set), changesLength };
   }
 
   responseTrailers(fields: Fields): string[] | null {

@@ -15,6 +15,7 @@ import type { Refusal } from "../tls/http/refusal.js";
 import { BLOCK, openExchange, ScrubSet, violate } from "./exchange.js";
 import { Finder, type Wanted } from "./finder.js";
 import { type Clock, LiveSecret, monotonic } from "./live-secret.js";
+import { looks } from "./looks.js";
 import { type NamedPlaceholder, NameFinder } from "./names.js";
 import { type Entrusted, PlaceholderBook } from "./placeholder.js";
 import type { SourceOptions } from "./source.js";
@@ -195,7 +196,7 @@ export class SandboxSecrets implements SecretSet {
 
   /** What becomes of a request. */
   exchange(gate: Gate, request: RequestFacts): ExchangeFilter | Refusal | null | Promise<ExchangeFilter | Refusal | null> {
-    return this.idle ? null : openExchange(this, gate, request);
+    return this.idle ? null : looks.look(this, () => openExchange(this, gate, request));
   }
 
   /** A server's name that holds a placeholder. @returns what refuses the connection. */

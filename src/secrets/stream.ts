@@ -4,10 +4,11 @@
  * Holds always: a match is found however it is split. What may be the beginning of one is held back until more comes; three
  * octets or fewer may be chance and are let go after a moment, so that a conversation does not stall on them. What is kept is
  * bounded by the finder's reach. Each piece is looked through for what is sought when it comes. After an error nothing more
- * comes out.
+ * comes out. Each look costs time for all that is kept, so sandboxes take turns with them, and what comes meanwhile is looked through in one.
  */
 import { Transform, type TransformCallback } from "node:stream";
 import type { Finder, Hit } from "./finder.js";
+import { looks } from "./looks.js";
 
 /** Beginnings of a match up to this length may be chance. */
 const CHANCE = 3;
@@ -93,19 +94,51 @@ export class Pass {
   }
 }
 
+/** A stream whose pieces are gathered while it waits for its sandbox's turn. */
+export abstract class TakingTurns extends Transform {
+  readonly #owner: object;
+
+  /** @param owner the sandbox. */
+  constructor(owner: object) {
+    super({ highWaterMark: 65_536 });
+    this.#owner = owner;
+  }
+
+  override _writev(pieces: { readonly chunk: Buffer }[], done: (error?: Error | null) => void): void { this._write(Buffer.concat(pieces.map(({ chunk }) => chunk)), "binary", done); }
+
+  override _transform(chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback): void { this.inTurn(() => this.takePiece(chunk, done), done); }
+
+  override _flush(done: TransformCallback): void { this.inTurn(() => this.takeEnd(done), done); }
+
+  protected abstract takePiece(chunk: Buffer, done: TransformCallback): void;
+  protected abstract takeEnd(done: TransformCallback): void;
+
+  /** @param look not called when the stream has ended meanwhile; what it throws ends the stream. */
+  protected inTurn(look: () => void, failed: (error: Error) => void): void {
+    void looks.look(this.#owner, () => {
+      if (this.destroyed) return;
+      try {
+        look();
+      } catch (error) {
+        failed(error as Error);
+      }
+    });
+  }
+}
+
 /** A Pass as a stream. */
-export class PassStream extends Transform {
+export class PassStream extends TakingTurns {
   readonly #pass: Pass;
   #timer: NodeJS.Timeout | null = null;
 
-  constructor(pass: Pass) {
-    super({ highWaterMark: 65_536 });
+  constructor(pass: Pass, owner: object) {
+    super(owner);
     this.#pass = pass;
   }
 
-  override _transform(chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback): void { this.#through(chunk, false, done); }
+  protected override takePiece(chunk: Buffer, done: TransformCallback): void { this.#through(chunk, false, done); }
 
-  override _flush(done: TransformCallback): void { this.#through(NOTHING, true, done); }
+  protected override takeEnd(done: TransformCallback): void { this.#through(NOTHING, true, done); }
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
     if (this.#timer !== null) clearTimeout(this.#timer);
@@ -115,14 +148,9 @@ export class PassStream extends Transform {
   #through(chunk: Buffer, last: boolean, done: TransformCallback): void {
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
-    try {
-      // One piece in, one piece out: on the wire each may become a chunk or a frame.
-      const pieces = this.#pass.push(chunk, last);
-      if (pieces.length > 0) this.push(pieces.length === 1 ? pieces[0] : Buffer.concat(pieces));
-    } catch (error) {
-      done(error as Error);
-      return;
-    }
+    // One piece in, one piece out: on the wire each may become a chunk or a frame.
+    const pieces = this.#pass.push(chunk, last);
+    if (pieces.length > 0) this.push(pieces.length === 1 ? pieces[0] : Buffer.concat(pieces));
     if (this.#pass.loose && !last) {
       this.#timer = setTimeout(() => {
         this.#timer = null;

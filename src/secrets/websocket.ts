@@ -5,13 +5,13 @@
  * ends in what is probably its beginning, before it is known not to be. Compression was not agreed to (the offer is taken out of
  * the handshake); a frame that claims it ends the stream.
  */
-import { Transform, type TransformCallback } from "node:stream";
-import type { Pass } from "./stream.js";
+import type { TransformCallback } from "node:stream";
+import { type Pass, TakingTurns } from "./stream.js";
 
 /** Beginnings up to this length go on. */
 const CHANCE = 3;
 
-export class FrameStream extends Transform {
+export class FrameStream extends TakingTurns {
   readonly #data: Pass;
   readonly #control: () => Pass;
   #head: Buffer = Buffer.alloc(0);
@@ -21,27 +21,25 @@ export class FrameStream extends Transform {
   #maskAt = 0;
   #isControl: Pass | null = null;
   readonly #held: Buffer[] = [];
+  /** Payload of the present message that is not looked through yet. */
+  #pieces: Buffer[] = [];
 
-  /** @param data for messages, which may be split over frames. @param control makes one for a control frame's payload. */
-  constructor(data: Pass, control: () => Pass) {
-    super({ highWaterMark: 65_536 });
+  /** @param data for messages, which may be split over frames. @param control makes one for a control frame's payload. @param owner the sandbox. */
+  constructor(data: Pass, control: () => Pass, owner: object) {
+    super(owner);
     this.#data = data;
     this.#control = control;
   }
 
-  override _transform(chunk: Buffer, _encoding: BufferEncoding, done: TransformCallback): void {
-    try {
-      this.#read(chunk);
-    } catch (error) {
-      done(error as Error);
-      return;
-    }
+  protected override takePiece(chunk: Buffer, done: TransformCallback): void {
+    this.#read(chunk);
+    this.#lookAtPieces();
     this.#held.push(chunk);
     if (this.#data.matched <= CHANCE && (this.#isControl?.matched ?? 0) <= CHANCE) for (const held of this.#held.splice(0)) this.push(held);
     done();
   }
 
-  override _flush(done: TransformCallback): void {
+  protected override takeEnd(done: TransformCallback): void {
     for (const held of this.#held.splice(0)) this.push(held);
     done();
   }
@@ -78,7 +76,10 @@ export class FrameStream extends Transform {
     this.#maskAt = 0;
     const opcode = first & 15;
     // A new message is not the continuation of the one before.
-    if (opcode === 1 || opcode === 2) this.#data.reset();
+    if (opcode === 1 || opcode === 2) {
+      this.#lookAtPieces();
+      this.#data.reset();
+    }
     this.#isControl = opcode >= 8 ? this.#control() : null;
   }
 
@@ -86,7 +87,14 @@ export class FrameStream extends Transform {
     const plain = Buffer.from(piece);
     const mask = this.#mask;
     if (mask !== null) for (let i = 0; i < plain.length; i++) plain[i] = (plain[i] as number) ^ (mask[this.#maskAt++ & 3] as number);
-    (this.#isControl ?? this.#data).push(plain, false);
+    if (this.#isControl !== null) this.#isControl.push(plain, false);
+    else this.#pieces.push(plain);
+  }
+
+  #lookAtPieces(): void {
+    if (this.#pieces.length === 0) return;
+    this.#data.push(Buffer.concat(this.#pieces), false);
+    this.#pieces = [];
   }
 }
 

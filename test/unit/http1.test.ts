@@ -373,6 +373,14 @@ describe("answers that are refused", () => {
     guest.write(GET);
     expect(await guest.all()).toMatch(/^HTTP\/1\.1 502 /);
   });
+  it("one that comes before any request: the first is told so at once, and it is nobody's answer", async () => {
+    const w = await world({ onOrigin: (socket) => { socket.write("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"); } });
+    const guest = await w.guest();
+    await until(() => w.origins[0]?.destroyed === true);
+    guest.write(`GET / HTTP/1.1\r\nHost: ${NAME}\r\n\r\n`);
+    expect(await guest.all()).toMatch(/^HTTP\/1\.1 502 [^]*spoke before it was asked/);
+    expect(guest.got).not.toContain("evil");
+  });
   it("a second answer that nobody asked for never becomes the next request's", async () => {
     const w = await world({ onOrigin: answering([`${OK}HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison`]) });
     const guest = await w.guest();

@@ -2,9 +2,10 @@
 import { connect as h2connect, createSecureServer, type ClientHttp2Session, type IncomingHttpHeaders, type OutgoingHttpHeaders } from "node:http2";
 import { createHash } from "node:crypto";
 import type { TLSSocket } from "node:tls";
-import { gzipSync } from "node:zlib";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { constants, createDeflate, gzipSync, inflateSync } from "node:zlib";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { SecretSpec } from "../../src/policy/types.js";
+import { Finder } from "../../src/secrets/finder.js";
 import { SandboxSecrets } from "../../src/secrets/sandbox-secrets.js";
 import type { Gate, Violation } from "../../src/secrets/types.js";
 import { assertNowhere, pattern, secretSpec } from "../lib/secrets.js";
@@ -23,7 +24,10 @@ async function open(spec: Partial<SecretSpec> = {}): Promise<void> {
   P = secrets.environment()["TOKEN"] as string;
 }
 beforeEach(() => open());
-afterEach(async () => { for (const world of worlds.splice(0)) await world.stop(); });
+afterEach(async () => {
+  vi.restoreAllMocks();
+  for (const world of worlds.splice(0)) await world.stop();
+});
 async function world(gate: Partial<Gate> = {}, options: WorldOptions = {}): Promise<World> {
   const made = new World({ ...options, filter: (request) => secrets.exchange({ labels: NAME.split("."), port: 443, intercepted: true, verified: true, pinned: true, ...gate }, request) as never });
   worlds.push(made);
@@ -220,6 +224,50 @@ describe("HTTP/1.1", () => {
     expect(got).toContain("hi");
     assertNowhere(VALUE, { texts: { got } });
     expect(got).not.toContain(VALUE.slice(0, 12));
+  });
+  it.each(["a chunked body", "a body coded piece by piece", "a WebSocket's fragments"])("A54: %s, in thousands of pieces full of escapes, is looked through in few looks, and all of it passes", async (what) => {
+    // Each look goes over what is kept of a long placeholder in a hundred ways of writing it: ten thousand would take many seconds.
+    await open({ placeholder: { prefix: "", sameLength: false, jwt: true } });
+    const COUNT = 10_000, text = `${[...(P.split(".")[2] as string).slice(0, 12)].map((char) => `%${char.charCodeAt(0).toString(16)}`).join("")}\\u0061`.repeat(COUNT).slice(0, COUNT);
+    const agree = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    let got = Buffer.alloc(0);
+    const w = await world(EVIL, { onOrigin: (socket: TLSSocket) => {
+      if (what === "a WebSocket's fragments") socket.once("data", () => socket.write(agree));
+      socket.on("data", (chunk: Buffer) => { got = Buffer.concat([got, chunk]); });
+    } });
+    const find = vi.spyOn(Finder.prototype, "find");
+    const guest = await w.guest();
+    const head = (...fields: string[]): void => guest.write(`${[`POST / HTTP/1.1`, `Host: ${NAME}`, ...fields].join("\r\n")}\r\n\r\n`);
+    const chunked = (pieces: readonly Buffer[]): Buffer => Buffer.concat([...pieces.flatMap((piece) => [Buffer.from(`${piece.length.toString(16)}\r\n`), piece, Buffer.from("\r\n")]), Buffer.from("0\r\n\r\n")]);
+    const octets = [...Buffer.from(text)].map((octet) => Buffer.of(octet));
+    switch (what) {
+      case "a chunked body": case "a body coded piece by piece": {
+        let pieces: Buffer[] = octets;
+        if (what !== "a chunked body") {
+          // Each octet behind a flush: some six octets of its own.
+          const deflate = createDeflate({ flush: constants.Z_SYNC_FLUSH }), coded: Buffer[] = [];
+          deflate.on("data", (piece: Buffer) => coded.push(piece));
+          for (const octet of octets.slice(0, COUNT / 2)) await new Promise<void>((resolve) => deflate.write(octet, () => resolve()));
+          deflate.end();
+          await new Promise((resolve) => deflate.once("end", resolve));
+          pieces = coded;
+        }
+        head("Transfer-Encoding: chunked", ...(what === "a chunked body" ? [] : ["Content-Encoding: deflate"]));
+        guest.socket.write(chunked(pieces));
+        await until(() => got.subarray(-5).equals(Buffer.from("0\r\n\r\n")));
+        if (what === "a chunked body") expect(dechunked(got.toString("latin1"))).toBe(text);
+        else expect(inflateSync(Buffer.from(dechunked(got.toString("latin1")), "latin1")).toString()).toBe(text.slice(0, COUNT / 2));
+        break;
+      }
+      default: {
+        guest.write(`GET / HTTP/1.1\r\nHost: ${NAME}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n`);
+        await guest.until("101");
+        const frames = Buffer.concat(octets.map((octet, i) => Buffer.from([i === 0 ? 1 : i === COUNT - 1 ? 0x80 : 0, 0x81, 0, 0, 0, 0, ...octet])));
+        guest.socket.write(frames);
+        await until(() => got.subarray(-frames.length).equals(frames));
+      }
+    }
+    expect(find.mock.calls.length).toBeLessThan(COUNT / 10);
   });
   it("38: a rotation counts for the next request of an open connection, a removal too", async () => {
     await open({ ttl: 60 });

@@ -397,7 +397,8 @@ class Http1Leg implements Watched {
 
   /** Upstream sent octets that answer nothing: they must not become the next request's answer. */
   #unasked(): void {
-    this.#ending = true;
+    if (this.#served === 0) this.#failure ??= new UpstreamError("upstream-framing", `${this.passage.name ?? "the far side"} spoke before it was asked`);
+    else this.#ending = true;
     this.#upstream?.destroy();
   }
 
