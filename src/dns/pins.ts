@@ -85,7 +85,7 @@ interface PinnedAddress {
   /** its octets, see bytesOf. */
   readonly key: string;
   readonly names: PinnedName[];
-  /** seconds of grace on top of the leases, because it was in use; 0 when none. */
+  /** it was in use, so that no lease that runs, or runs in grace, ends before; 0 when it never was. See heldUntil. */
   graceUntil: number;
   /** what each view's map should hold: the latest expiry per bit, over all names; null while a single name says it all. */
   entries: Entry[][] | null;
@@ -125,6 +125,11 @@ function leaseFor(pinned: PinnedName, address: PinnedAddress): Lease | undefined
 
 function endOf(pinned: PinnedName, address: PinnedAddress): number {
   return leaseFor(pinned, address)?.expires ?? 0;
+}
+
+/** Until when a lease is good that ends at `expires`: every name has its own grace, however long others lead to the address. */
+function heldUntil(expires: number, address: PinnedAddress): number {
+  return Math.max(expires, Math.min(address.graceUntil, expires + GRACE));
 }
 
 function sameBits(a: ViewBits, b: ViewBits): boolean {
@@ -222,7 +227,7 @@ export class PinBook {
         address.names.push(pinned);
       }
       if (address.entries === null) this.recount(address);
-      else for (let view = 0; view < bits.length; view++) raise(address.entries[view]!, bits[view]!, Math.max(expires, address.graceUntil));
+      else for (let view = 0; view < bits.length; view++) raise(address.entries[view]!, bits[view]!, heldUntil(expires, address));
       try {
         this.flush(address);
         // This second counts as over: the kernel may have said no in it.
@@ -333,21 +338,21 @@ export class PinBook {
   private remember(pinned: PinnedName, address: PinnedAddress): void {
     const key = address.key + pinned.name.wire;
     this.former.delete(key);
-    this.former.set(key, { name: pinned.name, address: bytesOf(address.key), expired: Math.max(endOf(pinned, address), address.graceUntil) });
+    this.former.set(key, { name: pinned.name, address: bytesOf(address.key), expired: heldUntil(endOf(pinned, address), address) });
     if (this.former.size <= FORMER) return;
     const oldest = this.former.keys().next();
     if (oldest.done !== true) this.former.delete(oldest.value);
   }
 
   /**
-   * Whether this very name is pinned to this address now: its lease runs, or the address is kept in grace. Names that were
+   * Whether this very name is pinned to this address now: its lease runs, or is kept in grace. Names that were
    * told under an open policy count while their lease runs and they are remembered.
    */
   pinned(name: Name, bytes: Uint8Array, now: number): boolean {
     const key = keyOf(bytes);
     const address = this.addresses.get(key);
     const lease = address === undefined ? undefined : this.names.get(name.wire)?.leases.find((each) => each.address === address);
-    if (address !== undefined && lease !== undefined) return lease.expires > now || address.graceUntil > now;
+    if (address !== undefined && lease !== undefined) return heldUntil(lease.expires, address) > now;
     return (this.shown.get(name.wire)?.addresses.find((told) => told.key === key)?.expires ?? 0) > now;
   }
 
@@ -358,7 +363,7 @@ export class PinBook {
     const listing: PinListing[] = [];
     for (const pinned of this.names.values()) {
       for (const { address, expires } of pinned.leases) {
-        listing.push({ name: pinned.name, address: bytesOf(address.key), expires: Math.max(expires, address.graceUntil), bits: pinned.bits.slice(0, this.inForce) });
+        listing.push({ name: pinned.name, address: bytesOf(address.key), expires: heldUntil(expires, address), bits: pinned.bits.slice(0, this.inForce) });
       }
     }
     for (const each of this.shown.values()) {
@@ -407,24 +412,21 @@ export class PinBook {
   }
 
   private sweepOne(address: PinnedAddress, now: number, inUse: (address: Uint8Array) => boolean): void {
-    let end = 0;
-    let some = false;
+    let near = false;
+    let over = 0;
     for (const pinned of address.names) {
       if (pinned.leases.length > this.largestSeen) this.largestSeen = pinned.leases.length;
       const own = endOf(pinned, address);
-      if (own > end) end = own;
-      some ||= own <= now;
+      const held = heldUntil(own, address);
+      if (held <= now) over++;
+      else near ||= held <= now + NEAR_END && held < own + GRACE;
     }
-    const effective = Math.max(end, address.graceUntil);
-    if (effective <= now) return this.expire(address, address.names);
-    if (effective <= now + NEAR_END && effective < end + GRACE && inUse(bytesOf(address.key))) {
-      address.graceUntil = Math.min(end + GRACE, now + GRACE_STEP);
-      this.recount(address);
-      if (address.graceUntil > effective && this.tryFlush(address)) this.counters.graceExtensions++;
-    } else if (some && address.graceUntil <= now) {
-      // Single names have ended before the address does. Grace keeps all names that led to it.
-      this.expire(address, address.names.filter((pinned) => endOf(pinned, address) <= now));
-    }
+    if (over === address.names.length) return this.expire(address, address.names);
+    if (over > 0) this.expire(address, address.names.filter((pinned) => heldUntil(endOf(pinned, address), address) <= now));
+    if (!near || !inUse(bytesOf(address.key))) return;
+    address.graceUntil = now + GRACE_STEP;
+    this.recount(address);
+    if (this.tryFlush(address)) this.counters.graceExtensions++;
   }
 
   private expire(address: PinnedAddress, gone: readonly PinnedName[]): void {
@@ -594,7 +596,7 @@ export class PinBook {
     }
     const entries: Entry[][] = this.views.map(() => []);
     for (const pinned of address.names) {
-      const expires = Math.max(endOf(pinned, address), address.graceUntil);
+      const expires = heldUntil(endOf(pinned, address), address);
       for (let view = 0; view < entries.length; view++) raise(entries[view]!, pinned.bits[view]!, expires);
     }
     address.entries = entries;
@@ -604,7 +606,7 @@ export class PinBook {
     if (address.entries !== null) return address.entries[view]!;
     const only = address.names[0];
     if (only === undefined) return [];
-    const expires = Math.max(endOf(only, address), address.graceUntil);
+    const expires = heldUntil(endOf(only, address), address);
     return only.bits[view]!.map((bit) => ({ bit, expires }));
   }
 

@@ -68,6 +68,21 @@ describe("grace", () => {
     expect(kernel.entries.size).toBe(0);
   });
 
+  it.each([30, 45, 50, 55, 300])("each name has its own grace, whatever another name asked every %i s does at the same address", (period) => {
+    for (const start of [145, 160, 190]) {
+      const { kernel, book } = make();
+      book.pin(name("old.test"), [[1]], [A], 160, 100);
+      let last = 0;
+      for (let now = 100; now < 160 + 3 * GRACE; now += 5) {
+        if (now >= start && (now - start) % period === 0) book.pin(name("new.test"), [[2]], [A], now + 61, now);
+        book.sweep(now, used);
+        if (kernel.entries.get("93.0.0.1")?.some(({ bit, expires }) => bit === 1 && expires > now) === true) last = now;
+        expect(book.pinned(name("old.test"), A, now)).toBe(last === now);
+      }
+      expect(last).toBe(160 + GRACE - 5);
+    }
+  });
+
   it("flows are looked at only when a pin is near its end", () => {
     const { book } = make();
     book.pin(name("a.test"), [[1]], [A], 1_000, 100);
