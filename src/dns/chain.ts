@@ -2,7 +2,7 @@
  * From an upstream's reply to what may be said of it: the chain of CNAMEs that starts at the question, the records at its
  * end, every address that any section shows, and how long it may be kept.
  *
- * Holds always: only owners on the chain are answered; addresses to be pinned are those of the question's type at the
+ * Holds always: only owners on the chain are answered, and what proves it to who asked for DNSSEC; addresses to be pinned are those of the question's type at the
  * chain's end and hints of its HTTPS/SVCB records; an error code carries no answers; over 8 links or 64 addresses the
  * whole reply is refused, never cut short silently. Pure.
  * Does not: judge addresses or names (rebind.ts, judge.ts).
@@ -10,7 +10,7 @@
 import { isV4 } from "../addresses/address.js";
 import { readServiceBinding, type ServiceBinding } from "./svcb.js";
 import type { Reply } from "./message.js";
-import { Class, Flag, Rcode, Type, isWithin, type Name, type Record } from "./wire.js";
+import { Class, Flag, Rcode, Type, isWithin, labelsOf, readName, type Name, type Record } from "./wire.js";
 
 export const MAX_LINKS = 8;
 export const MAX_ADDRESSES = 64;
@@ -95,12 +95,27 @@ function rewritten(
   for (const [record, binding] of bindings) if (told.has(record) && form(binding) !== record.data) types.add(record.type);
   const answers: Record[] = [];
   for (const record of told) {
-    if (record.type === Type.RRSIG && types.has((record.data[0]! << 8) | record.data[1]!)) continue;
+    if (record.type === Type.RRSIG && types.has(typeCovered(record))) continue;
     const binding = bindings.get(record);
     const data = binding === undefined ? record.data : form(binding);
     if (data !== null) answers.push(data === record.data ? record : { ...record, data });
   }
   return { answers, changed: types.size > 0 };
+}
+
+const typeCovered = (signature: Record): number => (signature.data[0]! << 8) | signature.data[1]!;
+const isProof = ({ type, class: cls }: Record): boolean => cls === Class.IN && (type === Type.NSEC || type === Type.NSEC3 || type === Type.RRSIG);
+
+/** The DNAME above `owner` by which its CNAME to `target` was made (RFC 6672 section 2.2), if the reply has it. */
+function dnameOf(answers: readonly Record[], owner: Name, target: Name): Record | undefined {
+  return answers.find((r) => r.type === Type.DNAME && r.owner.wire !== owner.wire && isWithin(owner, r.owner)
+    && owner.wire.slice(0, owner.wire.length - r.owner.wire.length) + r.target!.wire === target.wire);
+}
+
+/** The zone whose wildcard a signed record was made of (RFC 4035 section 5.3.2: fewer labels signed than there are), or null. */
+function wildcardZone(record: Record): Name | null {
+  if (record.type !== Type.RRSIG || record.data[3]! >= labelsOf(record.owner).length) return null;
+  return readName(record.data, 0, 18, record.data.length, false)?.name ?? null;
 }
 
 /**
@@ -131,9 +146,13 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
       const here = reply.answers.filter((r) => r.owner.wire === owner.wire);
       const cname = type === Type.CNAME ? undefined : here.find((r) => r.type === Type.CNAME);
       const wanted = cname === undefined ? type : Type.CNAME;
+      const dname = cname === undefined || !dnssec ? undefined : dnameOf(reply.answers, owner, cname.target!);
+      if (dname !== undefined) {
+        // What is signed of the link; the CNAME is not.
+        for (const r of reply.answers) if (r === dname || (r.type === Type.RRSIG && r.owner.wire === dname.owner.wire && typeCovered(r) === Type.DNAME)) told.add(r);
+      }
       for (const record of here) {
-        const signature = record.type === Type.RRSIG && dnssec && record.data.length >= 2
-          && ((record.data[0]! << 8) | record.data[1]!) === wanted;
+        const signature = record.type === Type.RRSIG && dnssec && typeCovered(record) === wanted;
         if (record.type !== wanted && !signature) continue;
         // Two CNAMEs at one owner are no chain (RFC 2181 section 10.1).
         if (cname !== undefined && record.type === Type.CNAME && record !== cname) {
@@ -179,8 +198,10 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
   for (const binding of bindings.values()) mapped = binding.mapped ?? mapped;
   if (tell.length > MAX_ADDRESSES) return "address-count";
 
-  const found = answers.some((r) => r.type === type);
+  const found = answers.some((r) => r.type === type && r.owner.wire === owner.wire);
   const authority: Record[] = [];
+  // Zones whose proofs go with the answer: that a name is not there, or (RFC 4035 section 3.1.3.3) that no closer one is than a wildcard.
+  const zones = dnssec ? answers.map(wildcardZone).filter((zone) => zone !== null) : [];
   if (!found) {
     // RFC 2308 section 5: a negative answer lives as long as the lesser of the SOA's TTL and its MINIMUM; without a SOA
     // it is not kept.
@@ -193,13 +214,13 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
       const negative = Math.min(soa.ttl, minimum, MAX_NEGATIVE_TTL);
       authority.push({ ...soa, ttl: negative });
       ttl = Math.min(ttl, negative);
-      if (dnssec) {
-        for (const r of reply.authority) {
-          const proof = r.type === Type.NSEC || r.type === Type.NSEC3 || r.type === Type.RRSIG;
-          if (proof && r.class === Class.IN && isWithin(r.owner, soa.owner)) authority.push(r);
-        }
-      }
+      if (dnssec) zones.push(soa.owner);
     }
+  }
+  if (zones.length > 0) {
+    const proofs = reply.authority.filter((r) => isProof(r) && zones.some((zone) => isWithin(r.owner, zone)));
+    authority.push(...proofs);
+    if (found) for (const r of proofs) ttl = Math.min(ttl, r.ttl);
   }
   const authentic = (reply.flags & Flag.AD) !== 0;
   return {

@@ -58,6 +58,8 @@ interface Waiter {
   readonly client: Client;
   readonly judgement: Judgement;
   readonly epoch: number;
+  /** when its answer is due, ms. */
+  readonly due: number;
   /** for one that had waited before: ends it in time, whatever the upstream does. */
   timer: NodeJS.Timeout | null;
   done: boolean;
@@ -340,11 +342,9 @@ export class Resolver {
     sandbox.inFlight++;
     const waiter: Waiter = {
       sandbox, query: Buffer.from(b.subarray(offset, offset + length)), question, edns, client: client.retain(),
-      judgement, epoch: sandbox.epoch, timer: null, done: false,
+      judgement, epoch: sandbox.epoch, due: this.io.nowMs() + ANSWER_MS - client.waited, timer: null, done: false,
     };
-    if (client.waited > ANSWER_MS - TOTAL_MS) {
-      waiter.timer = setTimeout(() => this.finish(waiter, null, "timeout", this.io.nowSeconds()), ANSWER_MS - client.waited);
-    }
+    if (client.waited > ANSWER_MS - TOTAL_MS) this.endInTime(waiter);
     const waiting = set.pending.get(key);
     if (waiting !== undefined) {
       sandbox.counters.coalesced++;
@@ -353,10 +353,34 @@ export class Resolver {
     }
     sandbox.counters.cacheMisses++;
     set.pending.set(key, [waiter]);
-    this.upstream.ask(question.name, question.type, dnssec, set.servers, sandbox.owner, (outcome) => {
+    this.askFor(set, key, question, dnssec, sandbox.owner);
+  }
+
+  private askFor(set: UpstreamSet, key: string, question: Question, dnssec: boolean, owner: number): void {
+    this.upstream.ask(question.name, question.type, dnssec, set.servers, owner, (outcome) => {
+      if (outcome === "owner-busy" && this.handOver(set, key, question, dnssec, owner)) return;
       const result = typeof outcome === "string" ? outcome : followChain(outcome, question.name, question.type, dnssec);
-      this.arrived(set, key, question.name, result, sandbox.owner);
+      this.arrived(set, key, question.name, result, owner);
     });
+  }
+
+  /** The one in whose name was asked is at its bounds: that ends its own waits only, and it is asked again for the next who waits. */
+  private handOver(set: UpstreamSet, key: string, question: Question, dnssec: boolean, owner: number): boolean {
+    const waiters = set.pending.get(key) ?? [];
+    const others = waiters.filter(({ sandbox, done }) => sandbox.owner !== owner && !done);
+    const next = others[0];
+    if (next === undefined) return false;
+    set.pending.set(key, others);
+    const now = this.io.nowSeconds();
+    for (const waiter of waiters) if (waiter.sandbox.owner === owner) this.finish(waiter, null, "owner-busy", now);
+    for (const waiter of others) this.endInTime(waiter);
+    this.askFor(set, key, question, dnssec, next.sandbox.owner);
+    return true;
+  }
+
+  /** For a wait that may last longer than the ask it waits for has left. */
+  private endInTime(waiter: Waiter): void {
+    waiter.timer ??= setTimeout(() => this.finish(waiter, null, "timeout", this.io.nowSeconds()), Math.max(0, waiter.due - this.io.nowMs()));
   }
 
   /** An ask has ended: the answer is kept, and each that waited gets it after its own checks. */

@@ -46,7 +46,8 @@ export interface UpstreamServer {
   readonly host: string;
 }
 
-export type UpstreamFault = "no-server" | "busy" | "timeout" | "server-error" | "unusable";
+/** owner-busy: the bounds of the one whose question it was, and perhaps of nobody else, left no way to a server. */
+export type UpstreamFault = "no-server" | "busy" | "owner-busy" | "timeout" | "server-error" | "unusable";
 
 /** The world outside, made in the host's network namespace. */
 export interface UpstreamIo {
@@ -61,6 +62,8 @@ interface Server extends UpstreamServer {
   readonly peer: Buffer;
   timeouts: number;
   downUntil: number;
+  /** when it last answered anything, ms. */
+  answered: number;
 }
 
 interface Attempt {
@@ -79,6 +82,8 @@ class Ask {
   readonly errors = new Set<Server>();
   timer: NodeJS.Timeout | null = null;
   finished = false;
+  /** a connection that it needed was beyond its owner's bound. */
+  starved = false;
   tries = 0;
   order: readonly Server[] = [];
   edns = true;
@@ -92,6 +97,13 @@ class Ask {
     this.query = encodeQuery(name, type, dnssec);
     this.questionEnd = HEADER + name.wire.length + 4;
   }
+}
+
+/** The server is there. */
+function heard(server: Server, now: number): void {
+  server.timeouts = 0;
+  server.downUntil = 0;
+  server.answered = now;
 }
 
 const randomPool = Buffer.alloc(4_096);
@@ -218,8 +230,7 @@ export class SocketPool {
     }
     if (!attempt.ask.finished) return this.onReply(attempt, data, offset, held, cut);
     // After another server's answer, or another attempt's: all that it tells is that the server is there. No forgery.
-    attempt.server.timeouts = 0;
-    attempt.server.downUntil = 0;
+    heard(attempt.server, this.io.nowMs());
     this.release(attempt);
   }
 
@@ -297,7 +308,7 @@ export class UpstreamClient {
     let found = this.servers.get(key);
     if (found === undefined) {
       if (this.servers.size >= 1_024) this.servers.clear();
-      found = { ...server, peer: encodePeer(server.family, server.address, server.port), timeouts: 0, downUntil: 0 };
+      found = { ...server, peer: encodePeer(server.family, server.address, server.port), timeouts: 0, downUntil: 0, answered: 0 };
       this.servers.set(key, found);
     }
     return found;
@@ -310,7 +321,7 @@ export class UpstreamClient {
   /** Sends to the next server in order and sets the clock for the one after. */
   private attempt(ask: Ask): void {
     const usable = ask.order.filter((s) => !ask.errors.has(s));
-    if (usable.length === 0) return this.finish(ask, "server-error");
+    if (usable.length === 0) return this.finish(ask, ask.starved ? "owner-busy" : "server-error");
     const now = this.io.nowMs();
     const left = ask.deadline - now;
     if (left <= 0) return this.finish(ask, "timeout");
@@ -318,11 +329,12 @@ export class UpstreamClient {
     const wait = Math.min(left, ATTEMPT_MS[Math.min(ask.tries, ATTEMPT_MS.length - 1)]!);
     ask.tries++;
     const sent = this.sendUdp(ask, server);
-    if (ask.finished) return;
+    // No connection was left: the next server is being asked already, by a clock of its own.
+    if (ask.finished || ask.timer !== null) return;
     if (!sent) ask.errors.add(server);
     ask.timer = setTimeout(() => {
       ask.timer = null;
-      if (sent) this.missed(server);
+      if (sent) this.missed(server, now);
       this.attempt(ask);
     }, sent ? wait : 0);
   }
@@ -361,6 +373,7 @@ export class UpstreamClient {
   private sendTcp(ask: Ask, server: Server): void {
     const own = this.streamsOf.get(ask.owner) ?? 0;
     if (this.streams >= MAX_TCP || own >= OWNER_TCP) {
+      ask.starved ||= own >= OWNER_TCP;
       ask.errors.add(server);
       return this.next(ask);
     }
@@ -429,8 +442,7 @@ export class UpstreamClient {
     const { ask, server } = attempt;
     this.pool.release(attempt);
     attempt.done = true;
-    server.timeouts = 0;
-    server.downUntil = 0;
+    heard(server, this.io.nowMs());
     if (!stream && (cut || (data[offset + 2]! & (Flag.TC >> 8)) !== 0)) {
       // Cut short: nothing in it is used. The clock for the next server runs on, and TCP has its own end.
       if (ask.timer !== null) clearTimeout(ask.timer);
@@ -464,8 +476,11 @@ export class UpstreamClient {
     this.finish(ask, reply);
   }
 
-  private missed(server: Server): void {
+  /** No answer came in time to what was sent to the server then, ms. */
+  private missed(server: Server, sent: number): void {
     this.counters.timeouts++;
+    // It has answered others since: it is the name that hangs.
+    if (server.answered > sent) return;
     // Many asks may miss at once: while a server is passed over, further misses say nothing new.
     const now = this.io.nowMs();
     if (server.timeouts >= DOWN_AFTER && server.downUntil > now) return;

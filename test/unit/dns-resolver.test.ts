@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { searchDomains } from "../../src/dns/host-resolvers.js";
 import { grants } from "../../src/dns/pins.js";
 import { showName } from "../../src/dns/wire.js";
-import { a, aaaa, addressesOf, always, cname, ip, opt, query, see, soa, u16, u32, wireName, World, type ReplyOptions, type WorldOptions } from "./dns-world.js";
+import { a, aaaa, addressesOf, always, cname, ip, opt, query, see, soa, u16, u32, wireName, World, type ReplyOptions, type Rr, type Seen, type WorldOptions } from "./dns-world.js";
 
 const PUBLIC = "93.184.216.34";
 const allowTwo = { tokens: ["allow@allowed.example:tcp:443", "allow@*.wild.example:tcp:443"] };
@@ -517,6 +517,66 @@ describe("A36: only the chain, only NOERROR", () => {
     expect((await over.ask("allowed.example")).rcode).toBe(2);
     expect(over.count("excess")).toBe(1);
     expect((await new World({ ...allowTwo, upstream: always({ answers: [cname("allowed.example", "x.test"), cname("x.test", "allowed.example")] }) }).ask("allowed.example")).rcode).toBe(2);
+  });
+});
+
+describe("what a validating guest needs", () => {
+  const signature = (name: string, covered: number, labels: number, zone = "wild.example", ttl = 300): Rr =>
+    ({ name, type: 46, ttl, data: Buffer.concat([u16(covered), Buffer.from([13, labels]), u32(300), u32(2), u32(1), u16(7), wireName(zone), Buffer.alloc(64, 1)]) });
+  const nsec = (name: string, ttl = 300): Rr => ({ name, type: 47, ttl, data: Buffer.concat([wireName("z.wild.example"), Buffer.from([0, 1, 0x40])]) });
+  const dname = (name: string, target: string): Rr => ({ name, type: 39, data: wireName(target) });
+  const shown = (seen: Seen): string[] => seen.records.map((r) => `${r.section} ${r.owner} ${r.type}`);
+  const signed = { edns: { dnssec: true } };
+
+  it("an answer made of a wildcard comes with the proof that there is no closer name, of the zone that signed it only, while both last", async () => {
+    const world = new World({ ...allowTwo, upstream: always({
+      answers: [a("x.wild.example", PUBLIC), signature("x.wild.example", 1, 2)],
+      authority: [{ name: "wild.example", type: 2, data: wireName("ns.wild.example") }, nsec("wild.example", 70), signature("wild.example", 47, 2), nsec("other.example"), soa("wild.example")],
+    }) });
+    const seen = await world.ask("x.wild.example", 1, signed);
+    expect(shown(seen)).toEqual(["1 x.wild.example 1", "1 x.wild.example 46", "2 wild.example 47", "2 wild.example 46"]);
+    expect(world.kernel.entries.get(PUBLIC)).toEqual([{ bit: 0, expires: 1_071 }]);
+    expect(shown(await world.ask("x.wild.example"))).toEqual(["1 x.wild.example 1"]);
+  });
+
+  it("an answer that is there by its own name needs none", async () => {
+    const world = new World({ ...allowTwo, upstream: always({ answers: [a("x.wild.example", PUBLIC), signature("x.wild.example", 1, 3)], authority: [nsec("wild.example"), signature("wild.example", 47, 2)] }) });
+    expect(shown(await world.ask("x.wild.example", 1, signed))).toEqual(["1 x.wild.example 1", "1 x.wild.example 46"]);
+  });
+
+  it("a link made of a wildcard brings its proof, also before an end without data", async () => {
+    const world = new World({ ...allowTwo, upstream: always({
+      answers: [cname("x.wild.example", "edge.cdn.test"), signature("x.wild.example", 5, 2)], authority: [nsec("wild.example"), soa("cdn.test"), nsec("edge.cdn.test"), nsec("third.test")],
+    }) });
+    expect(shown(await world.ask("x.wild.example", 1, signed))).toEqual(["1 x.wild.example 5", "1 x.wild.example 46", "2 cdn.test 6", "2 wild.example 47", "2 edge.cdn.test 47"]);
+  });
+
+  it("a CNAME made of a DNAME comes with it and its signature, to who asked for DNSSEC", async () => {
+    const world = new World({ ...allowTwo, upstream: always({
+      answers: [dname("old.wild.example", "new.cdn.test"), signature("old.wild.example", 39, 3), cname("a.old.wild.example", "a.new.cdn.test"), a("a.new.cdn.test", PUBLIC)],
+    }) });
+    expect(shown(await world.ask("a.old.wild.example", 1, signed))).toEqual(["1 old.wild.example 39", "1 old.wild.example 46", "1 a.old.wild.example 5", "1 a.new.cdn.test 1"]);
+    expect(shown(await world.ask("a.old.wild.example"))).toEqual(["1 a.old.wild.example 5", "1 a.new.cdn.test 1"]);
+    expect([...world.kernel.entries.keys()]).toEqual([PUBLIC]);
+  });
+
+  it.each<[string, Rr]>([
+    ["another target", dname("old.wild.example", "b.cdn.test")],
+    ["that ends inside of a label", dname("d.wild.example", "new.cdn.test")],
+    ["of another name", dname("other.wild.example", "new.cdn.test")],
+    ["at the name itself", dname("a.old.wild.example", "a.new.cdn.test")],
+  ])("a DNAME that does not explain the CNAME is left out: %s", async (_what, lie) => {
+    const world = new World({ ...allowTwo, upstream: always({ answers: [lie, cname("a.old.wild.example", "a.new.cdn.test"), a("a.new.cdn.test", PUBLIC)] }) });
+    expect(shown(await world.ask("a.old.wild.example", 1, signed))).toEqual(["1 a.old.wild.example 5", "1 a.new.cdn.test 1"]);
+  });
+
+  it("a DNAME without a CNAME leads nowhere, and one that leads to a refused name is refused by its CNAME", async () => {
+    const bare = new World({ ...allowTwo, upstream: always({ answers: [dname("old.wild.example", "new.cdn.test"), a("a.new.cdn.test", PUBLIC)] }) });
+    expect(shown(await bare.ask("a.old.wild.example", 1, signed))).toEqual([]);
+    expect(bare.kernel.entries.size).toBe(0);
+    const local = new World({ ...allowTwo, upstream: always({ answers: [dname("old.wild.example", "local"), cname("a.old.wild.example", "a.local"), a("a.local", PUBLIC)] }) });
+    expect((await local.ask("a.old.wild.example", 1, signed)).rcode).toBe(5);
+    expect(local.kernel.entries.size).toBe(0);
   });
 });
 

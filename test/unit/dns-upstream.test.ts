@@ -1,5 +1,6 @@
 /** Asking upstreams: what is taken for an answer (A31), failover, health, TCP, and what goes out. Time is the test's own. */
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import type { Sandbox } from "../../src/dns/resolver.js";
 import { TOTAL_MS } from "../../src/dns/upstream.js";
 import { a, addressesOf, query, replyTo, see, soa, u16, wireName, World, type Seen, type Upstream, type WorldOptions } from "./dns-world.js";
 
@@ -127,6 +128,28 @@ describe("failure", () => {
     expect(world.asked.map((x) => x.server)).toEqual(["192.0.2.1"]);
   });
 
+  it("names that hang do not have a server passed over that answers others, and nobody waits for one that is gone", async () => {
+    const world = make({
+      servers: ["192.0.2.1", "192.0.2.2"], limits: { inFlight: 1_000 },
+      upstream: (q, send, server) => { if (server === "192.0.2.2" && !q.toString("latin1").includes("hang")) send(replyTo(q, { authority: [soa("example", 0)] })); },
+    });
+    const other = world.add({ tokens: ["allow@*.wild.example"], servers: ["192.0.2.1", "192.0.2.2"] });
+    const late: number[] = [];
+    const ask = (sandbox: Sandbox, name: string, send: () => void): void => {
+      const question = query(name);
+      world.service.resolver.handle(sandbox, question, 0, question.length, { stream: false, waited: 0, send, retain() { return this; } });
+    };
+    // For 90 s one asks what hangs, ten times a second, and another what does not, twice.
+    for (let i = 0; i < 900; i++) {
+      ask(world.sandbox, `hang${i}.wild.example`, () => undefined);
+      const start = world.ms;
+      if (i % 5 === 0) ask(other, `n${i}.wild.example`, () => { if (i > 50 && world.ms > start) late.push(world.ms - start); });
+      await settle();
+      await run(world, 100, () => false);
+    }
+    expect(late).toEqual([]);
+  });
+
   it.each([[2], [4], [5]])("rcode %i of the first goes on to the second at once", async (rcode) => {
     const world = make({ servers: ["192.0.2.1", "192.0.2.2"], upstream: (q, send, server) => send(server === "192.0.2.1" ? replyTo(q, { rcode }) : good(q)) });
     const seen = (await answer(world))!;
@@ -187,6 +210,71 @@ describe("TCP", () => {
     await settle();
     expect(world.asked.filter(({ tcp }) => tcp)).toHaveLength(64);
     expect(addressesOf(await world.ask("allowed.example", 1, {}, other))).toEqual([PUBLIC]);
+  });
+
+  it("whose bound is reached ends its own question only: another sandbox that waits for the same answer gets it", async () => {
+    const world = make({ limits: { inFlight: 1_000 }, upstream: (q, send) => send(cut(q)), tcp: (q, send) => { if (!q.toString("latin1").includes("hang")) send(good(q)); } });
+    const other = world.add({ tokens: ["allow@allowed.example"] });
+    const got: [string, Seen][] = [];
+    const ask = (who: string, sandbox: Sandbox, name: string): void => {
+      const question = query(name);
+      world.service.resolver.handle(sandbox, question, 0, question.length, {
+        stream: false, waited: 0, send: (message, length) => { got.push([who, see(Buffer.from(message.subarray(0, length)))]); }, retain() { return this; },
+      });
+    };
+    for (let i = 0; i < 64; i++) ask("hostile", world.sandbox, `hang${i}.wild.example`);
+    await settle();
+    ask("hostile", world.sandbox, "allowed.example");
+    ask("other", other, "allowed.example");
+    ask("hostile", world.sandbox, "allowed.example");
+    await settle();
+    expect(got.map(([who, { rcode }]) => [who, rcode])).toEqual([["hostile", 2], ["hostile", 2], ["other", 0]]);
+    expect(addressesOf(got[2]![1])).toEqual([PUBLIC]);
+    await run(world, 6_000, () => false);
+    expect([got.length, world.sandbox.inFlight, other.inFlight, world.service.upstream.inFlight]).toEqual([67, 0, 0, 0]);
+  });
+
+  it("and is answered in time where that hangs as well", async () => {
+    const world = make({ limits: { inFlight: 1_000 }, tcp: () => undefined });
+    const other = world.add({ tokens: ["allow@allowed.example"] });
+    // Cut short, but late.
+    world.upstream = (q, send) => { setTimeout(() => send(cut(q)), q.toString("latin1").includes("hang") ? 0 : 700); };
+    let ended = 0;
+    const ask = (sandbox: Sandbox, name: string, send: () => void): void => {
+      const question = query(name);
+      world.service.resolver.handle(sandbox, question, 0, question.length, { stream: false, waited: 0, send, retain() { return this; } });
+    };
+    ask(world.sandbox, "allowed.example", () => undefined);
+    for (let i = 0; i < 64; i++) ask(world.sandbox, `hang${i}.wild.example`, () => undefined);
+    ask(other, "allowed.example", () => { ended = world.ms; });
+    await run(world, 8_000, () => ended > 0);
+    expect(ended).toBeGreaterThan(1_004_500);
+    expect(ended).toBeLessThanOrEqual(1_005_000);
+  });
+
+  it("an ask that found no connection and was answered by the next server leaves nothing behind", async () => {
+    const world = make({
+      servers: ["192.0.2.1", "2001:db8::53"], limits: { inFlight: 1_000 }, tcp: () => undefined,
+      upstream: (q, send, server) => {
+        if (server !== "192.0.2.1") return send(good(q));
+        // So many answers that match nothing that TCP is used from then on.
+        for (let i = 1; i < 200; i++) send(replyTo(q, { id: (q.readUInt16BE(0) + i) & 0xffff }));
+        send(cut(q));
+      },
+    });
+    const client = { stream: true, waited: 0, send: () => undefined, retain() { return this; } };
+    for (let i = 0; i < 100; i++) {
+      const question = query(`hang${i}.wild.example`);
+      world.service.resolver.handle(world.sandbox, question, 0, question.length, client);
+      await settle();
+    }
+    expect(addressesOf(await world.ask("allowed.example"))).toEqual([PUBLIC]);
+    await run(world, 700, () => false);
+    world.asked.length = 0;
+    await run(world, 500, () => false);
+    expect(world.asked.filter(({ name }) => name === "allowed.example")).toEqual([]);
+    await run(world, 6_000, () => false);
+    expect([world.sandbox.inFlight, world.service.upstream.inFlight, vi.getTimerCount()]).toEqual([0, 0, 0]);
   });
 
   it("silence over TCP ends too", async () => {
