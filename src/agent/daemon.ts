@@ -8,7 +8,6 @@
  * Does not: speak HTTP (src/api/server.ts) or print (src/cli/agent.ts).
  */
 import { AggregatorRegistry } from "prom-client";
-import { mkdirSync } from "node:fs";
 import type { Server } from "node:http";
 import { join } from "node:path";
 import { z } from "zod";
@@ -22,8 +21,9 @@ import type { DeniedQuery } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
 import { allowExpedite } from "../kernel/grace-period.js";
-import { refuseForeign } from "../kernel/instance.js";
+import { onBpffs, refuseForeign } from "../kernel/instance.js";
 import { tcMechanism } from "../kernel/tap-link.js";
+import { makeDirectories } from "../make-directory.js";
 import { holdable } from "../net/base-drop.js";
 import type { LinkEvent } from "../net/host-watch.js";
 import { checkInterfaceName, findLink, findLinkByIndex, listLinks } from "../net/links.js";
@@ -147,7 +147,8 @@ export class Agent {
     // Another run directory is no excuse for two agents on the same maps: the instance's folder is a lock as well.
     const folder = join(this.#config.bpffs, "enforcer");
     try {
-      mkdirSync(folder, { recursive: true, mode: 0o700 });
+      if (!onBpffs(folder)) return; // Enforcer.start says so.
+      makeDirectories(folder);
     } catch {
       return; // Enforcer.start says what is wrong with it.
     }

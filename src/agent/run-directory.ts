@@ -6,11 +6,12 @@
  * kernel holds stays in force all the same. The same goes for one that another user owns or can write, and a directory of that
  * kind is refused. The lock is the kernel's (flock) and dies with the process. Names become file names percent-encoded.
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, renameSync, rmdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { closeFd, lockFile } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
 import { directoryFault, readOwn } from "../kernel/ownership.js";
+import { makeDirectories } from "../make-directory.js";
 import type { TapChange } from "../net/tap.js";
 
 /** A policy as a state file names it. */
@@ -105,7 +106,7 @@ export class RunDirectory {
   constructor(path: string) {
     this.path = path;
     try {
-      mkdirSync(path, { recursive: true, mode: 0o700 });
+      makeDirectories(path);
     } catch (cause) {
       throw new EnforcerError("E_STATE", `the run directory ${path} cannot be made: ${message(cause)}`, { cause });
     }

@@ -6,12 +6,13 @@
  * watchers are bounded; a client that goes away does not end the operation that it asked for.
  * Does not: decide anything (src/agent/daemon.ts), or listen on a network.
  */
-import { chmodSync, mkdirSync, rmSync, statSync } from "node:fs";
+import { chmodSync, rmSync, statSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { dirname } from "node:path";
 import { z } from "zod";
 import type { Agent } from "../agent/daemon.js";
 import { EnforcerError, type ErrorCode } from "../errors.js";
+import { makeDirectories } from "../make-directory.js";
 import { explainQuestion } from "../explain/ask.js";
 import { policyReport } from "../policy/check.js";
 import { API_VERSION, attachRequest, BODY_OCTETS, explainQuery, flowsQuery, noQuery, policyRequest, watchQuery, type ApiError } from "./schema.js";
@@ -142,7 +143,7 @@ export async function serveApi(agent: Agent, path: string): Promise<ApiServer> {
 
 async function listen(server: Server, path: string): Promise<void> {
   try {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+    makeDirectories(dirname(path));
     const facts = statSync(dirname(path));
     if ((facts.mode & 0o022) !== 0) throw new Error(`${dirname(path)} can be written by others than root`);
     chmodSync(dirname(path), 0o700);

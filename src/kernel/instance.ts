@@ -8,11 +8,12 @@
  * Does not: know sandboxes (sandbox-tables.ts), attach (tap-link.ts), or decide anything.
  */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmdirSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { BpfMap, BpfObject, BpfProgram, fsType } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
+import { makeDirectories } from "../make-directory.js";
 import { AbiLimit, layouts } from "./layout.gen.js";
 import { directoryFault } from "./ownership.js";
 
@@ -63,6 +64,7 @@ export class Instance {
   static open({ directory, sandboxes, measuring = directory === null }: InstanceOptions): Instance {
     if (!existsSync(OBJECT)) throw new EnforcerError("E_DATA", `the kernel programs are missing: ${OBJECT}`, { remedy: "run make build" });
     const pins = directory === null ? null : mapDirectory(directory);
+    const fresh = directory !== null && !existsSync(directory);
     if (pins !== null) makeDirectory(pins);
     const found = pins === null ? [] : PINNED.filter((name) => existsSync(join(pins, name)));
     // A former start that died half-way left some of the maps: nothing can be in force on them. Another version has others.
@@ -85,6 +87,7 @@ export class Instance {
         : { maxEntries, disabledPrograms });
     } catch (cause) {
       for (const program of standing?.values() ?? []) program.close();
+      if (fresh) removePins(directory);
       // A map of another layout under the same version: the object was refused before anything was changed.
       if (adopted && (cause as { syscall?: string }).syscall === "bpf_map__reuse_fd") throw new EnforcerError("E_UPGRADE", `${pins} holds sandboxes of another version in force: ${describe(cause)}`, { cause });
       throw new EnforcerError("E_LOAD", `the kernel refused the programs: ${describe(cause)}`, { cause });
@@ -98,6 +101,7 @@ export class Instance {
     } catch (error) {
       if (pins !== null && !adopted) for (const name of PINNED) if (existsSync(join(pins, name))) unlinkSync(join(pins, name));
       instance.close();
+      if (fresh) removePins(directory);
       throw error;
     }
     return instance;
@@ -118,7 +122,7 @@ export class Instance {
   /** Those of another version go: the links hold what they still need. */
   #pinPrograms(directory: string, programs: string): void {
     for (const name of readdirSync(directory)) if (name.startsWith(PROGRAMS)) removePins(join(directory, name));
-    mkdirSync(programs, { recursive: true, mode: 0o700 });
+    makeDirectories(programs);
     for (const name of SERVING) this.program(name).pin(join(programs, name));
   }
 
@@ -238,18 +242,22 @@ function formerSizes(pins: string): Record<string, number> {
 function mapDirectory(directory: string): string { return join(directory, `maps-v${AbiLimit.ABI_VERSION}`); }
 
 function makeDirectory(path: string): void {
-  const parent = nearestExisting(path);
-  let type: number;
+  if (!onBpffs(path)) throw new EnforcerError("E_BPFFS", `${nearestExisting(path)} is not on a BPF file system`);
   try {
-    type = fsType(parent);
+    makeDirectories(path);
   } catch (cause) {
-    throw new EnforcerError("E_BPFFS", `${parent} cannot be read: ${describe(cause)}`, { cause });
+    const readOnly = (cause as NodeJS.ErrnoException).code === "EROFS";
+    throw new EnforcerError("E_BPFFS", `${path} cannot be made: ${describe(cause)}`, { cause, ...(readOnly ? { remedy: `mount it so that it can be written to: mount -o remount,rw ${nearestExisting(path)}` } : {}) });
   }
-  if (type >>> 0 !== BPFFS_MAGIC) throw new EnforcerError("E_BPFFS", `${parent} is not on a BPF file system`);
+}
+
+/** Whether a path, or what is there of it, is on a BPF file system. @throws EnforcerError E_BPFFS. */
+export function onBpffs(path: string): boolean {
+  const there = nearestExisting(path);
   try {
-    mkdirSync(path, { recursive: true, mode: 0o700 });
+    return fsType(there) >>> 0 === BPFFS_MAGIC;
   } catch (cause) {
-    throw new EnforcerError("E_BPFFS", `${path} cannot be made: ${describe(cause)}`, { cause });
+    throw new EnforcerError("E_BPFFS", `${there} cannot be read: ${describe(cause)}`, { cause });
   }
 }
 

@@ -6,10 +6,11 @@
  * in the chain is reported; a device is never left with only one of its hooks attached. A clsact filter has no pin: it is
  * an instance's own when its program uses that instance's maps, so that no crash can leave one that nobody knows.
  */
-import { existsSync, mkdirSync, readdirSync, unlinkSync } from "node:fs";
+import { existsSync, readdirSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { attachClsact, BpfLink, BpfProgram, detachClsact, queryClsact, queryTcx, removeClsact, type TcHook } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
+import { makeDirectories } from "../make-directory.js";
 import { listLinks } from "../net/links.js";
 import { expedited } from "./grace-period.js";
 import type { Instance, ProgramName } from "./instance.js";
@@ -98,7 +99,7 @@ function attachOne(instance: Instance, ifindex: number, name: string, { hook, pr
   const link = BpfLink.attachTcx(own, ifindex, hook);
   try {
     if (path !== null && directory !== null) {
-      mkdirSync(directory, { recursive: true, mode: 0o700 });
+      makeDirectories(directory);
       link.pin(path);
       link.close();
     } else {

@@ -43,7 +43,7 @@ const OWN_PROGRAMS = new Set(["from_guest", "to_guest"]);
 /** The facts in the order in which one would mend them. Does not throw for anything that it finds. */
 export function runDoctor(options: DoctorOptions): Finding[] {
   return [
-    kernel(release()), capabilities(), btf(), bpffs(options.bpffs), jit(), unprivilegedBpf(), hook(), nftables(), tun(),
+    kernel(release()), capabilities(), btf(), bpffs(options.bpffs), jit(), settings(), unprivilegedBpf(), hook(), nftables(), tun(),
     resolvers(options.resolvConf ?? "/etc/resolv.conf"), forwarding("IPv4", "ipv4/ip_forward"), forwarding("IPv6", "ipv6/conf/all/forwarding"),
     ...(options.taps ?? []).flatMap(tapFindings),
   ];
@@ -84,7 +84,7 @@ function bpffs(path: string): Finding {
   } catch (error) {
     if (errnoOf(error) !== "ENOENT") return no("bpffs", `${path}: ${errnoOf(error) ?? String(error)}`, errorKinds.E_BPFFS.remedy);
   }
-  if (type === BPF_FS_MAGIC) return yes("bpffs", path);
+  if (type === BPF_FS_MAGIC) return readOnly(path) ? no("bpffs", `${path} is mounted read-only`, `mount -o remount,rw ${path}`) : yes("bpffs", path);
   return type === null
     ? no("bpffs", `${path} does not exist`, `make it and mount it: mkdir -p ${path} && mount -t bpf bpf ${path}`)
     : no("bpffs", `${path} is not on a bpf file system`, `mount it: mount -t bpf bpf ${path}, or name another with --bpffs`);
@@ -93,7 +93,24 @@ function bpffs(path: string): Finding {
 function jit(): Finding {
   const value = readGlobalSysctl("core/bpf_jit_enable");
   if (value === "1") return yes("JIT", "on");
-  return warn("JIT", value === "0" ? "off: programs are interpreted, several times slower" : `net.core.bpf_jit_enable is ${value ?? "unreadable"}`, "sysctl -w net.core.bpf_jit_enable=1");
+  if (value === null) return warn("JIT", "net.core.bpf_jit_enable cannot be found out in this network namespace", "look in the host's own: sysctl net.core.bpf_jit_enable");
+  return warn("JIT", value === "0" ? "off: programs are interpreted, several times slower" : `net.core.bpf_jit_enable is ${value}`, "sysctl -w net.core.bpf_jit_enable=1");
+}
+
+function settings(): Finding {
+  const path = "/proc/sys/net";
+  // A setting, not the directory: that nobody may write to.
+  if (!readOnly(`${path}/ipv4/conf/default/rp_filter`)) return yes("settings", `${path} can be written to`);
+  return no("settings", `${path} is mounted read-only: the settings of taps and of the resolver's device cannot be made`, "mount -o remount,rw /proc/sys; a container needs it mounted so");
+}
+
+function readOnly(path: string): boolean {
+  try {
+    accessSync(path, constants.W_OK);
+    return false;
+  } catch (error) {
+    return errnoOf(error) === "EROFS";
+  }
 }
 
 function unprivilegedBpf(): Finding {
@@ -122,8 +139,10 @@ function hook(): Finding {
 function nftables(): Finding {
   const { status, stderr, error } = spawnSync("nft", ["list", "tables"], { encoding: "utf8" });
   if (status === 0) return yes("nftables", "holds taps that are deleted and made again");
-  const why = (error as NodeJS.ErrnoException | undefined)?.code === "ENOENT" ? "nft is not installed" : (stderr?.trim().split("\n")[0] || error?.message || `nft ended with ${status}`);
-  return warn("nftables", `${why}: a tap that is deleted and made again carries packets until it is attached again`, "apt-get install nftables");
+  const missing = (error as NodeJS.ErrnoException | undefined)?.code === "ENOENT";
+  const why = missing ? "nft is not installed" : `nft list tables: ${stderr?.trim().split("\n")[0] || error?.message || `it ended with ${status}`}`;
+  const remedy = missing ? "apt-get install nftables" : process.geteuid?.() === 0 ? "see to it that nft can be run, and that the kernel has nf_tables (modprobe nf_tables)" : errorKinds.E_NOT_ROOT.remedy;
+  return warn("nftables", `${why}: a tap that is deleted and made again carries packets until it is attached again`, remedy);
 }
 
 function tun(): Finding {
