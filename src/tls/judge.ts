@@ -11,7 +11,9 @@ import { coversName, patternsOf } from "../policy/coverage.js";
 import { decryptsName, trustOf } from "../policy/floor.js";
 import { judgeFlow, speaksOf } from "../policy/flow-judge.js";
 import { type Policy, Proto, type Rule, type TlsPolicy } from "../policy/types.js";
+import type { Fields } from "./http/fields.js";
 import { plainPath } from "./http/identity.js";
+import type { RequestFacts } from "./http/passage.js";
 
 export interface NameQuestion {
   readonly address: Address;
@@ -80,7 +82,7 @@ export class ConnectionJudge {
    * Which rule stops a request, where rules by name speak of methods and paths: of the rules that cover the name and port, the
    * first that also covers the request decides. null: none stops it. `ambiguous`: its path can be read in two ways.
    */
-  request(question: NameQuestion, method: string, target: string): { readonly rule: Rule; readonly why: "rule-method" | "rule-path" | "path-ambiguous" } | null {
+  request(question: NameQuestion, request: JudgedRequest): { readonly rule: Rule; readonly why: "rule-method" | "rule-path" | "path-ambiguous" } | null {
     for (const { policy } of this.#views) {
       let stopped: { rule: Rule; why: "rule-method" | "rule-path" | "path-ambiguous" } | null = null;
       for (const rule of policy.rules) {
@@ -89,7 +91,7 @@ export class ConnectionJudge {
           stopped = rule.action === "allow" ? null : stopped;
           break;
         }
-        const why = outside(rule, method, target);
+        const why = outside(rule, request);
         if (why === null) {
           stopped = null;
           break;
@@ -102,13 +104,31 @@ export class ConnectionJudge {
   }
 }
 
-/** Why a request is not one that the rule means; null: it is. */
-function outside({ http }: Rule, method: string, target: string): "rule-method" | "rule-path" | "path-ambiguous" | null {
-  if (http?.methods != null && !http.methods.includes(method)) return "rule-method";
+export type JudgedRequest = Pick<RequestFacts, "method" | "target" | "fields">;
+
+/** What common frameworks and servers take for the method or the target instead of the request's own (Rack, Symfony, Express, IIS); `_` is read as `-` by CGI. */
+const methodFields = new Set(["x-http-method-override", "x-http-method", "x-method-override"]);
+const targetFields = new Set(["x-original-url", "x-rewrite-url"]);
+
+/** Why a request is not one that the rule means, or may be taken for another one; null: it is. */
+function outside({ http }: Rule, { method, target, fields }: JudgedRequest): "rule-method" | "rule-path" | "path-ambiguous" | null {
+  const methods = http?.methods ?? null;
+  if (methods !== null && ![method, ...otherMethods(target, fields)].every((one) => methods.includes(one))) return "rule-method";
   if (http?.paths == null) return null;
   const path = plainPath(target);
-  if (path === null) return "path-ambiguous";
+  if (path === null || said(fields, targetFields).length > 0) return "path-ambiguous";
   return http.paths.some((pattern) => pathMatches(pattern, path)) ? null : "rule-path";
+}
+
+/** As a server may read them that takes another method than the request's own from a field or the query. */
+function otherMethods(target: string, fields: Fields): string[] {
+  const mark = target.indexOf("?");
+  const asked = mark < 0 ? [] : new URLSearchParams(target.slice(mark + 1)).getAll("_method");
+  return [...said(fields, methodFields).flatMap((value) => value.split(",")), ...asked].map((value) => value.trim().toUpperCase());
+}
+
+function said(fields: Fields, names: ReadonlySet<string>): string[] {
+  return fields.filter((_, i) => i % 2 === 1 && names.has((fields[i - 1] as string).toLowerCase().replaceAll("_", "-")));
 }
 
 /** `*` is a part of one segment, `/**` at the end is the path itself and all below. */

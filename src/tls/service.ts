@@ -29,7 +29,7 @@ import { SandboxCertificates } from "./certificates/leaves.js";
 import { keptAuthority } from "./certificates/store.js";
 import { serveDot } from "./dot.js";
 import { type ClientHello, canonicalLabels, HelloReader } from "./hello.js";
-import { isDnsMessage } from "./http/fields.js";
+import { isDnsContent, isDnsMessage } from "./http/fields.js";
 import { interceptTls } from "./http/intercept.js";
 import { httpLimits } from "./http/limits.js";
 import type { HttpCounters, Passage, RequestFacts } from "./http/passage.js";
@@ -483,6 +483,7 @@ export class TlsService {
         connection.question = asked;
         return this.#judgeRequest(sandbox, asked, request, question === null ? "host-denied" : "policy");
       },
+      judgeAnswer: (fields) => (sandbox.judge.deniesDoh && isDnsContent(fields) ? refuse(403, "dns-message") : null),
       filter: (request) => sandbox.secrets?.exchange({
         labels: question?.labels ?? connection.question?.labels ?? [], port: meant.remotePort, intercepted: question !== null, verified: question !== null, pinned: question?.pinned === true,
       }, request) ?? null,
@@ -497,11 +498,11 @@ export class TlsService {
     return labels === null ? null : { address: remote, port: remotePort, labels, pinned: await this.#pinned(sandbox, { address: remote, labels }) };
   }
 
-  #judgeRequest(sandbox: Sandbox, question: NameQuestion, { method, target, fields, host }: RequestFacts, otherwise: HttpReason): Refusal | null {
-    const { judge } = sandbox;
+  #judgeRequest(sandbox: Sandbox, question: NameQuestion, request: RequestFacts, otherwise: HttpReason): Refusal | null {
+    const { judge } = sandbox, { target, fields, host } = request;
     if (judge.judge(this.#groups, question).reason !== "allowed") return refuse(otherwise === "policy" ? 403 : 421, otherwise, `${host} is not allowed here`, true);
     if (judge.deniesDoh && isDnsMessage(fields, target)) return refuse(403, "dns-message");
-    const stopped = judge.request(question, method, target);
+    const stopped = judge.request(question, request);
     // By number: the guest is not told where the host keeps its policy.
     return stopped === null ? null : refuse(stopped.why === "path-ambiguous" ? 400 : 403, stopped.why, `rule ${stopped.rule.index + 1} does not allow this ${stopped.why === "rule-method" ? "method" : "path"}`);
   }
@@ -547,10 +548,11 @@ export class TlsService {
     if (policy.secrets.length === 0 && !existsSync(path)) return null;
     return SandboxSecrets.open(policy.secrets, {
       path,
-      onPassed: (violation) => this.#options.onDenied({
-        slot, generation, time: Date.now(), reason: "secret", name: violation.host, address: new Uint8Array(16), port: violation.port, method: violation.method === "" ? null : violation.method,
-        text: `${describeViolation(violation)}: let pass, as the policy says`, violation,
-      }),
+      onPassed: (violation) => {
+        const sandbox = this.#sandboxes.get(slot);
+        if (sandbox?.generation !== generation) return;
+        this.#told(sandbox, { remote: new Uint8Array(16), remotePort: violation.port }, "secret", violation.host, violation.method === "" ? null : violation.method, `${describeViolation(violation)}: let pass, as the policy says`, violation);
+      },
       onTerminate: (violation) => this.#cutOff(slot, generation, violation),
     });
   }

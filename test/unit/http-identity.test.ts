@@ -1,6 +1,6 @@
 /** Hosts, targets, paths and fields (A42, A48, A53): pure. */
 import { describe, expect, it } from "vitest";
-import { isDnsMessage, requestFields, responseFields } from "../../src/tls/http/fields.js";
+import { isDnsContent, isDnsMessage, requestFields, responseFields } from "../../src/tls/http/fields.js";
 import { bodyOf } from "../../src/tls/http/framing.js";
 import { parseHost, parseTarget, plainPath } from "../../src/tls/http/identity.js";
 import { httpReasons } from "../../src/tls/http/refusal.js";
@@ -36,6 +36,9 @@ describe("fields", () => {
     expect(isDnsMessage(["Accept", "application/dns-message"], "/")).toBe(true);
     expect(isDnsMessage([], "/dns-query?dns=AAABAAABAAAAAAAAA3d3dwdleGFtcGxl")).toBe(true);
     expect(isDnsMessage(["Content-Type", "application/json"], "/?dns=1")).toBe(false);
+    for (const query of ["%64ns=AAABAAABAAAAAAAAA3d3dwdleGFtcGxl", "a=b&dns=%41AABAAABAAAAAAAAA3d3dwdleGFtcGxl", "name=a.example&ct=application%2Fdns-json"]) expect(isDnsMessage([], `/q?${query}`)).toBe(true);
+    for (const type of ["Application/DNS-Message", "text/html, application/dns-json;q=0.5", "application/dns-udpwireformat", "application/oblivious-dns-message"]) expect([isDnsMessage(["Accept", type], "/"), isDnsContent(["Content-Type", type])]).toEqual([true, true]);
+    for (const type of ["application/json", "application/dns", "text/plain; a=application/dns-message"]) expect(isDnsContent(["Content-Type", type])).toBe(false);
   });
   it("bodies", () => {
     expect(bodyOf(["Content-Length", "5"])).toEqual({ kind: "length", octets: 5 });

@@ -23,6 +23,7 @@ const leaf = (name: string): { key: string; cert: string } => {
 export interface WorldOptions {
   readonly limits?: Partial<HttpLimits>;
   readonly judge?: (request: RequestFacts) => Refusal | null | Promise<Refusal | null>;
+  readonly judgeAnswer?: (fields: readonly string[]) => Refusal | null;
   readonly filter?: (request: RequestFacts) => ExchangeFilter | Refusal | null;
   /** what the guest's hello is taken to offer. */
   readonly alpn?: readonly string[];
@@ -62,6 +63,7 @@ export class World {
     this.passage = {
       scheme: "https", name: options.name ?? NAME, port: 443, address: null, limits: { ...httpLimits, ...options.limits }, counters: this.counters, watch: this.watch, holds: (held) => { this.held = held; },
       judge: (request) => options.judge?.(request) ?? null,
+      judgeAnswer: (fields) => options.judgeAnswer?.(fields) ?? null,
       filter: (request) => options.filter?.(request) ?? null,
       refused: (refusal) => { this.refusals.push(refusal.reason); },
     };

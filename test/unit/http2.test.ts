@@ -236,6 +236,20 @@ describe("requests and answers", () => {
     await new Promise((resolve) => stream.once("continue", resolve));
     expect(await answerOf(stream, "hello")).toMatchObject({ status: 200 });
   });
+  it("an answer that may not pass: 403 in its place, the far side's stream is reset, the session goes on", async () => {
+    const codes: number[] = [];
+    const w = await h2((stream, headers) => {
+      stream.on("close", () => codes.push(stream.rstCode ?? 0));
+      stream.respond({ ":status": 200, "content-type": headers[":path"] === "/bad" ? "application/dns-message" : "text/plain" });
+      if (headers[":path"] === "/bad") stream.write("not told");
+      else stream.end("ok");
+    }, { judgeAnswer: (fields) => (fields.includes("application/dns-message") ? refuse(403, "dns-message") : null) });
+    const session = await w.client(), bad = await ask(session, { ":path": "/bad" });
+    expect([bad.status, JSON.parse(bad.body)]).toMatchObject([403, { reason: "dns-message" }]);
+    expect(await ask(session, { ":path": "/" })).toMatchObject({ status: 200, body: "ok" });
+    await until(() => codes.length === 2);
+    expect(codes).toEqual([constants.NGHTTP2_CANCEL, 0]);
+  });
   it("30: Alt-Svc and ALTSVC frames do not reach the guest", async () => {
     const w = await h2((stream) => {
       (stream.session as ServerHttp2Session).altsvc('h3=":443"', stream.id as number);

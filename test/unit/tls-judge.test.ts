@@ -41,14 +41,20 @@ describe("policy and pin", () => {
 
 describe("methods and paths", () => {
   const judge = new ConnectionJudge(policyOf("rules:\n  - {allow: api.example, methods: [GET], paths: [/repos/**, /me]}\n  - {allow: api.example, methods: [POST], paths: [/issues]}\n  - {allow: other.example}\ntls: {intercept: true}\n"), null);
-  const stopped = (name: string, method: string, target: string): string | null =>
-    judge.request({ address: parseAddress("93.184.216.34")!, port: 443, labels: name.split("."), pinned: true }, method, target)?.why ?? null;
+  const stopped = (name: string, method: string, target: string, ...fields: string[]): string | null =>
+    judge.request({ address: parseAddress("93.184.216.34")!, port: 443, labels: name.split("."), pinned: true }, { method, target, fields })?.why ?? null;
 
   test.each<[string, string, string, string | null]>([
     ["api.example", "GET", "/repos/a/b?x=1", null], ["api.example", "GET", "/repos", null], ["api.example", "GET", "/me", null], ["api.example", "GET", "/me/x", "rule-path"],
     ["api.example", "GET", "/reposx", "rule-path"], ["api.example", "POST", "/issues", null], ["api.example", "DELETE", "/repos/a", "rule-method"],
     ["api.example", "GET", "/repos/../admin", "path-ambiguous"], ["api.example", "GET", "/repos/%2e%2e/admin", "path-ambiguous"], ["other.example", "DELETE", "/", null],
   ])("%s %s %s: %s", (name, method, target, why) => expect(stopped(name, method, target)).toBe(why));
+
+  test.each<[string, string, string, string[], string | null]>([
+    ["api.example", "POST", "/issues", ["X-HTTP-Method-Override", "DELETE"], "rule-method"], ["api.example", "POST", "/issues", ["x_http_method", "delete"], "rule-method"], ["api.example", "POST", "/issues", ["X-Method-Override", "POST, DELETE"], "rule-method"],
+    ["api.example", "POST", "/issues", ["X-HTTP-Method-Override", "post"], null], ["api.example", "POST", "/issues?_method=DELETE", [], "rule-method"], ["api.example", "POST", "/issues?a=b&%5Fmethod=put", [], "rule-method"], ["api.example", "POST", "/issues?method=DELETE", [], null],
+    ["api.example", "GET", "/me", ["X-Original-URL", "/admin"], "path-ambiguous"], ["api.example", "GET", "/me", ["X_Rewrite-Url", "/me"], "path-ambiguous"], ["other.example", "GET", "/me", ["X-Original-URL", "/admin", "X-HTTP-Method-Override", "DELETE"], null],
+  ])("A47: %s %s %s with %j: %s", (name, method, target, fields, why) => expect(stopped(name, method, target, ...fields)).toBe(why));
 
   test.each<[string, string, boolean]>([["/a/*/c", "/a/b/c", true], ["/a/*/c", "/a/b/d/c", false], ["/a*z", "/abcz", true], ["/a*b*c", "/aXbXbc", true], ["/**", "/", true], ["/a/**", "/a", true], ["/a/**", "/ab", false]])("%s and %s", (pattern, path, matches) => expect(pathMatches(pattern, path)).toBe(matches));
 });

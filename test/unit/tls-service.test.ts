@@ -19,6 +19,7 @@ import type { Policy } from "../../src/policy/types.js";
 import { keptCertificate } from "../../src/tls/certificates/store.js";
 import { Pump } from "../../src/tls/pump.js";
 import type { TlsDenial } from "../../src/tls/protocol.js";
+import { keptEnvironment } from "../../src/secrets/placeholder.js";
 import { CONNECTIONS, HELLO_OCTETS, HELLOS, TlsService } from "../../src/tls/service.js";
 import { UNDER_WAY } from "../../src/tls/turns.js";
 import { helloRecords } from "../lib/hello.js";
@@ -461,6 +462,21 @@ describe("bounds of one sandbox", () => {
     expect(reasons()).toHaveLength(3);
   });
 
+  test("events of secrets that are let pass, however many a body holds; each is counted", async () => {
+    process.env["ENFORCER_TEST_TOKEN"] = "a-value-of-a-secret";
+    remotePort = 80;
+    await service.setPolicy(SLOT, GENERATION, policyOf("rules:\n  - allow: shop.example\ntls: {intercept: true}\nlimits: {events_per_second: 2}\nsecrets:\n  TOKEN: {from: {env: ENFORCER_TEST_TOKEN}, allowed_hosts: [other.example], on_violation: log}\n"), null, table(() => remotePort));
+    delete process.env["ENFORCER_TEST_TOKEN"];
+    origin.removeAllListeners("connection").on("connection", (socket: Socket) => { servers.push(socket); socket.on("data", (data: Buffer) => wire.push(data)); });
+    vi.useFakeTimers({ toFake: ["performance"] });
+    const [placeholder] = Object.values(keptEnvironment(dir, "box")), body = Array.from({ length: 100 }, () => placeholder).join();
+    const heard = (): string => Buffer.concat(wire).toString();
+    await knock(Buffer.from(`POST / HTTP/1.1\r\nhost: shop.example\r\ncontent-length: ${body.length}\r\n\r\n${body}`));
+    await seen(() => expect(heard().endsWith(body)).toBe(true));
+    expect(denials.map(({ text }) => text)).toEqual(Array.from({ length: 2 }, () => expect.stringMatching(/TOKEN, in the body .*: let pass, as the policy says$/) as string));
+    expect(row()).toMatchObject({ eventsLost: 98, secrets: { TOKEN: { logged: 100 } } });
+  });
+
   test("connections", async () => {
     await service.setPolicy(SLOT, GENERATION, policyOf("rules:\n  - allow: shop.example\nlimits: {connections_per_second: 10000}\n"), null, table(() => remotePort));
     remotePort = 80;
@@ -640,6 +656,22 @@ describe("another policy, another sandbox", () => {
     expect(await asked.end).toBe("reset");
     expect(idle.socket.destroyed).toBe(false);
     await seen(() => expect(row().connections).toBe(1));
+  });
+
+  test.each([
+    ["a DNS message as an answer", "GET /dns-query?%64ns=%41AABAAABAAAAAAAAA3d3dwdleGFtcGxl", "application/dns-message", "dns-message"],
+    ["an answer in JSON", "GET /resolve?name=a.example", "application/dns-json; charset=utf-8", "dns-message"],
+    ["another answer", "GET /resolve?name=a.example", "application/json", null],
+    ["another method by a field", "POST /a\r\nX-HTTP_Method-Override: delete", "text/plain", "rule-method"],
+    ["another target by a field", "GET /resolve\r\nx-original-url: /admin", "text/plain", "path-ambiguous"],
+  ])("%s, where the policy says something of that", async (_what, request, type, reason) => {
+    remotePort = 80;
+    origin.removeAllListeners("connection").on("connection", (socket: Socket) => { servers.push(socket); socket.on("data", () => socket.write(`HTTP/1.1 200 OK\r\ncontent-type: ${type}\r\ncontent-length: 2\r\n\r\nok`)); });
+    await service.setPolicy(SLOT, GENERATION, policyOf("rules:\n  - {allow: shop.example, methods: [GET], paths: [/dns-query, /resolve]}\n  - {allow: shop.example, methods: [POST], paths: [/a]}\ntls: {intercept: true, deny_doh: true}\n"), null, table(() => remotePort));
+    const [line, ...fields] = request.split("\r\n");
+    const asked = await knock(Buffer.from(`${[`${line} HTTP/1.1`, "host: shop.example", ...fields].join("\r\n")}\r\n\r\n`));
+    await seen(() => expect(asked.octets().toString()).toMatch(reason === null ? /ok$/ : `"reason":"${reason}"`));
+    expect(reasons()).toEqual(reason === null ? [] : [reason]);
   });
 
   test("a hello that is judged while the policy changes is judged by the new one", async () => {

@@ -86,9 +86,19 @@ function connectionTokens(fields: Fields): Set<string> {
   return new Set(values.length === 0 ? [] : tokensOf(values));
 }
 
+/** Media types of DNS over HTTPS: RFC 8484's and its drafts', Google's and Cloudflare's JSON, RFC 9230's. */
+const dnsTypes = new Set(["application/dns-message", "application/dns-udpwireformat", "application/dns-json", "application/oblivious-dns-message"]);
+
+/** Whether a message is one of DNS over HTTPS by its fields: an answer, or a question that says what it holds or asks for. */
+export function isDnsContent(fields: Fields): boolean {
+  return tokensOf([...valuesOf(fields, "content-type"), ...valuesOf(fields, "accept")]).some((type) => dnsTypes.has((type.split(";", 1)[0] as string).trim()));
+}
+
 /** Whether a request is a DNS query over HTTPS (RFC 8484 section 4.1). */
 export function isDnsMessage(fields: Fields, target: string): boolean {
-  return tokensOf(valuesOf(fields, "content-type")).some((type) => type.startsWith("application/dns-message"))
-    || tokensOf(valuesOf(fields, "accept")).some((type) => type.startsWith("application/dns-message"))
-    || /[?&]dns=[A-Za-z0-9_-]{16,}/.test(target);
+  const mark = target.indexOf("?");
+  if (isDnsContent(fields)) return true;
+  if (mark < 0) return false;
+  const query = new URLSearchParams(target.slice(mark + 1));
+  return query.getAll("dns").some((value) => /^[A-Za-z0-9_-]{16,}/.test(value)) || query.getAll("ct").some((type) => dnsTypes.has(type.toLowerCase()));
 }

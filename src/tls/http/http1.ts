@@ -486,6 +486,11 @@ class Http1Leg implements Watched {
       incoming.destroy();
       return;
     }
+    const refusal = this.passage.judgeAnswer?.(incoming.rawHeaders) ?? null;
+    if (refusal !== null) {
+      this.#refuseLate(turn, refusal);
+      return;
+    }
     let phrase = incoming.statusMessage ?? "", fields = responseFields(incoming.rawHeaders);
     let scrub: { readonly transform: NodeJS.ReadWriteStream; readonly changesLength: boolean } | null = null;
     if (filter !== null) {
@@ -593,6 +598,11 @@ class Http1Leg implements Watched {
   /** To an upgrade that was not agreed to. The connection ends with it: nobody can tell what the guest's next octets mean. */
   #plainAnswer(turn: Turn, incoming: IncomingMessage, filter: ExchangeFilter | null): void {
     const { guest } = this;
+    const refusal = this.passage.judgeAnswer?.(incoming.rawHeaders) ?? null;
+    if (refusal !== null) {
+      this.#refuseLate(turn, refusal);
+      return;
+    }
     const fields = responseFields(incoming.rawHeaders);
     const head = filter === null ? { phrase: incoming.statusMessage ?? "", fields } : filter.responseHead(incoming.statusCode ?? 502, incoming.statusMessage ?? "", fields);
     if (head === null || turn.early.length > 0) {

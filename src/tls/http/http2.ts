@@ -323,6 +323,12 @@ class Http2Leg implements Watched {
     }
     const status = Number(incoming[":status"]);
     let fields = responseFields(flat(incoming));
+    const refusal = this.passage.judgeAnswer?.(fields) ?? null;
+    if (refusal !== null) {
+      up.close(NGHTTP2_CANCEL);
+      this.#refuse(stream, refusal);
+      return;
+    }
     let scrub: { readonly transform: Duplex; readonly changesLength: boolean } | null = null;
     const ended = (flags & NGHTTP2_FLAG_END_STREAM) !== 0;
     if (filter !== null) {

@@ -66,6 +66,8 @@ export interface Passage {
   holds(held: () => number): void;
   /** Whether policy lets a request pass now. */
   judge(request: RequestFacts): Refusal | null | Promise<Refusal | null>;
+  /** Whether its answer may; by the fields. Absent: any. */
+  judgeAnswer?(fields: Fields): Refusal | null;
   /** What becomes of it; null: nothing. */
   filter(request: RequestFacts): ExchangeFilter | Refusal | null | Promise<ExchangeFilter | Refusal | null>;
   /** Told of every refusal, for events. */
