@@ -74,7 +74,7 @@ export function program(): Command {
   agentOptions(root.command("status").description("the agent, or one sandbox: hooks, policy, identity, counters, limits").addArgument(new Argument("[sandbox]", "its name").argParser(word)))
     .action(async (name: string | undefined, flags: AgentFlags) => { await (await import("./status.js")).status(name ?? null, asked(flags)); });
 
-  const policy = root.command("policy").description("look at policies, and change them").allowExcessArguments().action(() => {
+  const policy = root.command("policy").description("look at policies, and change them").action(() => {
     throw new EnforcerError("E_USAGE", policy.args.length === 0 ? "policy what? show, set, check or diff" : `unknown command 'policy ${policy.args[0]}'`, { remedy: "see enforcer policy --help" });
   });
   agentOptions(policy.command("show").description("the policy in force, as it was understood").addArgument(sandbox()))
@@ -95,6 +95,9 @@ export function program(): Command {
       const { diffPolicy, policyArguments } = await import("./policy.js");
       if (!(await diffPolicy(name, policyArguments(file ?? null, flags), asked(flags)))) process.exitCode = ExitStatus.failed;
     });
+
+  // For the message above alone: a command that is made under one that takes them would take them, and read the first of two files.
+  policy.allowExcessArguments();
 
   agentOptions(root.command("pins").description("what a sandbox was told in answers, and until when it counts").addArgument(sandbox()))
     .action(async (name: string, flags: AgentFlags) => { await (await import("./pins.js")).pins(name, asked(flags)); });

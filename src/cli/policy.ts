@@ -18,7 +18,9 @@ export interface PolicyArguments {
   readonly noRebindProtection: boolean;
 }
 
+/** @throws EnforcerError E_USAGE: two files. */
 export function policyArguments(file: string | null, flags: PolicyFlags): PolicyArguments {
+  if (file !== null && flags.policy !== undefined) throw new EnforcerError("E_USAGE", `two policy files: ${file}, and ${flags.policy} as --policy`, { remedy: "name one" });
   return {
     file: file ?? flags.policy ?? null, rules: flags.rule ?? [], defaultEgress: flags.netDefaultEgress ?? null, defaultIngress: flags.netDefaultIngress ?? null,
     noNet: !flags.net, noRebindProtection: !flags.dnsRebindProtection,

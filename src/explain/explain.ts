@@ -92,7 +92,9 @@ export function explain(facts: ExplainFacts, question: ExplainQuestion): Explana
   const why: string[] = [], change: string[] = [];
   const lookup = name === null || direction === "ingress" ? null : lookUp(facts, name, why, change);
 
-  const addresses = address !== null ? [address] : unique(facts.pins.filter((pin) => pin.left > 0 && same(pin.labels, name!)).map((pin) => pin.address));
+  // An echo request of one IP version goes to the addresses of that version only.
+  const sendable = (one: Address): boolean => protocol !== (isV4(one) ? Proto.icmpv6 : Proto.icmp);
+  const addresses = address !== null ? [address] : unique(facts.pins.filter((pin) => pin.left > 0 && same(pin.labels, name!) && sendable(pin.address)).map((pin) => pin.address));
   const flows = addresses.map((one) => explainFlow(facts, question, one, why, change));
   let verdict: Explanation["verdict"], reason: string;
   if (lookup !== null && !lookup.allowed && address === null) {
@@ -101,9 +103,9 @@ export function explain(facts: ExplainFacts, question: ExplainQuestion): Explana
     // Of several addresses one that is denied is what the guest will meet.
     [verdict, reason] = outcome(flows.find((flow) => outcome(flow)[0] === "deny") ?? flows[0]!);
   } else {
-    const told = facts.pins.filter((pin) => same(pin.labels, name!));
-    why.push(told.length === 0 ? `${display(name!)} was never asked for by this sandbox, so no address of it is known here` : `${display(name!)} was told ${told.map(({ address: one, left }) => `${formatAddress(one)} until ${seconds(-left)} ago`).join(", ")}`);
-    const assumed = { ...facts, pins: [{ labels: name!, address: publicAddress(facts), left: 60 }] };
+    const told = facts.pins.filter((pin) => same(pin.labels, name!) && sendable(pin.address)), other = facts.pins.some((pin) => pin.left > 0 && same(pin.labels, name!));
+    why.push(told.length === 0 ? other ? `this sandbox was told no ${protocol === Proto.icmp ? "IPv4" : "IPv6"} address of ${display(name!)}` : `${display(name!)} was never asked for by this sandbox, so no address of it is known here` : `${display(name!)} was told ${told.map(({ address: one, left }) => `${formatAddress(one)} until ${seconds(-left)} ago`).join(", ")}`);
+    const assumed = { ...facts, pins: [{ labels: name!, address: publicAddress(facts, sendable), left: 60 }] };
     const advice: string[] = [];
     const flow = explainFlow(assumed, question, assumed.pins[0]!.address, [], advice);
     // Of the address that stands for any, nothing is advised.
@@ -165,6 +167,9 @@ export function explainFlow(facts: ExplainFacts, question: ExplainQuestion, addr
   if (direction === "egress" && port === 853 && protocol === Proto.tcp && unicast(address) && inspectionOf(policy).dot) {
     why.push("DNS over TLS is ended by the agent, which answers it itself, whatever address is aimed at");
     return answer("redirect", "intercepted");
+  }
+  if (direction === "egress" && protocol === Proto.udp && (port === 67 && (group === "host" || formatAddress(address) === "255.255.255.255") || port === 547 && formatAddress(address) === "ff02::1:2")) {
+    why.push(`a DHCP client (from port ${port === 67 ? 68 : 546}) reaches ${port === 67 ? "its gateway and the broadcast address" : "it"} whatever the rules say; what follows is of other packets`);
   }
   const matters = (direction === "egress" || live.length > 0) && [policy, floor].some((one) => one !== null && one.rules.some((rule) => patternsOf(rule).length > 0));
   if (matters) pinSentences(facts, question, address, { live, expired, pin, group }, why);
@@ -314,9 +319,9 @@ function unicast(address: Address): boolean {
 }
 
 /** A public address that no rule names by prefix, if there is one among these. */
-function publicAddress({ policy, floor, groups }: ExplainFacts): Address {
+function publicAddress({ policy, floor, groups }: ExplainFacts, sendable: (one: Address) => boolean): Address {
   const rules = [...policy.rules, ...(floor?.rules ?? [])].filter((rule) => rule.destination.kind === "prefix" || rule.destination.kind === "doh");
-  const candidates = ["93.184.216.34", "198.41.0.4", "151.101.1.1", "2606:2800:220:1::1", "104.16.0.1", "13.107.4.50", "2a04:4e42::1", "5.9.0.1", "62.4.16.1", "81.200.64.1"].map((text) => parseAddress(text)!);
+  const candidates = ["93.184.216.34", "198.41.0.4", "151.101.1.1", "2606:2800:220:1::1", "104.16.0.1", "13.107.4.50", "2a04:4e42::1", "5.9.0.1", "62.4.16.1", "81.200.64.1"].map((text) => parseAddress(text)!).filter(sendable);
   return candidates.find((one) => classify(groups, one) === "public" && !rules.some((rule) => coversAddress(rule, one, "public"))) ?? candidates[0]!;
 }
 

@@ -42,6 +42,22 @@ describe("a verb that is none", () => {
   });
 });
 
+it("one word too many is refused, also behind a policy file: the second file would be taken for read", async () => {
+  for (const args of [["policy", "check", "a.yaml", "b.yaml"], ["policy", "set", "tap0", "a.yaml", "b.yaml"], ["policy", "diff", "tap0", "a.yaml", "b.yaml"], ["policy", "show", "tap0", "tap1"], ["attach", "tap0", "a.yaml"]]) {
+    const { status, err } = await run(args);
+    expect([args, status]).toEqual([args, 64]);
+    expect(err).toMatch(/too many arguments.*\n.*\[E_USAGE\]/);
+  }
+});
+
+it("two policy files are refused: one of them would not be read", async () => {
+  for (const args of [["policy", "check", "a.yaml", "--policy", "b.yaml"], ["policy", "set", "tap0", "a.yaml", "--policy", "b.yaml"], ["policy", "diff", "tap0", "a.yaml", "--policy", "b.yaml"]]) {
+    const { status, err } = await run(args);
+    expect([args, status]).toEqual([args, 64]);
+    expect(err).toBe("enforcer: two policy files: a.yaml, and b.yaml as --policy\n  remedy: name one [E_USAGE]\n");
+  }
+});
+
 it("a name that is empty, as of a variable that was never set, is refused before anything is asked", async () => {
   for (const args of [["detach", ""], ["status", ""], ["watch", ""], ["policy", "show", ""], ["explain", "", "site.example"], ["list", "--run-dir", ""], ["agent", "--config", ""]]) {
     const { status, err } = await run(args);
