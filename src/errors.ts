@@ -28,7 +28,7 @@ export const errorKinds = {
   E_SELF_TEST: { exit: ExitStatus.osError, remedy: "nothing was put in force; report this with the packet and verdict named" },
   E_RESOLVER: { exit: ExitStatus.osError, remedy: "run enforcer doctor; the resolver's device or namespace could not be made" },
   E_NO_UPSTREAM: { exit: ExitStatus.config, remedy: "name a resolver with --upstream ADDR[:PORT] or in dns.upstreams, or mend /etc/resolv.conf" },
-  E_METRICS_LISTEN: { exit: ExitStatus.unavailable, remedy: "choose a free address with --metrics ADDR:PORT, or --metrics off" },
+  E_METRICS_LISTEN: { exit: ExitStatus.unavailable, remedy: "choose a free address, or off: --metrics of enforcer attach, metrics in the agent's configuration" },
   E_STATE: { exit: ExitStatus.osError, remedy: "make the directory writable for root, or name another with --run-dir" },
   E_LIMIT: { exit: ExitStatus.data, remedy: "make the policy smaller or raise the limit named" },
   E_NETLINK: { exit: ExitStatus.osError, remedy: "run enforcer doctor; the kernel refused a network request" },

@@ -72,7 +72,7 @@ export function requireRoot(doing: string): void {
 export interface PolicyFlags { policy?: string; rule?: string[]; netDefaultEgress?: "allow" | "deny"; netDefaultIngress?: "allow" | "deny"; net: boolean; dnsRebindProtection: boolean }
 
 export const policyOptions = (command: Command): Command => command
-  .option("--policy <file>", "policy file, YAML or JSON; without one: deny all but public addresses, nothing inbound")
+  .option("--policy <file>", "policy file, YAML or JSON; without one: deny all but public addresses, nothing inbound", word)
   .option("--rule <token>", "rule before those of the file, in order, such as allow@public:tcp:443, deny@metadata, allow@*.example.com:tcp:443, allow:ingress@any:tcp:8080 (repeatable)", collect(String))
   .addOption(new Option("--net-default-egress <action>", "what no rule matches, outward").choices(["allow", "deny"]))
   .addOption(new Option("--net-default-ingress <action>", "what no rule matches, inward").choices(["allow", "deny"]))

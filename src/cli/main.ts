@@ -41,8 +41,8 @@ export function program(): Command {
     });
 
   policyOptions(root.command("attach").description("enforce a policy on a tap: asks the agent, or, where none runs, does it itself until SIGINT or SIGTERM, and then detaches").argument("<tap>", "the guest's tap device"))
-    .option("--name <name>", "the sandbox's name, where it is not to be the tap's (agent)")
-    .option("--netns <name>", "network namespace of the tap, a name as of ip netns, or a path (agent)")
+    .option("--name <name>", "the sandbox's name, where it is not to be the tap's (agent)", word)
+    .option("--netns <name>", "network namespace of the tap, a name as of ip netns, or a path (agent)", word)
     .option("--wait", "take the tap when it appears, and again when it goes and comes back")
     .option("--foreground", "do not ask the agent")
     .option("--gateway <addr>", "the guest's gateway, where the tap or its bridge has no address (repeatable)", collect(address))
@@ -79,18 +79,18 @@ export function program(): Command {
   });
   agentOptions(policy.command("show").description("the policy in force, as it was understood").addArgument(sandbox()))
     .action(async (name: string, flags: AgentFlags) => { await (await import("./policy.js")).showPolicy(name, asked(flags)); });
-  agentOptions(policyOptions(policy.command("set").description("put another policy in force, whole and at once").addArgument(sandbox()).argument("[file]", "policy file")))
+  agentOptions(policyOptions(policy.command("set").description("put another policy in force, whole and at once").addArgument(sandbox()).argument("[file]", "policy file", word)))
     .action(async (name: string, file: string | undefined, flags: AgentFlags & PolicyFlags) => {
       const { policyArguments, setPolicy } = await import("./policy.js");
       await setPolicy(name, policyArguments(file ?? null, flags), asked(flags));
     });
-  policyOptions(policy.command("check").description("print what a policy was understood as, and what is wrong with it").argument("[file]", "policy file"))
+  policyOptions(policy.command("check").description("print what a policy was understood as, and what is wrong with it").argument("[file]", "policy file", word))
     .option("--json", "one JSON object")
     .action(async (file: string | undefined, flags: PolicyFlags & { json?: boolean }) => {
       const { checkPolicy, policyArguments } = await import("./policy.js");
       checkPolicy(policyArguments(file ?? null, flags), flags.json === true);
     });
-  agentOptions(policyOptions(policy.command("diff").description("what another policy would change; ends with 1 when it would").addArgument(sandbox()).argument("[file]", "policy file")))
+  agentOptions(policyOptions(policy.command("diff").description("what another policy would change; ends with 1 when it would").addArgument(sandbox()).argument("[file]", "policy file", word)))
     .action(async (name: string, file: string | undefined, flags: AgentFlags & PolicyFlags) => {
       const { diffPolicy, policyArguments } = await import("./policy.js");
       if (!(await diffPolicy(name, policyArguments(file ?? null, flags), asked(flags)))) process.exitCode = ExitStatus.failed;
@@ -122,7 +122,7 @@ export function program(): Command {
     });
 
   agentOptions(root.command("explain").description("whether a sandbox may reach something, and the whole why; ends with 1 when it may not").addArgument(sandbox())
-    .argument("<destination>", "name, address or URL").argument("[proto]", "tcp (the default), udp, icmp, icmpv6 or a number").argument("[port]", "443 where neither this nor the URL says another", port))
+    .argument("<destination>", "name, address or URL", word).argument("[proto]", "tcp (the default), udp, icmp, icmpv6 or a number").argument("[port]", "443 where neither this nor the URL says another", port))
     .option("--ingress", "from there to the guest; the port is the guest's")
     .action(async (name: string, destination: string, protocol: string | undefined, number: number | undefined, flags: AgentFlags & { ingress?: boolean }) => {
       const { explainCommand } = await import("./explain.js");
