@@ -35,7 +35,7 @@ import { lineDiff } from "../policy/diff.js";
 import { upstreamsOf } from "../policy/floor.js";
 import { parseUpstream } from "../policy/parse.js";
 import type { Policy } from "../policy/types.js";
-import { formerNamespaces, inodeOf, startEngine, type Engine, type EngineOptions } from "./engine.js";
+import { findNamespace, formerNamespaces, inodeNamed, inodeOf, namespacePaths, removeFormer, startEngine, type Engine, type EngineOptions } from "./engine.js";
 import type { Adoptable } from "./enforcer.js";
 import { describeViolation } from "../secrets/exchange.js";
 import { forgetPlaceholders } from "../secrets/placeholder.js";
@@ -52,7 +52,11 @@ import { FlowWatch } from "./flow-watch.js";
 import { WatchHub, type Watcher, type WatchEvent } from "./watch.js";
 
 /** What is kept of a request in the state file, beside the policy. */
-const storedSpec = attachRequest.omit({ policy: true }).extend({ origin: z.enum(["request", "pattern"]) });
+const storedSpec = attachRequest.omit({ policy: true }).extend({
+  origin: z.enum(["request", "pattern"]),
+  /** Of the tap's namespace, where that is another than the agent's own: its name may be another's when this is read. */
+  inode: z.int().optional(),
+});
 export type Spec = z.infer<typeof storedSpec>;
 
 /** Where a policy came from; its text is kept for a successor that has another configuration. */
@@ -107,6 +111,7 @@ export class Agent {
   #queue: Promise<unknown> = Promise.resolve();
   #events: Promise<void> = Promise.resolve();
   #ended = false;
+  #looking: NodeJS.Timeout | undefined;
 
   private constructor(options: AgentOptions, config: AgentConfig) {
     this.#options = options;
@@ -177,7 +182,7 @@ export class Agent {
         this.#waitIfGone(name);
       }
     }
-    for (const path of formerNamespaces(this.#config.bpffs)) await this.#engineOf(path).catch((error: unknown) => this.#options.onNotice(`${path}: ${text(error)}`));
+    await this.#findFormer();
     for (const { enforcer } of this.#engines.values()) {
       const names = new Map(this.#run.names().map((name) => [this.#run.read(name)?.ifindex ?? 0, name]));
       await enforcer.settle((ifindex) => names.get(ifindex) ?? null);
@@ -187,20 +192,104 @@ export class Agent {
     await this.#attachByPattern();
     if (this.#config.metrics !== null) this.#metrics = await this.#serveMetrics(this.#config);
     this.#flows.start();
+    this.#looking = setInterval(() => { this.#exclusive(() => this.#lookForNamespaces()).catch((error: unknown) => { if (!this.#ended) this.#notice(text(error)); }); }, LOOK_FOR_NAMESPACES);
+    this.#looking.unref();
   }
 
   // ---- engines -------------------------------------------------------------------------------------------------------
 
-  async #engineOf(netns: string | null): Promise<Engine> {
-    const inode = inodeOf(netns);
-    return this.#engines.get(inode) ?? this.#startEngine(netns);
+  /**
+   * @param inode of the namespace that is meant, where it is known: its name may be another's by now, and the process that it was named
+   * after may have ended; then it is looked for. Where it has gone, the one of that name is taken.
+   * @throws EnforcerError E_NETNS.
+   */
+  async #engineOf(netns: string | null, inode?: number): Promise<Engine> {
+    const known = inode === undefined ? undefined : this.#engines.get(inode);
+    if (known !== undefined) return known;
+    if (inode !== undefined && inodeNamed(netns) !== inode) {
+      const at = findNamespace(inode);
+      if (at !== null) return this.#startEngine(netns, at);
+    }
+    return this.#engines.get(inodeOf(netns)) ?? this.#startEngine(netns);
   }
 
-  async #startEngine(netns: string | null): Promise<Engine> {
+  /** Engines for what a former agent left in force in other namespaces; what it left of those that have gone is removed. */
+  async #findFormer(): Promise<void> {
+    for (const former of formerNamespaces(this.#config.bpffs)) {
+      const { netns, inode, directory } = former;
+      if ([...this.#engines.values()].some((engine) => engine.directory === directory)) continue;
+      try {
+        if (inodeNamed(netns) !== null && (inode === null || inodeNamed(netns) === inode)) await this.#engineOf(netns);
+        else if (inode !== null && findNamespace(inode) !== null) await this.#engineOf(netns, inode);
+        else if (!removeFormer(former)) this.#notice(`${netns}: what is in force there goes on being so, but the namespace cannot be found: name it under /run/netns and start the agent anew`);
+      } catch (error) {
+        this.#notice(`${netns}: ${text(error)}`);
+      }
+    }
+  }
+
+  /**
+   * A namespace that nobody is in but this agent, which holds it open, has gone: so have its taps, and what is theirs is freed. Taps that
+   * are waited for in namespaces that have come are taken.
+   */
+  async #lookForNamespaces(): Promise<void> {
+    let paths: ReadonlyMap<number, string> | null = null;
+    const find = (inode: number): string | null => findNamespace(inode, (paths ??= namespacePaths()));
+    for (const engine of [...this.#engines.values()]) {
+      if (engine === this.#own || inodeNamed(engine.at) === engine.inode) continue;
+      const at = find(engine.inode);
+      if (at === null) await this.#namespaceGone(engine);
+      else engine.at = at;
+    }
+    const held = new Set([...this.#engines.values()].map(({ directory }) => directory));
+    for (const former of formerNamespaces(this.#config.bpffs)) {
+      if (held.has(former.directory)) continue;
+      const there = inodeNamed(former.netns);
+      try {
+        if (former.inode === null ? there === null : there !== former.inode && find(former.inode) === null) removeFormer(former);
+      } catch {
+        // It is tried again, and a start says why.
+      }
+    }
+    const come = (netns: string | null): boolean => {
+      const inode = netns === null ? null : inodeNamed(netns);
+      return inode !== null && !this.#engines.has(inode);
+    };
+    for (const { name, spec } of [...this.#waiting.values()]) {
+      if (!come(spec.netns ?? null)) continue;
+      try {
+        const engine = await this.#engineOf(spec.netns!);
+        engine.enforcer.awaitTap(spec.tap);
+        const link = engine.enforcer.inside(() => findLink(spec.tap));
+        if (link !== null) await this.#appeared(engine, link);
+      } catch (error) {
+        this.#notice(`${name}: ${text(error)}`);
+      }
+    }
+    for (const netns of new Set(this.#config.attach.map((pattern) => pattern.netns))) if (come(netns)) await this.#attachIn(netns);
+  }
+
+  async #namespaceGone(engine: Engine): Promise<void> {
+    this.#engines.delete(engine.inode);
+    const known = [...engine.enforcer.sandboxes.values()].map(({ name, options }) => ({ name, options })), kept = [...engine.enforcer.kept.keys()];
+    // Nothing is taken off the taps: were somebody there who cannot be seen, his guest would be free.
+    await engine.enforcer.release();
+    engine.close();
+    for (const name of kept) this.#run.remove(name);
+    for (const { name, options } of known) this.#tapGone(name, options.spec as Spec, options.source as Source);
+    for (const name of [...kept, ...known.map((one) => one.name)]) {
+      this.#flows.forget(name);
+      this.#notice(`${name}: its network namespace ${engine.netns ?? ""} has gone`);
+      this.#tell({ event: "detached", time: now(), sandbox: name, why: "deleted" });
+    }
+  }
+
+  async #startEngine(netns: string | null, at = netns): Promise<Engine> {
+    const inode = inodeOf(at);
     let engine: Engine | null = null;
     const options: EngineOptions = {
       run: this.#run, bpffs: this.#config.bpffs, sandboxes: netns === null ? this.#config.sandboxes : Math.min(this.#config.sandboxes, SANDBOXES_OF_OTHER), resolvConf: "/etc/resolv.conf",
-      extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes, adoptable: (table) => this.#adoptable(netns, table), heldPatterns: this.#heldPatterns(inodeOf(netns)),
+      extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes, adoptable: (table) => this.#adoptable(netns, inode, table), heldPatterns: this.#heldPatterns(inode),
       onPackets: (events) => { if (engine !== null) this.#onPackets(engine, events); },
       onDenials: (denials) => { if (engine !== null) this.#onDenials(engine, denials); },
       onTerminate: (name, violation) => this.#cutOff(name, violation),
@@ -213,7 +302,7 @@ export class Agent {
       onNotice: (notice) => this.#notice(notice),
       onFailure: (error) => this.#options.onFailure(error),
     };
-    engine = await startEngine(netns, options, () => this.#own.enforcer.view);
+    engine = await startEngine(netns, at, options, () => this.#own.enforcer.view);
     this.#engines.set(engine.inode, engine);
     if (netns === null) this.#own = engine;
     return engine;
@@ -300,10 +389,12 @@ export class Agent {
     });
   }
 
-  async #attach(name: string, spec: Spec, source: Source, incomplete: boolean): Promise<{ known: Known; warnings: readonly string[] }> {
+  async #attach(name: string, asked: Spec, source: Source, incomplete: boolean): Promise<{ known: Known; warnings: readonly string[] }> {
+    if (asked.netns !== undefined && this.find(name)?.state === "enforced") await this.#lookForNamespaces();
     const there = this.find(name);
     if (there !== null && there.state !== "kept") throw new EnforcerError("E_NAME_TAKEN", there.state === "enforced" ? `${name} is attached already` : `${name} waits for its tap already`);
-    const engine = await this.#engineOf(spec.netns ?? null);
+    const engine = await this.#engineOf(asked.netns ?? null);
+    const spec = asked.netns === undefined ? asked : { ...asked, inode: engine.inode };
     const { enforcer } = engine;
     try {
       if (isLong(source.request)) await readAhead(source.request);
@@ -329,7 +420,7 @@ export class Agent {
   /** An `enforcer attach` in the foreground that serves the tap holds this. */
   #lockTap(tap: string): () => void { return new RunDirectory(this.#config.runDirectory).lock(tap); }
 
-  #wait(name: string, spec: Spec, source: Source): void {
+  #wait(name: string, { inode: _former, ...spec }: Spec, source: Source): void {
     this.#run.write({ version: 1, name, phase: "waiting", device: spec.tap, ifindex: 0, slot: 0, generation: 0, policy: { uid: "0", digest: "", source }, next: null, changes: [], spec });
     this.#expect({ name, spec, source, since: Date.now() });
   }
@@ -575,7 +666,7 @@ export class Agent {
     const there = engine.enforcer.inside(() => findLinkByIndex(link.ifindex));
     if (there === null || [...engine.enforcer.sandboxes.values(), ...engine.enforcer.kept.values()].some((one) => ("facts" in one ? one.facts.ifindex : one.ifindex) === link.ifindex)) return;
     for (const waiting of this.#waiting.values()) {
-      if (waiting.spec.tap !== there.name || inodeOf(waiting.spec.netns ?? null) !== engine.inode) continue;
+      if (waiting.spec.tap !== there.name || !sameNamespace(waiting.spec.netns ?? null, engine)) continue;
       this.#waiting.delete(waiting.name);
       try {
         await this.#attach(waiting.name, waiting.spec, this.#currentSource(waiting.spec, waiting.source, this.#config), true);
@@ -601,26 +692,28 @@ export class Agent {
   async #attachByPattern(): Promise<void> {
     for (const { match } of this.#config.attach) if (!holdable(match)) this.#notice(`attach: a tap that ${match} names carries packets until it is attached: beneath it only a name, or the beginning of one and *, can be held`);
     for (const engine of this.#engines.values()) engine.enforcer.holdPatterns(this.#heldPatterns(engine.inode));
-    for (const netns of new Set(this.#config.attach.map((pattern) => pattern.netns))) {
-      try {
-        const engine = await this.#engineOf(netns);
-        for (const link of engine.enforcer.inside(listLinks)) await this.#appeared(engine, link).catch((error: unknown) => this.#notice(`${link.name}: ${text(error)}`));
-      } catch (error) {
-        this.#notice(`attach in ${netns ?? "the agent's namespace"}: ${text(error)}`);
-      }
+    for (const netns of new Set(this.#config.attach.map((pattern) => pattern.netns))) await this.#attachIn(netns);
+  }
+
+  /** Taps of a namespace that a pattern names. */
+  async #attachIn(netns: string | null): Promise<void> {
+    try {
+      const engine = await this.#engineOf(netns);
+      for (const link of engine.enforcer.inside(listLinks)) await this.#appeared(engine, link).catch((error: unknown) => this.#notice(`${link.name}: ${text(error)}`));
+    } catch (error) {
+      this.#notice(`attach in ${netns ?? "the agent's namespace"}: ${text(error)}`);
     }
   }
 
   // ---- what a former agent left ----------------------------------------------------------------------------------------
 
   /** Sandboxes of a namespace that a former agent may have left in force. Called while its engine starts. */
-  *#adoptable(netns: string | null, groups: GroupTable): Iterable<Adoptable> {
+  *#adoptable(netns: string | null, inode: number, groups: GroupTable): Iterable<Adoptable> {
     if (netns === null) this.#floor = this.#config.floor === null ? null : buildFloor(this.#config.floor, groups);
-    const inode = inodeOf(netns);
     for (const name of this.#run.names()) {
       const state = this.#run.read(name);
       const spec = storedSpec.safeParse(state?.spec);
-      if (state === null || !spec.success || state.phase === "waiting" || state.phase === "detaching" || state.phase === "gone" || !sameInode(spec.data.netns ?? null, inode)) continue;
+      if (state === null || !spec.success || state.phase === "waiting" || state.phase === "detaching" || state.phase === "gone" || (spec.data.inode === undefined ? !sameInode(spec.data.netns ?? null, inode) : spec.data.inode !== inode)) continue;
       yield {
         state,
         build: (source) => {
@@ -637,14 +730,16 @@ export class Agent {
     const source = storedSource.safeParse(state.next?.source ?? state.policy.source);
     if (!spec.success || !source.success) return this.#notice(`${name}: its state file is another version's`);
     if (state.phase === "waiting") {
-      const engine = await this.#engineOf(spec.data.netns ?? null);
+      // Its namespace may come later as well.
+      const engine = await this.#engineOf(spec.data.netns ?? null).catch(() => null);
       this.#expect({ name, spec: spec.data, source: source.data, since: Date.now() });
+      if (engine === null) return;
       const link = engine.enforcer.inside(() => findLink(spec.data.tap));
       return link === null ? undefined : this.#appeared(engine, link);
     }
     let engine: Engine;
     try {
-      engine = await this.#engineOf(spec.data.netns ?? null);
+      engine = await this.#engineOf(spec.data.netns ?? null, spec.data.inode);
     } catch (error) {
       this.#tapGone(name, spec.data, source.data);
       return this.#notice(`${name}: its network namespace has gone: ${text(error)}`);
@@ -701,7 +796,7 @@ export class Agent {
     const state = this.#run.read(name);
     const spec = storedSpec.safeParse(state?.spec);
     if (state !== null && spec.success) {
-      const engine = await this.#engineOf(spec.data.netns ?? null).catch(() => null);
+      const engine = await this.#engineOf(spec.data.netns ?? null, spec.data.inode).catch(() => null);
       engine?.enforcer.inside(() => restoreTap({ ifindex: state.ifindex, name: state.device, changes: state.changes }));
       engine?.enforcer.forgetTap(state.device);
     }
@@ -798,6 +893,7 @@ export class Agent {
   async release(): Promise<void> {
     const queue = this.#queue;
     this.#ended = true;
+    clearInterval(this.#looking);
     await queue;
     this.#flows.stop();
     this.#closeMetrics();
@@ -810,6 +906,9 @@ export class Agent {
     this.#unlock.length = 0;
   }
 }
+
+/** How often namespaces that have gone, or come, are looked for, ms. */
+const LOOK_FOR_NAMESPACES = 5_000;
 
 /** Slots of a namespace that is not the agent's own: the kernel's tables are sized by it. */
 const SANDBOXES_OF_OTHER = 64;

@@ -2,14 +2,15 @@
  * The engines of an agent: one for its own network namespace, and one for each other that has a sandbox's tap.
  *
  * Holds always: a namespace has one engine at most, known by its inode, whatever name it was asked by; an engine of another
- * namespace takes the host's own addresses for its host's too; its instance on the BPF file system names the namespace, so that a
- * new agent finds it again without a state file.
+ * namespace takes the host's own addresses for its host's too; its instance on the BPF file system names the namespace and its
+ * inode, so that a new agent finds it again without a state file, and never takes another one for it that has got its name since.
  */
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, statSync } from "node:fs";
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-import { closeFd, fsType, netnsInode, openNetns } from "../../native/index.js";
+import { BpfLink, closeFd, fsType, netnsInode, openNetns } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
+import { instanceDirectory, removePins } from "../kernel/instance.js";
 import { inNetns } from "../net/request.js";
 import { Enforcer, type EnforcerOptions } from "./enforcer.js";
 
@@ -20,6 +21,10 @@ export interface Engine {
   /** null: the agent's own namespace. */
   readonly netns: string | null;
   readonly inode: number;
+  /** Where it was found last. */
+  at: string | null;
+  /** Its folder on the BPF file system. */
+  readonly directory: string;
   readonly enforcer: Enforcer;
   /** Ends an engine that holds nothing any more, or releases one that does. */
   readonly close: () => void;
@@ -58,15 +63,56 @@ export function inodeOf(netns: string | null): number {
   }
 }
 
-/** @throws EnforcerError. */
-export async function startEngine(netns: string | null, options: EngineOptions, outer: EnforcerOptions["outer"]): Promise<Engine> {
-  const fd = netns === null ? null : openNamespace(netns);
+/** null: there is none of that name now. */
+export function inodeNamed(netns: string | null): number | null {
   try {
-    if (fd !== null) requireNetwork(fd, netnsPath(netns!));
-    const inode = inodeOf(netns);
+    return inodeOf(netns);
+  } catch {
+    return null;
+  }
+}
+
+/** Paths by which namespaces can be opened, by their inodes: names, and processes other than this one. */
+export function namespacePaths(): ReadonlyMap<number, string> {
+  const list = (folder: string): string[] => {
+    try {
+      return readdirSync(folder);
+    } catch {
+      return [];
+    }
+  };
+  const found = new Map<number, string>();
+  for (const path of [...list("/run/netns").map((name) => `/run/netns/${name}`), ...list("/proc").filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid).map((pid) => `/proc/${pid}/ns/net`)]) {
+    try {
+      const { ino } = statSync(path);
+      if (!found.has(ino)) found.set(ino, path);
+    } catch {
+      // It has ended meanwhile, or is not to be looked at.
+    }
+  }
+  return found;
+}
+
+/** null: as far as can be seen nobody is in it. */
+export function findNamespace(inode: number, paths = namespacePaths()): string | null {
+  const path = paths.get(inode);
+  return path !== undefined && inodeNamed(path) === inode ? path : null;
+}
+
+/**
+ * @param netns as it was asked for; it is what the engine is called by.
+ * @param at where the namespace is found, which may be elsewhere by now.
+ * @throws EnforcerError.
+ */
+export async function startEngine(netns: string | null, at: string | null, options: EngineOptions, outer: EnforcerOptions["outer"]): Promise<Engine> {
+  const fd = at === null ? null : openNamespace(at);
+  try {
+    if (fd !== null) requireNetwork(fd, netnsPath(at!));
+    const inode = fd === null ? inodeOf(null) : netnsInode(fd);
+    const instance = instanceOf(options.bpffs, netns, inode);
     const device = `enf-${createHash("sha256").update(options.run.path).digest("hex").slice(0, 8)}`;
-    const enforcer = await Enforcer.start({ ...options, instance: instanceOf(netns), resolverDevice: device, netnsFd: fd, outer: netns === null ? null : outer });
-    return { netns, inode, enforcer, close: () => { if (fd !== null) closeFd(fd); } };
+    const enforcer = await Enforcer.start({ ...options, instance, resolverDevice: device, netnsFd: fd, outer: netns === null ? null : outer });
+    return { netns, inode, at, directory: instanceDirectory(options.bpffs, instance), enforcer, close: () => { if (fd !== null) closeFd(fd); } };
   } catch (error) {
     if (fd !== null) closeFd(fd);
     throw error;
@@ -82,21 +128,49 @@ export function requireNetwork(fd: number, path: string): void {
   }
 }
 
-function instanceOf(netns: string | null): string { return netns === null ? INSTANCE : `${INSTANCE}@${encodeURIComponent(netnsPath(netns))}`; }
+/** An agent that wrote no inode into it was of this version's beginnings: its folder goes on being used. */
+function instanceOf(bpffs: string, netns: string | null, inode: number): string {
+  if (netns === null) return INSTANCE;
+  const named = `${INSTANCE}@${encodeURIComponent(netnsPath(netns))}`;
+  return existsSync(instanceDirectory(bpffs, named)) ? named : `${named}@${inode}`;
+}
 
-/** Other namespaces of which a former agent left an instance on the BPF file system. */
-export function formerNamespaces(bpffs: string): string[] {
-  const directory = join(bpffs, "enforcer");
-  if (!existsSync(directory)) return [];
-  const found: string[] = [];
-  for (const entry of readdirSync(directory)) {
+export interface FormerNamespace {
+  readonly netns: string;
+  /** null: not known. */
+  readonly inode: number | null;
+  /** On the BPF file system. */
+  readonly directory: string;
+}
+
+/** Other namespaces of which an agent left an instance on the BPF file system. */
+export function formerNamespaces(bpffs: string): FormerNamespace[] {
+  const folder = join(bpffs, "enforcer");
+  if (!existsSync(folder)) return [];
+  const found: FormerNamespace[] = [];
+  for (const entry of readdirSync(folder)) {
     try {
       // Enforcer.start encodes dots and percent signs, which may not stand there.
-      const name = entry.replaceAll("%2E", ".").replaceAll("%25", "%");
-      if (name.startsWith(`${INSTANCE}@`)) found.push(decodeURIComponent(name.slice(INSTANCE.length + 1)));
+      const [instance, netns, inode] = entry.replaceAll("%2E", ".").replaceAll("%25", "%").split("@");
+      if (instance === INSTANCE && netns !== undefined) found.push({ netns: decodeURIComponent(netns), inode: inode === undefined ? null : Number(inode), directory: join(folder, entry) });
     } catch {
       // Not one that this program made.
     }
   }
   return found;
+}
+
+/** Removes what an agent left of a namespace that has gone. @returns false: its programs are on a device still, and all of it stays. */
+export function removeFormer({ directory }: FormerNamespace): boolean {
+  const links = join(directory, "links");
+  for (const name of existsSync(links) ? readdirSync(links) : []) {
+    const link = BpfLink.fromPin(join(links, name));
+    try {
+      if (link.info.ifindex !== 0) return false;
+    } finally {
+      link.close();
+    }
+  }
+  removePins(directory);
+  return true;
 }

@@ -1,0 +1,104 @@
+/** Network namespaces of taps that come and go, as a jailer makes them: they go although the agent has them open, and are not taken for others. */
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import path from "node:path";
+import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
+import { must, Namespace, run, type Service, World } from "../lib/world.mjs";
+import { TestAgent } from "./daemon.js";
+import "./stage.js"; // its bounds for tests and hooks
+
+let world: World, agent: TestAgent, jail: Namespace;
+beforeAll(async () => {
+  world = await World.create({ guest: "none", quiet: true });
+  agent = await TestAgent.start(world);
+  jail = new Namespace(`${world.id}-jail`);
+});
+afterEach(async () => {
+  if (agent.service.ended !== null) await agent.restart();
+  for (const name of await agent.names()) await agent.client.detach(name);
+  if (existsSync(`/run/netns/${jail.name}`)) await unmake();
+});
+afterAll(async () => {
+  await agent?.stop();
+  await world?.close();
+});
+
+const make = async (): Promise<void> => {
+  await must(["ip", "netns", "add", jail.name]);
+  await jail.ip("link set lo up\ntuntap add tap0 mode tap\naddr add 10.50.0.1/30 dev tap0\nlink set tap0 up");
+};
+const unmake = (): Promise<string> => must(["ip", "netns", "del", jail.name]);
+const policy = { rules: ["allow@public:tcp:443"] };
+/** Instances of other namespaces on the BPF file system. */
+const left = (): string[] => readdirSync(path.join(world.bpffs, "enforcer")).filter((name) => name.includes("@"));
+/** Somebody in the jail, who can be named by his number. */
+const tenant = async (): Promise<{ service: Service; netns: string }> => {
+  const service = world.own(jail.start(["sh", "-c", "echo ready; exec sleep 600"]));
+  await service.line((line) => line === "ready");
+  return { service, netns: `/proc/${service.pid}/ns/net` };
+};
+
+test("a namespace that was deleted goes, with all that was its; one of the same name can be attached at once", async () => {
+  await make();
+  const there = `${jail.name}/tap0`;
+  await agent.client.attach({ tap: "tap0", netns: jail.name, policy });
+  const { since } = await agent.client.sandbox(there);
+  await unmake();
+  await make();
+  await agent.client.attach({ tap: "tap0", netns: jail.name, policy });
+  const again = await agent.client.sandbox(there);
+  expect(again.hooks.map(({ position }) => position)).toEqual([0, 0]);
+  expect(again).toMatchObject({ adopted: false });
+  expect(again.since).not.toBe(since);
+  await unmake();
+  await expect.poll(() => agent.names(), { timeout: 60_000 }).toEqual([]);
+  await expect.poll(left, { timeout: 60_000 }).toEqual([]);
+  expect(readdirSync(path.join(world.runDir, "agent")).filter((name) => name.endsWith(".json"))).toEqual([]);
+  await agent.notice(/its network namespace .* has gone/);
+});
+
+test("attach --wait takes the tap of a namespace that is made anew, also one that is not there when the agent starts", async () => {
+  await make();
+  const there = `${jail.name}/tap0`;
+  await agent.client.attach({ tap: "tap0", netns: jail.name, policy, wait: true });
+  // Who waits in a namespace that has gone is in nobody's way.
+  await world.host.ip("tuntap add tap0 mode tap");
+  for (const restart of [false, true]) {
+    await unmake();
+    await expect.poll(() => agent.states(), { timeout: 60_000 }).toEqual({ [there]: "waiting" });
+    await agent.client.attach({ tap: "tap0", wait: true });
+    await world.host.ip("link del tap0\ntuntap add tap0 mode tap");
+    await expect.poll(() => agent.states(), { timeout: 60_000 }).toEqual({ [there]: "waiting", tap0: "enforced" });
+    await agent.client.detach("tap0");
+    if (restart) {
+      await agent.kill();
+      await agent.restart();
+      expect(await agent.states()).toEqual({ [there]: "waiting" });
+    }
+    await make();
+    await expect.poll(() => agent.states(), { timeout: 60_000 }).toEqual({ [there]: "enforced" });
+    expect((await agent.client.policy(there)).request).toEqual(policy);
+  }
+  await world.host.ip("link del tap0");
+});
+
+test("a namespace is known again after the process that it was named after has ended, and is not taken for one that has got its name", async () => {
+  await make();
+  const { service, netns } = await tenant(), stays = await tenant();
+  await agent.client.attach({ tap: "tap0", netns, name: "by-number", policy });
+  await service.stop("SIGKILL");
+  // Another one gets the first one's name, while somebody is still in that.
+  await unmake();
+  await make();
+  for (const end of ["SIGKILL", "SIGTERM"] as const) {
+    await agent.service.stop(end);
+    await agent.restart();
+    expect(await agent.client.sandbox("by-number")).toMatchObject({ state: "enforced", adopted: true, hooks: [{ position: 0 }, { position: 0 }] });
+    expect(await agent.states()).toEqual({ "by-number": "enforced" });
+  }
+  await agent.client.attach({ tap: "tap0", netns: jail.name });
+  expect(await agent.client.sandbox(`${jail.name}/tap0`)).toMatchObject({ adopted: false, hooks: [{ position: 0 }, { position: 0 }] });
+  expect(readFileSync(path.join(world.runDir, "agent", "by-number.json"), "utf8")).toContain(netns);
+  await agent.client.detach("by-number");
+  expect((await run(["nsenter", `--net=${stays.netns}`, "bpftool", "net"])).stdout).not.toContain("guest");
+  await stays.service.stop("SIGKILL");
+});
