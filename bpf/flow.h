@@ -216,10 +216,18 @@ inline_stage __u32 flow_verdict(struct pkt *p)
 		__be16 port = origin == DIR_EGRESS ? key.remote_port : key.guest_port;
 		const __u64 *remote = p->direction == DIR_EGRESS ? p->destination : p->source;
 
-		if (flow->policy != uid || !group_holds(p, flow, origin, remote, port)) {
+		int swapped = flow->policy != uid;
+
+		if (swapped || !group_holds(p, flow, origin, remote, port)) {
 			__u64 groups = p->global->groups_epoch;
 			__u32 verdict = verdict_of(ask(p, origin, remote, port, 1));
 			p->rule = p->question.rule;
+			/*
+			 * Gone into another network, as when a route comes: out of reach, and no more than that, for a policy that names the
+			 * address is about to follow.
+			 */
+			if (verdict != VERDICT_ALLOW && !swapped && p->question.group > GROUP_LOOPBACK)
+				return deny(p, p->question.reason);
 			if (verdict != VERDICT_ALLOW || p->question.inspect != !!(flow->flags & FLOW_INSPECT)) {
 				/* what the remote sends only makes the guest speak, and then both are told; see reject.h */
 				if (p->direction == DIR_EGRESS)

@@ -115,6 +115,20 @@ inline_stage int nd_destination_fits(struct pkt *p, __u8 type, const __u64 *targ
 	return to[1] == (type == ICMP6_NEIGHBOUR_ADVERT ? bpf_cpu_to_be64(1) : bpf_cpu_to_be64(0x1ff000000ULL) | (target[1] & bpf_cpu_to_be64(0xffffff)));
 }
 
+/*
+ * May the guest ask whether anybody has the address that it is about to take? Whoever hears that while it asks the same itself
+ * does without its own. Of link-local addresses a guest has one, and asking takes it; others only while none is known.
+ */
+inline_stage int may_take6(struct pkt *p, const __u64 *target)
+{
+	if (is_link_local6(target))
+		return learn6(p, target) != GUEST_NONE;
+	if (!learnable6(p, target))
+		return 0;
+	struct learned *l = learned_of(p);
+	return l && !l->state6;
+}
+
 inline_stage int is_nd(__u8 type)
 {
 	return type >= ICMP6_ROUTER_SOLICIT && type <= ICMP6_REDIRECT;
@@ -143,10 +157,10 @@ inline_stage __u32 nd_egress(struct pkt *p)
 	int own = guest_index6(p, target) != GUEST_NONE;
 	if (type == ICMP6_NEIGHBOUR_ADVERT)
 		return own && !unspecified ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ND_SPOOF);
-	if (own || (unspecified && learnable6(p, target)))
+	if (own)
 		return allow(p, REASON_NEIGHBOUR);
 	if (unspecified)
-		return deny(p, REASON_ND_SPOOF);
+		return may_take6(p, target) ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ND_SPOOF);
 	if (is_gateway6(p->sandbox, target) || may_ask_for(ask(p, DIR_EGRESS, target, 0, 1)))
 		return allow(p, REASON_NEIGHBOUR);
 	return deny(p, REASON_ARP_TARGET);

@@ -53,9 +53,9 @@ export const prefix = (text: string): Prefix => {
 };
 
 /** The host of the tests: its addresses, and the networks it reaches without a gateway. */
-export const hostGroups = (more: readonly string[] = []): GroupTable => groupTable({
+export const hostGroups = (more: readonly string[] = [], connected: readonly string[] = []): GroupTable => groupTable({
   hostAddresses: [HOST.gateway4, HOST.gateway6, HOST.uplink4, HOST.uplink6, ...more].map(address),
-  connectedPrefixes: ["10.0.0.0/24", "203.0.114.0/24", "2a00:1::/64", "fd00::/64"].map(prefix),
+  connectedPrefixes: ["10.0.0.0/24", "203.0.114.0/24", "2a00:1::/64", "fd00::/64", ...connected].map(prefix),
   broadcasts: ["10.0.0.255", "203.0.114.255"].map(address),
 });
 

@@ -207,6 +207,12 @@ row("nd-spoof", "solicitation to the guest from further away", (s) => into(ipFra
 row("neighbour", "a known neighbour is tried again by its own address", (s) => out(nd(s, (source, destination) => neighbourSolicitation(source, destination, HOST.gateway6, GUEST.mac), HOST.gateway6)));
 row("neighbour", "advertisement to a link-local address that asked", (s) => out(nd(s, (source, destination) => neighbourAdvertisement(source, destination, GUEST.v6, GUEST.mac), "fe80::1")));
 row("neighbour", "advertisement to a neighbour in the tap's prefix", (s) => out(nd(s, (source, destination) => neighbourAdvertisement(source, destination, GUEST.v6, GUEST.mac), "fd00::77")), { sandbox: { identity: { learnPrefixes: [prefix("fd00::/64")] } } });
+// Who asks in its place makes a sibling do without its address.
+const detect = (s: LabSandbox, target: string): Bytes => nd(s, (source, destination) => neighbourSolicitation(source, destination, target), solicited(target), { source: "::" });
+row("neighbour", "duplicate address detection of a link-local address, again", (s) => out(detect(s, "fe80::a")), { fresh: true, sandbox: { identity: learns }, prepare: (s) => { s.out(detect(s, "fe80::a")); } });
+row("neighbour", "duplicate address detection of another address in the prefix, while none is known", (s) => out(detect(s, "fd00::b")), { fresh: true, sandbox: { identity: learns }, prepare: (s) => { s.out(detect(s, "fd00::a")); } });
+row("nd-spoof", "duplicate address detection of a second link-local address", (s) => out(detect(s, "fe80::b")), { fresh: true, sandbox: { identity: learns }, prepare: (s) => { s.out(detect(s, "fe80::a")); } });
+row("nd-spoof", "duplicate address detection of another address, when one is known", (s) => out(detect(s, "fd00::b")), { fresh: true, sandbox: { identity: learns }, prepare: (s) => { s.out(tcpFrame(s.to(SITE.v6), https)); } });
 row("neighbour", "duplicate address detection with a nonce", (s) => out(ndWith(s, 135, GUEST.v6, Uint8Array.of(14, 1, 1, 2, 3, 4, 5, 6), solicited(GUEST.v6), "::")));
 // A router forwards neighbour discovery like anything else: only its receiver looks at the hop limit.
 for (const [where, destination] of [["a public address", SITE.v6], ["a metadata endpoint", "fd00:ec2::254"], ["a private address", "fd99::1"], ["the host's other address", HOST.uplink6], ["a group beyond the link", "ff05::1"], ["all nodes", "ff02::1"]] as const) {

@@ -162,6 +162,11 @@ describe("what the cache of denials remembers", () => {
       for (let i = 0; i < 3; i++) expect(said()).toEqual(["established", "established"]);
       lab.groups = hostGroups();
       for (let i = 0; i < 3; i++) expect(said()).toEqual(["established", "established"]);
+      // A route to it comes, into a network of the host's, and goes again: out of reach meanwhile, and nobody is told that it is over.
+      lab.groups = hostGroups([], [v6 ? `${site}/128` : `${site}/32`]);
+      for (let i = 0; i < 3; i++) expect(said()).toEqual(["default-private", "default-private"]);
+      lab.groups = hostGroups();
+      for (let i = 0; i < 3; i++) expect(said()).toEqual(["established", "established"]);
       // The address becomes the host's own: whoever speaks first.
       open();
       expect(said()).toEqual(["established", "established"]);
