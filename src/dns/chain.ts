@@ -2,9 +2,9 @@
  * From an upstream's reply to what may be said of it: the chain of CNAMEs that starts at the question, the records at its
  * end, every address that any section shows, and how long it may be kept.
  *
- * Holds always: only owners on the chain are answered, and what proves it to who asked for DNSSEC; addresses to be pinned are those of the question's type at the
- * chain's end and hints of its HTTPS/SVCB records; an error code carries no answers; over 8 links or 64 addresses the
- * whole reply is refused, never cut short silently. Pure.
+ * Holds always: only owners on the chain are answered, and what proves it to who asked for DNSSEC; addresses to be pinned
+ * are those of the question's type at the chain's end and hints of its HTTPS/SVCB records; an error code carries no answers;
+ * over 8 links or 64 addresses the whole reply is refused, never cut short silently. Pure.
  * Does not: judge addresses or names (rebind.ts, judge.ts).
  */
 import { isV4 } from "../addresses/address.js";

@@ -17,6 +17,8 @@ export interface NameVerdict {
   /** index of the rule that decided, null when none did. */
   readonly rule: number | null;
   readonly reason: "rule" | "open" | "default" | "blocked";
+  /** with reason rule: a deny of everything. */
+  readonly everything?: true;
   /** set when the name is refused whatever the defaults say: metadata endpoints, local names, reverse names of our own. */
   readonly special?: string;
 }
@@ -83,7 +85,7 @@ export function bitsOfPin(policies: readonly SandboxPolicy[], name: Name, classi
 
 /**
  * Judges a name that an answer leads to. Refused: names on the block list or that need a rule of their own, names that a rule
- * denies, names no rule can match, single labels; all save where a rule allows the name itself. A name in the host's own
+ * by name denies, names no rule can match, single labels; all save where a rule allows the name itself. A name in the host's own
  * search domain may be led to from inside of it: the question's name had a rule of its own.
  */
 export function targetRefused(policy: SandboxPolicy, question: Name, target: Name, searchDomains: readonly Name[]): boolean {
@@ -91,7 +93,7 @@ export function targetRefused(policy: SandboxPolicy, question: Name, target: Nam
   const labels = labelsOf(target);
   const verdict = policy.judge(labels);
   if (verdict.allowed && verdict.reason === "rule") return false;
-  if (verdict.reason === "blocked" || (!verdict.allowed && verdict.reason === "rule") || labels.length < 2) return true;
+  if (verdict.reason === "blocked" || (!verdict.allowed && verdict.reason === "rule" && verdict.everything !== true) || labels.length < 2) return true;
   const domains = searchDomains.filter((domain) => isWithin(target, domain));
   if (domains.length > 0 && (verdict.special === undefined || verdict.special === "local")) return !domains.every((domain) => isWithin(question, domain));
   return verdict.special !== undefined;

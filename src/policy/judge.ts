@@ -23,6 +23,8 @@ export interface NameVerdict {
   readonly rule: number | null;
   /** rule: a rule by name (or a deny of everything); open: an allow of `public` or `any`; blocked: the block list. */
   readonly reason: "rule" | "open" | "default" | "blocked";
+  /** With reason rule: a deny of everything, which speaks of this name no more than a default does. */
+  readonly everything?: true;
   /** Why a name was refused that an open rule or default would have let pass. */
   readonly special?: "metadata" | "local" | "reverse" | "malformed";
 }
@@ -147,7 +149,7 @@ export class NameJudge {
     if (guarded !== null) return { allowed: false, bits: denying(), rule: null, reason: "default", special: guarded.kind };
     if (this.#open === null) return { allowed: this.#policy.defaultEgress === "allow", bits, rule: null, reason: "default" };
     const allowed = this.#open.action === "allow";
-    return { allowed, bits, rule: this.#open.index, reason: allowed ? "open" : "rule" };
+    return allowed ? { allowed, bits, rule: this.#open.index, reason: "open" } : { allowed, bits, rule: this.#open.index, reason: "rule", everything: true };
   }
 
   /** Rules by name that cover these labels, in order; a rule once. */

@@ -474,6 +474,19 @@ describe("A35: where a chain may not lead", () => {
     expect(searchDomains(text, "name").map(showName)).toEqual(domains[0] === "of.host.example" ? [] : domains);
   });
 
+  it.each<[string, WorldOptions]>([
+    ["deny@any", { tokens: ["allow@allowed.example:tcp:443", "deny@any"] }],
+    ["deny@public", { tokens: ["allow@allowed.example:tcp:443", "deny@public"] }],
+    ["deny@any in the floor", { ...allowTwo, floor: { tokens: ["allow@suffix:allowed.example", "deny@any"] } }],
+  ])("a last rule %s is what the default is: names that no rule knows may be led to, those that one denies or that need their own may not", async (_what, options) => {
+    for (const [target, rcode] of [["edge.cdn.test", 0], ["printer.local", 5], ["router", 5], ["metadata.google.internal", 5], ["denied.example", 5]] as const) {
+      const world = new World({ ...options, tokens: ["deny@denied.example", ...options.tokens!], upstream: always({ answers: [cname("allowed.example", target), a(target, PUBLIC)] }) });
+      expect([target, (await world.ask("allowed.example")).rcode]).toEqual([target, rcode]);
+      expect(world.kernel.entries.size).toBe(rcode === 0 ? 1 : 0);
+      expect((await world.ask("edge.cdn.test")).rcode).toBe(3);
+    }
+  });
+
   it("a chain through names that no rule knows is what CDNs do: answered, pinned to the question", async () => {
     const world = new World({ ...allowTwo, upstream: always({ answers: [cname("allowed.example", "edge.cdn.test", 30), a("edge.cdn.test", PUBLIC, 3000)] }) });
     const seen = await world.ask("allowed.example");
