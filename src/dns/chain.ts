@@ -80,7 +80,7 @@ function addressesIn(record: Record): Uint8Array[] {
 function distinct(addresses: readonly Uint8Array[]): Uint8Array[] {
   if (addresses.length < 2) return [...addresses];
   const seen = new Map<string, Uint8Array>();
-  for (const address of addresses) seen.set(String.fromCharCode(...address), address);
+  for (const address of addresses) seen.set(Buffer.from(address.buffer, address.byteOffset, address.length).toString("latin1"), address);
   return [...seen.values()];
 }
 
@@ -112,10 +112,15 @@ function dnameOf(answers: readonly Record[], owner: Name, target: Name): Record 
     && owner.wire.slice(0, owner.wire.length - r.owner.wire.length) + r.target!.wire === target.wire);
 }
 
-/** The zone whose wildcard a signed record was made of (RFC 4035 section 5.3.2: fewer labels signed than there are), or null. */
-function wildcardZone(record: Record): Name | null {
-  if (record.type !== Type.RRSIG || record.data[3]! >= labelsOf(record.owner).length) return null;
-  return readName(record.data, 0, 18, record.data.length, false)?.name ?? null;
+/** The zones whose wildcards signed records were made of (RFC 4035 section 5.3.2: fewer labels signed than there are), one for each owner. */
+function wildcardZones(records: readonly Record[]): Name[] {
+  const zones = new Map<string, Name>();
+  for (const { type, owner, data } of records) {
+    if (type !== Type.RRSIG || zones.has(owner.wire) || data[3]! >= labelsOf(owner).length) continue;
+    const signer = readName(data, 0, 18, data.length, false)?.name;
+    if (signer !== undefined && isWithin(owner, signer)) zones.set(owner.wire, signer);
+  }
+  return [...zones.values()];
 }
 
 /**
@@ -136,6 +141,7 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
       const binding = readServiceBinding(record.data);
       if (binding === null) return "malformed";
       bindings.set(record, binding);
+      if (bindings.size > MAX_ADDRESSES) return "address-count";
     }
   }
 
@@ -201,7 +207,7 @@ export function followChain(reply: Reply, name: Name, type: number, dnssec: bool
   const found = answers.some((r) => r.type === type && r.owner.wire === owner.wire);
   const authority: Record[] = [];
   // Zones whose proofs go with the answer: that a name is not there, or (RFC 4035 section 3.1.3.3) that no closer one is than a wildcard.
-  const zones = dnssec ? answers.map(wildcardZone).filter((zone) => zone !== null) : [];
+  const zones = dnssec ? wildcardZones(answers) : [];
   if (!found) {
     // RFC 2308 section 5: a negative answer lives as long as the lesser of the SOA's TTL and its MINIMUM; without a SOA
     // it is not kept.

@@ -5,12 +5,15 @@
  * else; a reply is taken only when every octet of it parses and none is left over. Never throws on a reply.
  * Does not: match a reply to its query by server and port (upstream.ts), or follow chains (chain.ts).
  */
-import { Class, Flag, HEADER, Type, readName, readRecord, type Name, type Record } from "./wire.js";
+import { Class, Flag, HEADER, MessageNames, Type, readName, readRecord, type Name, type Record } from "./wire.js";
 
 /** UDP payload size offered to upstreams and the most that a guest gets over UDP, octets: fits every path's MTU. */
 export const UDP_SIZE = 1232;
 /** Records in one reply that are read; a reply with more counts as malformed. */
 export const MAX_RECORDS = 4096;
+/** Octets that the names of a reply may come to for each of its own, and besides; more counts as malformed: it costs what it costs. */
+const NAME_OCTETS = 6;
+const NAME_OCTETS_BESIDES = 8_192;
 
 /** Octets of an upstream query, id 0 in the first two. @param edns false asks without OPT, for servers that refuse it. */
 export function encodeQuery(name: Name, type: number, dnssec: boolean, edns = true): Buffer {
@@ -64,10 +67,12 @@ export function parseReply(b: Uint8Array, offset: number, length: number): Reply
   let rcode = flags & 15;
   let opts = 0;
   const sections: Record[][] = [[], [], []];
+  const names = new MessageNames();
+  const most = NAME_OCTETS * length + NAME_OCTETS_BESIDES;
   for (let section = 0; section < 3; section++) {
     for (let i = word(6 + 2 * section); i > 0; i--) {
-      const read = readRecord(b, offset, at, end);
-      if (read === null) return null;
+      const read = readRecord(b, offset, at, end, names);
+      if (read === null || names.octets > most) return null;
       at = read.next;
       if (read.record.type === Type.OPT) {
         if (section !== 2 || read.record.owner.wire !== "\0" || ++opts > 1) return null;

@@ -195,14 +195,37 @@ const targetTypes = new Set<number>([Type.CNAME, Type.DNAME, Type.NS, Type.PTR, 
 const dataScratch = Buffer.alloc(65535 + 2 * MAX_NAME);
 
 /**
+ * Names of one message, all of whose records end at the same place: owners that point to where another one did are read once.
+ * Counts the octets that names came to, for two octets of the message can stand for 255.
+ */
+export class MessageNames {
+  octets = 0;
+  private readonly owners = new Map<number, Name>();
+
+  /** The owner at `at`, see scan(), and the position after it in `next`; null where there is none. */
+  owner(b: Uint8Array, message: number, at: number, end: number): Name | null {
+    const target = at + 2 <= end && b[at]! >= 0xc0 ? ((b[at]! & 0x3f) << 8) | b[at + 1]! : -1;
+    const known = target < 0 ? undefined : this.owners.get(target);
+    this.next = known === undefined ? scan(b, message, at, end, true) : at + 2;
+    if (known !== undefined) return known;
+    if (this.next < 0) return null;
+    this.octets += scratchLength;
+    const name = scanned();
+    if (target >= 0) this.owners.set(target, name);
+    return name;
+  }
+  next = 0;
+}
+
+/**
  * Reads the record at `at`.
  * @returns null when anything does not fit exactly: lengths, names, character strings, data that is shorter or longer than
  *   its type says. Types not known here are taken as opaque octets (RFC 3597).
  */
-export function readRecord(b: Uint8Array, message: number, at: number, end: number): { record: Record; next: number } | null {
-  const afterOwner = scan(b, message, at, end, true);
-  if (afterOwner < 0 || afterOwner + 10 > end) return null;
-  const owner = scanned();
+export function readRecord(b: Uint8Array, message: number, at: number, end: number, names: MessageNames): { record: Record; next: number } | null {
+  const owner = names.owner(b, message, at, end);
+  const afterOwner = names.next;
+  if (owner === null || afterOwner + 10 > end) return null;
   const type = (b[afterOwner]! << 8) | b[afterOwner + 1]!;
   const cls = (b[afterOwner + 2]! << 8) | b[afterOwner + 3]!;
   let ttl = ((b[afterOwner + 4]! << 24) | (b[afterOwner + 5]! << 16) | (b[afterOwner + 6]! << 8) | b[afterOwner + 7]!);
@@ -237,6 +260,7 @@ export function readRecord(b: Uint8Array, message: number, at: number, end: numb
       // Names may point anywhere back into the message, but their own octets end where the record's data ends.
       const next = scan(b, message, position, stop, part === "name");
       if (next < 0) return null;
+      names.octets += scratchLength;
       if (targetTypes.has(type)) target = scanned();
       if (part === "name") {
         for (let i = 0; i < scratchLength; i++) dataScratch[n++] = scratch[i]!;

@@ -270,4 +270,40 @@ describe("A30: fuzz", () => {
     over.writeUInt16BE(4_097, 6);
     expect(parseReply(over, 0, over.length)).toBeNull();
   });
+
+  const long = `${"a.".repeat(90)}allowed.example`;
+  const reply = (type: number, n: number, data: (i: number) => Buffer, owner: (i: number) => Buffer = () => u16(0xc00c)): Buffer => {
+    const q = query(long, type);
+    return Buffer.concat([q.subarray(0, 2), u16(0x8180), u16(1), u16(n), u16(0), u16(0), q.subarray(12), ...Array.from({ length: n }, (_, i) => {
+      const octets = data(i);
+      return Buffer.concat([owner(i), u16(type), u16(1), Buffer.alloc(4), u16(octets.length), octets]);
+    })]);
+  };
+  const label = (i: number): Buffer => Buffer.from(`\x04${i.toString(36).padStart(4, "0")}`, "latin1");
+
+  it.each<[string, Buffer, number]>([
+    ["addresses of one long name", reply(1, 4_000, () => Buffer.alloc(4)), 4_000],
+    ["mail servers with names of their own below a common one", reply(15, 2_000, (i) => Buffer.concat([u16(10), label(i), Buffer.from("\x20abcdefghijklmnopqrstuvwxyz012345\xc0", "latin1"), Buffer.from([12 + 180])])), 2_000],
+    ["reverse names of one address", reply(12, 1_000, (i) => wireName(`host-${i}.customers.provider.example`)), 1_000],
+    ["owners of their own with a long name's end", reply(1, 200, () => Buffer.alloc(4), (i) => Buffer.concat([label(i), u16(0xc00c + 2 * 60)])), 200],
+  ])("large and honest is read: %s", (_what, b, count) => {
+    expect(parseReply(b, 0, b.length)?.answers).toHaveLength(count);
+  });
+
+  it.each<[string, Buffer]>([
+    ["two long names in each record's data", reply(14, 3_500, () => Buffer.from([0xc0, 12, 0xc0, 12]))],
+    ["one in each", reply(2, 4_000, () => u16(0xc00c))],
+    ["a long owner of its own for each", reply(1, 3_000, () => Buffer.alloc(4), (i) => Buffer.concat([label(i), u16(0xc00c)]))],
+  ])("what comes to many times its own octets when read is refused before it has: %s", (_what, b) => {
+    expect(parseReply(b, 0, b.length)).toBeNull();
+    // The same with as many records as a server may well send.
+    const few = Buffer.from(b);
+    few.writeUInt16BE(20, 6);
+    let at = 12 + long.length + 2 + 4;
+    for (let i = 0; i < 20; i++) {
+      at = readName(few, 0, at, few.length)!.next + 8;
+      at += 2 + few.readUInt16BE(at);
+    }
+    expect(parseReply(few, 0, at)?.answers).toHaveLength(20);
+  });
 });

@@ -364,6 +364,13 @@ describe("A34: HTTPS and SVCB", () => {
     expect([...world.kernel.entries.keys()].sort()).toEqual(["2606:4700::1", PUBLIC]);
   });
 
+  it("64 records pass, 65 are refused whole", async () => {
+    for (const [n, rcode, outcome] of [[64, 0, "answered"], [65, 2, "excess"]] as const) {
+      const world = new World({ ...allowTwo, upstream: always({ answers: Array.from({ length: n }, (_, i) => ({ name: "allowed.example", type: 65, data: Buffer.concat([u16(i + 1), Buffer.from([0])]) })) }) });
+      expect([n, (await world.ask("allowed.example", 65, {}, world.sandbox, true)).rcode, world.count(outcome)]).toEqual([n, rcode, 1]);
+    }
+  });
+
   it("one private hint in a list refuses the answer and pins nothing", async () => {
     for (const rest of [params([4, Buffer.concat([ip(PUBLIC), ip("10.0.0.1")])]), params([6, ip("::ffff:93.184.216.34")]), params([6, ip("fd00::1")])]) {
       const world = new World({ ...allowTwo, upstream: always({ answers: [https("", rest)] }) });
