@@ -285,8 +285,8 @@ export class UpstreamClient {
     if (this.asks.size > MAX_ASKS) return this.finish(ask, "busy");
     const known = servers.map((server) => this.known(server));
     const healthy = known.filter((s) => s.timeouts < DOWN_AFTER);
-    // Those that were passed over come last, the one with the nearest end of its time first.
-    ask.order = [...healthy, ...known.filter((s) => s.timeouts >= DOWN_AFTER).sort((a, b) => a.downUntil - b.downUntil)];
+    // Those that were passed over come last, and of them first the one that was heard of last: it may be names that hang, and not it.
+    ask.order = [...healthy, ...known.filter((s) => s.timeouts >= DOWN_AFTER).sort((a, b) => b.answered - a.answered || a.downUntil - b.downUntil)];
     const probe = healthy.length > 0 ? ask.order.find((s) => s.timeouts >= DOWN_AFTER && s.downUntil <= now) : undefined;
     this.attempt(ask);
     if (probe !== undefined && !ask.finished) {
@@ -334,7 +334,7 @@ export class UpstreamClient {
     if (!sent) ask.errors.add(server);
     ask.timer = setTimeout(() => {
       ask.timer = null;
-      if (sent) this.missed(server, now);
+      if (sent) this.missed(server);
       this.attempt(ask);
     }, sent ? wait : 0);
   }
@@ -476,11 +476,8 @@ export class UpstreamClient {
     this.finish(ask, reply);
   }
 
-  /** No answer came in time to what was sent to the server then, ms. */
-  private missed(server: Server, sent: number): void {
+  private missed(server: Server): void {
     this.counters.timeouts++;
-    // It has answered others since: it is the name that hangs.
-    if (server.answered > sent) return;
     // Many asks may miss at once: while a server is passed over, further misses say nothing new.
     const now = this.io.nowMs();
     if (server.timeouts >= DOWN_AFTER && server.downUntil > now) return;
