@@ -99,6 +99,15 @@ class Ask {
   }
 }
 
+/**
+ * Ends a connection by a reset: all was read or nothing is wanted any more, and an orderly end would hold its port for a minute. A
+ * sandbox whose answers all come over TCP would so use up all the ports that the host has towards a server.
+ */
+function drop(stream: Socket): void {
+  if (stream.connecting || stream.destroyed) stream.destroy();
+  else stream.resetAndDestroy();
+}
+
 /** The server is there. */
 function heard(server: Server, now: number): void {
   server.timeouts = 0;
@@ -389,7 +398,7 @@ export class UpstreamClient {
     const fail = (): void => {
       if (attempt.done) return;
       attempt.done = true;
-      stream.destroy();
+      drop(stream);
       if (ask.finished) return;
       ask.errors.add(server);
       this.next(ask);
@@ -428,7 +437,7 @@ export class UpstreamClient {
         return fail();
       }
       attempt.done = true;
-      stream.destroy();
+      drop(stream);
       if (ask.finished) return;
       try {
         this.reply(attempt, all, 2, length, false, true);
@@ -494,7 +503,7 @@ export class UpstreamClient {
     for (const attempt of ask.attempts) {
       if (attempt.socket === null || attempt.done || this.closed) this.pool.release(attempt);
       else setTimeout(() => this.pool.release(attempt), LATE_MS).unref();
-      attempt.stream?.destroy();
+      if (attempt.stream !== null) drop(attempt.stream);
     }
     if (typeof outcome === "string") this.counters.failed++;
     ask.done(outcome);

@@ -1,9 +1,16 @@
 /** DNS over TCP (A25, A26, A30): frames, pipelining, back-pressure, bounds; real sockets on loopback, the resolver behind them. */
+import { createSocket } from "node:dgram";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import type { AddressInfo } from "node:net";
 import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
+import { parseAddress } from "../../src/addresses/address.js";
+import { openDatagram } from "../../src/dns/datagram.js";
+import { upstreamServer } from "../../src/dns/host-resolvers.js";
+import { UpstreamCounters } from "../../src/dns/metrics.js";
 import { OPEN_QUESTIONS, TcpConnection } from "../../src/dns/tcp.js";
+import { UpstreamClient } from "../../src/dns/upstream.js";
+import { nameOf } from "../../src/dns/wire.js";
 import { a, query, replyTo, see, u16, World, type Seen, type WorldOptions } from "./dns-world.js";
 
 const PUBLIC = "93.184.216.34";
@@ -195,5 +202,47 @@ describe("A26: frames", () => {
     guest.socket.write(frame(query("allowed.example", 16)));
     await guest.until(1);
     expect(guest.answers[0]!.counts[1]).toBe(250);
+  });
+});
+
+describe("connections to upstream servers", () => {
+  it("answered or not, they end by a reset, so that none holds a port of the host's after its end", async () => {
+    const ends: string[] = [];
+    let asked = 0;
+    let wake = (): void => undefined;
+    const until = async (done: () => boolean): Promise<void> => { while (!done()) await new Promise<void>((resolve) => { wake = resolve; }); };
+    const sockets: Socket[] = [];
+    const server = createServer((socket) => {
+      sockets.push(socket);
+      socket.on("data", (chunk: Buffer) => {
+        asked++;
+        if (!chunk.includes("hang")) socket.write(frame(replyTo(chunk.subarray(2))));
+        wake();
+      });
+      socket.on("end", () => ends.push("end"));
+      socket.on("error", (error: NodeJS.ErrnoException) => ends.push(error.code ?? ""));
+      socket.on("close", () => wake());
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    open.push({ server, sockets });
+    const { port } = server.address() as AddressInfo;
+    const udp = createSocket("udp4");
+    udp.on("message", (q, from) => udp.send(replyTo(q, { flags: 0x8380 }), from.port, from.address));
+    await new Promise<void>((resolve) => udp.bind(0, "127.0.0.1", resolve));
+    const client = new UpstreamClient({
+      createSocket: (family, onBatch) => openDatagram(family, "127.0.0.1", 0, onBatch), connect: ({ host }) => connect({ host, port }), nowMs: () => performance.now(), onFault: (error) => { throw error; },
+    }, new UpstreamCounters());
+    try {
+      const servers = [upstreamServer(parseAddress("127.0.0.1")!, udp.address().port)];
+      const outcomes: unknown[] = [];
+      for (const name of ["one", "two", "hang"]) client.ask(nameOf([name, "test"])!, 16, false, servers, 0, (outcome) => { outcomes.push(typeof outcome === "string" ? outcome : outcome.rcode); wake(); });
+      await until(() => asked === 3 && outcomes.length === 2 && ends.length === 2);
+      client.close();
+      await until(() => ends.length === 3);
+      expect([outcomes, ends]).toEqual([[0, 0, "no-server"], ["ECONNRESET", "ECONNRESET", "ECONNRESET"]]);
+    } finally {
+      client.close();
+      await new Promise<void>((resolve) => udp.close(() => resolve()));
+    }
   });
 });

@@ -161,10 +161,15 @@ export class KernelPins implements AddressWriter {
 /** A TCP stream to an upstream, served by the same function as UDP. */
 class FakeStream extends EventEmitter {
   destroyed = false;
+  connecting = true;
   constructor(private readonly serve: (q: Buffer, send: (b: Buffer) => void) => void) {
     super();
-    setImmediate(() => this.emit("connect"));
+    setImmediate(() => {
+      this.connecting = false;
+      if (!this.destroyed) this.emit("connect");
+    });
   }
+  resetAndDestroy(): void { this.destroy(); }
   setNoDelay(): void {}
   setTimeout(): void {}
   write(frame: Buffer): void {
