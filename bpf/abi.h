@@ -370,6 +370,7 @@ enum closing {
 	CLOSING_GUEST = 1, /* FIN from the guest */
 	CLOSING_AGENT = 2, /* FIN from the agent */
 	CLOSING_RESET = 4, /* RST from either: its place is free at once */
+	CLOSING_OPENING = 8, /* SYN from the guest, and nothing else since: the agent may never have seen a connection */
 };
 
 /*

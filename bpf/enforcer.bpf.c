@@ -255,5 +255,5 @@ int abi_types(struct __sk_buff *skb __attribute__((unused)))
 	       bpf_core_type_id_local(enum reason) + bpf_core_type_id_local(enum group) + bpf_core_type_id_local(enum embed) +
 	       bpf_core_type_id_local(enum verdict) + bpf_core_type_id_local(enum direction) + bpf_core_type_id_local(enum abi_limit) +
 	       bpf_core_type_id_local(enum sandbox_flag) + bpf_core_type_id_local(enum sandbox_state) + bpf_core_type_id_local(enum policy_flag) +
-	       bpf_core_type_id_local(enum policy_layout) + bpf_core_type_id_local(enum flow_flag) + bpf_core_type_id_local(enum redirect_state);
+	       bpf_core_type_id_local(enum policy_layout) + bpf_core_type_id_local(enum flow_flag) + bpf_core_type_id_local(enum redirect_state) + bpf_core_type_id_local(enum closing);
 }

@@ -22,6 +22,7 @@
 #define REDIRECT_UDP_IDLE 6   /* the agent answers within five seconds or not at all */
 #define REDIRECT_TCP_IDLE 130 /* longer than the agent keeps an idle connection */
 #define REDIRECT_TCP_CLOSING 2
+#define REDIRECT_TCP_OPENING 70 /* longer than the agent's kernel asks again for the last of the three packets; it tells nobody when it gives up */
 
 inline_stage int redirect_expired(const struct redirect *e, __u64 now, __u32 hz)
 {
@@ -29,7 +30,7 @@ inline_stage int redirect_expired(const struct redirect *e, __u64 now, __u32 hz)
 
 	if (e->proto == IPPROTO_TCP)
 		return e->closing & CLOSING_RESET || idle > (e->closing == (CLOSING_GUEST | CLOSING_AGENT) ? REDIRECT_TCP_CLOSING :
-			e->closing ? TCP_HALF_CLOSED : e->remote_port == DNS_PORT ? REDIRECT_TCP_IDLE : TCP_IDLE) * (__s64)hz;
+			e->closing & CLOSING_OPENING ? REDIRECT_TCP_OPENING : e->closing ? TCP_HALF_CLOSED : e->remote_port == DNS_PORT ? REDIRECT_TCP_IDLE : TCP_IDLE) * (__s64)hz;
 	return !e->outstanding || idle > REDIRECT_UDP_IDLE * (__s64)hz;
 }
 
@@ -198,9 +199,11 @@ inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
 		if (p->tcp_flags & TCP_RST)
 			e->closing = CLOSING_RESET;
 		else if (p->tcp_flags & TCP_FIN)
-			e->closing |= CLOSING_GUEST;
+			e->closing = (e->closing & ~CLOSING_OPENING) | CLOSING_GUEST;
 		else if (p->tcp_flags & TCP_SYN)
-			e->closing = 0;
+			e->closing = CLOSING_OPENING;
+		else if (e->closing & CLOSING_OPENING)
+			e->closing &= ~CLOSING_OPENING;
 	}
 
 	struct scratch *room = bpf_map_lookup_elem(&scratch, &zero);

@@ -11,7 +11,7 @@ const structs = [
 ];
 const enums = [
   "verdict", "direction", "reason", "group", "embed", "abi_limit", "sandbox_flag", "sandbox_state", "policy_flag", "policy_layout", "flow_flag",
-  "redirect_state",
+  "redirect_state", "closing",
 ];
 
 const bpftool = ["/usr/sbin/bpftool", "/usr/bin/bpftool"].find((path) => existsSync(path)) ?? "bpftool";

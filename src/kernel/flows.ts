@@ -8,7 +8,7 @@ import { tickNanoseconds, type BpfMap } from "../../native/index.js";
 import type { Address } from "../addresses/address.js";
 import { Proto } from "../policy/types.js";
 import type { DirectionName } from "./counters.js";
-import { AbiLimit, Direction, FlowFlag, layouts, RedirectState } from "./layout.gen.js";
+import { AbiLimit, Closing, Direction, FlowFlag, layouts, RedirectState } from "./layout.gen.js";
 
 const key = layouts.flow_key.fields, value = layouts.flow.fields;
 
@@ -86,19 +86,24 @@ export function* formerTcp(tables: { inner(name: "flows"): BpfMap | null }, uid:
 }
 
 /** Connections that go through the agent, as one row each, whose tick and rule are not known. A sandbox has 2,048 at most. */
-export function interceptedOf(tables: { inner(name: "intercepted"): BpfMap | null }): FlowRow[] {
+export function interceptedOf(tables: { inner(name: "intercepted"): BpfMap | null }): FlowRow[] { return conversationsOf(tables).map(({ row }) => row); }
+
+/** opening: the guest has only knocked; the agent's kernel may have given it up, and tells nobody. */
+function conversationsOf(tables: { inner(name: "intercepted"): BpfMap | null }): { readonly row: FlowRow; readonly opening: boolean }[] {
   const map = tables.inner("intercepted");
   if (map === null) return [];
   const { size, fields } = layouts.redirect;
-  const rows: FlowRow[] = [];
+  const rows: { row: FlowRow; opening: boolean }[] = [];
   for (const { values, count } of parts(map)) {
     for (let i = 0; i < count; i++) {
       const entry = values.subarray(i * size, (i + 1) * size);
-      if (entry.readUInt32LE(fields.state.offset) !== RedirectState.REDIRECT_LIVE || entry[fields.closing.offset] !== 0) continue;
-      rows.push({
+      if (entry.readUInt32LE(fields.state.offset) !== RedirectState.REDIRECT_LIVE) continue;
+      const closing = entry[fields.closing.offset]!;
+      if ((closing & ~Closing.CLOSING_OPENING) !== 0) continue;
+      rows.push({ opening: closing !== 0, row: {
         protocol: entry[fields.proto.offset]!, direction: "egress", remote: Uint8Array.from(entry.subarray(fields.remote.offset, fields.remote.offset + 16)),
         remotePort: entry.readUInt16BE(fields.remote_port.offset), guestPort: entry.readUInt16BE(fields.guest_port.offset), rule: null, policy: 0n, lasted: null, opened: null, guest: null, inspected: true, intercepted: true,
-      });
+      } });
     }
   }
   return rows;
@@ -121,7 +126,7 @@ export interface FlowPart {
  * @param wanted asked of each flow, in the order in which they are told. `opened`: see FlowRow.
  */
 export function* flowParts(tables: { inner(name: "flows" | "intercepted"): BpfMap | null }, wanted: (opened: bigint | null) => boolean): Generator<FlowPart> {
-  const through = new Map(interceptedOf(tables).map((row) => [keyOf(row), row]));
+  const through = new Map(conversationsOf(tables).map((one) => [keyOf(one.row), one]));
   const flows = tables.inner("flows");
   if (flows !== null) {
     for (const { keys, values, count } of parts(flows)) {
@@ -136,5 +141,7 @@ export function* flowParts(tables: { inner(name: "flows" | "intercepted"): BpfMa
       yield { rows, count, newest };
     }
   }
-  yield { rows: [...through.values()].filter(() => wanted(null)), count: through.size, newest: 0n };
+  // One that has only begun lives as long as the flow that allowed it.
+  const left = [...through.values()].flatMap(({ row, opening }) => (opening ? [] : [row]));
+  yield { rows: left.filter(() => wanted(null)), count: left.length, newest: 0n };
 }

@@ -460,11 +460,11 @@ export class LabSandbox {
     })).filter(({ state }) => state !== 0);
   }
 
-  /** The same for the redirect table. */
-  ageRedirects(seconds: number): void {
-    const map = this.tables.inner("redirects")!;
+  /** The same for a table of conversations. */
+  ageRedirects(seconds: number, of: "redirects" | "intercepted" = "redirects"): void {
+    const map = this.tables.inner(of)!;
     const at = layouts.redirect.fields.last_seen_ticks.offset;
-    for (const { index } of this.redirects()) {
+    for (const { index } of this.redirects(of)) {
       const value = map.lookup(slotKey(index))!;
       value.writeBigUInt64LE(value.readBigUInt64LE(at) - BigInt(seconds * hz), at);
       map.update(slotKey(index), value);

@@ -311,6 +311,15 @@ twins("dns-redirect", "a connection that was reset leaves its place at once", (s
   fillRedirects(s, v6);
   for (const { guestPort } of s.redirects()) s.out(tcpFrame(s.to(v6 ? "2620:fe::fe" : "9.9.9.9"), { sourcePort: guestPort, destinationPort: 53, flags: TCP.rst }));
 } }));
+twins("intercepted", "connections that were only begun leave their places when the agent has given them up", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), (v6) => ({ ...pinned(v6), sandbox: { ...pinned(v6).sandbox, flows: 65_536 }, fresh: true, prepare: (s) => {
+  fillIntercepted(s, v6);
+  s.ageRedirects(75, "intercepted");
+} }));
+twins("redirect-table-full", "connections that stand keep their places for as long", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), (v6) => ({ ...pinned(v6), sandbox: { ...pinned(v6).sandbox, flows: 65_536 }, fresh: true, prepare: (s) => {
+  fillIntercepted(s, v6);
+  for (const { guestPort } of s.redirects("intercepted")) s.out(tcpFrame(s.to(site(v6)), { ...https, sourcePort: guestPort, flags: TCP.ack }));
+  s.ageRedirects(75, "intercepted");
+} }));
 twins("redirect-table-full", "more queries under way than the resolver's queue has room for", (s, v6) => out(dnsQuery(s, v6)), (v6) => ({ fresh: true, prepare: (s) => { for (let i = 0; i < 512; i++) s.out(dnsQuery(s, v6)); } }));
 twins("dns-redirect", "an answer makes room for the next query", (s, v6) => out(dnsQuery(s, v6)), (v6) => ({ fresh: true, prepare: (s, lab) => {
   for (let i = 0; i < 512; i++) s.out(dnsQuery(s, v6));
@@ -374,6 +383,11 @@ function unheard(sandbox: LabSandbox, v6: boolean, shownPort: number, { port = 5
 function fillRedirects(sandbox: LabSandbox, v6: boolean): void {
   // The place of a query depends on its port: until every place is taken, some find theirs full. Over TCP they keep it for minutes.
   for (let port = 6000; sandbox.redirects().length < 512; port += 64) for (let i = 0; i < 64; i++) sandbox.out(tcpFrame(sandbox.to(v6 ? "2620:fe::fe" : "9.9.9.9"), { sourcePort: port + i, destinationPort: 53 }));
+}
+
+/** Every place, where it depends on the port which one it is; the flows need a larger table. */
+function fillIntercepted(sandbox: LabSandbox, v6: boolean): void {
+  for (let port = 1024; sandbox.redirects("intercepted").length < 2_048 && port < 40_000; port += 256) for (let i = 0; i < 256; i++) sandbox.out(tcpFrame(sandbox.to(site(v6)), { ...https, sourcePort: port + i }));
 }
 
 describe("reasons", () => {
