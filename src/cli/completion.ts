@@ -75,7 +75,7 @@ ${values.join("\n")}
 ${cases.join("\n")}
   esac
   if [[ $word != -* ]]; then
-    [[ \${places[-1]} == ... && $n -ge $((\${#places[@]} - 2)) ]] && place=\${places[-2]} || place=\${places[n]}
+    [[ \${#places[@]} -gt 1 && \${places[-1]} == ... && $n -ge $((\${#places[@]} - 2)) ]] && place=\${places[-2]} || place=\${places[n]}
     case "$place" in
     '') [[ \${#places[@]} -gt 0 ]] && words= ;;
     sandbox) words=$(${names}) ;;

@@ -26,9 +26,11 @@ describe("completion", () => {
     writeFileSync(file, completionScript(program(), "bash"));
     // A program that stands for enforcer, with two sandboxes.
     writeFileSync(path.join(folder, "enforcer"), "#!/bin/sh\necho '{\"sandboxes\":[{\"name\":\"tap0\",\"tap\":\"tap0\"},{\"name\":\"jail/tap1\",\"tap\":\"tap1\"}]}'\n", { mode: 0o755 });
-    const complete = (...words: string[]): string[] => execFileSync("bash", ["-c", `source ${file}; COMP_WORDS=(enforcer ${words.map((word) => `'${word}'`).join(" ")}); COMP_CWORD=${words.length}; _enforcer 2>/dev/null; printf '%s\\n' "\${COMPREPLY[@]}"`],
+    const complete = (...words: string[]): string[] => execFileSync("bash", ["-c", `source ${file}; COMP_WORDS=(enforcer ${words.map((word) => `'${word}'`).join(" ")}); COMP_CWORD=${words.length}; compopt() { :; }; _enforcer 2>&1; printf '%s\\n' "\${COMPREPLY[@]}"`],
       { encoding: "utf8", env: { ...process.env, PATH: `${folder}:${process.env.PATH}` } }).split("\n").filter((word) => word !== "");
+    // What the script says on standard error stands in the person's line; it is among the words here.
     expect(complete("at")).toEqual(["attach"]);
+    expect(complete("policy", "sho")).toEqual(["show"]);
     expect(complete("policy", "")).toEqual(expect.arrayContaining(["show", "set", "check", "diff"]));
     expect(complete("attach", "--guest")).toEqual(["--guest-ip", "--guest-mac"]);
     expect(complete("attach", "--netns", "jail", "")).toEqual(["fc-tap0", "fc-tap1"]);
