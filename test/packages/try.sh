@@ -66,6 +66,13 @@ try "an upgrade replaces the agent" apt-get install -y --reinstall ./enforcer_*.
 back
 try "and it holds the tap as before" holds tap0
 
+# In the foreground it would not return.
+systemctl restart --no-block enforcer-agent
+try "enforcer attach while the agent is restarted" timeout 60 enforcer attach tap8 --wait
+try "has the agent wait for the tap" enforcer detach tap8
+ip netns del jail
+try "a namespace that is deleted goes, and what was in force there" timeout 60 sh -c 'until ! enforcer list | grep -q jail && ! ls /sys/fs/bpf/enforcer | grep -q @; do sleep 0.2; done'
+
 capabilities=$(sed -n 's/^CapEff:\s*//p' "/proc/$(unit MainPID)/status")
 try "it has the six capabilities of its unit and no other ($capabilities)" test "$capabilities" = 000000c000281400
 try "no core dumps" sh -c "grep -q 'core file size *0 *0' /proc/$(unit MainPID)/limits"
