@@ -79,7 +79,7 @@ export function manualPage(verbs, { version, seconds }) {
     ".SH FILES",
     ...[["/etc/enforcer/agent.yaml", "configuration of the agent"], ["/run/enforcer", "socket, locks and state"], ["/sys/fs/bpf/enforcer", "pinned programs and maps: what is in force"],
       ["/usr/share/doc/enforcer", "policy language, operations, reasons, errors, metrics; examples of policies"]].flatMap(([file, text]) => [".TP", `.I ${roff(file ?? "")}`, roff(text ?? "")]),
-    ".SH EXIT STATUS", roff("0 when it went well; 64 for a wrong command line, 65 for a policy with errors, 69 when something is not there, 70 for a fault of the enforcer, 77 without root. /usr/share/doc/enforcer/ERRORS.md lists every error."),
+    ".SH EXIT STATUS", roff("0 when it went well; 1 when the answer is no (explain, policy diff, reload that could not put all in force); 64 for a wrong command line, 65 for a policy or a name that is wrong, 69 when something is not there or is taken, 70 for a fault of the enforcer, 71 when the kernel refused something, 77 without root, 78 when the machine or the configuration must be changed first. /usr/share/doc/enforcer/ERRORS.md lists every error."),
     ".SH SEE ALSO", ".BR bpf (2), .BR tc (8), .BR tuntap (8), .BR systemctl (1)".replace(/, \.BR /g, ",\n.BR "), "",
   );
   return lines.join("\n");

@@ -14,6 +14,10 @@ import { built, outcomesOf, pages, reasonsOf, root, sources } from "./gen-docs.m
 const RUN = "test/netns/documents.test.ts";
 const SHOWN = [
   [/^ip (tuntap add tap0 mode tap|addr add 172\.30\.0\.1\/\d+ dev (tap0|br0)|link set (tap0|br0) up|link set tap0 master br0|link add br0 type bridge)$/, RUN, /## A routed tap[\s\S]*## A bridged tap/],
+  [/^ip (netns add vm1|-n vm1 (tuntap add tap0 mode tap|addr add 172\.30\.0\.1\/30 dev tap0|link set tap0 up))$/, RUN, /## The jailer, and other network namespaces/],
+  [/^rm -r \/sys\/fs\/bpf\/enforcer \/run\/enforcer$/, RUN, /## Taking it off/],
+  [/^systemctl disable --now enforcer-agent$/, "packaging/debian/prerm", /systemctl disable --now enforcer-agent/],
+  [/^apt-get purge enforcer$/, "test/packages/try.sh", /apt-get purge -y enforcer/],
   [/^sysctl -w net\.ipv4\.ip_forward=1$/, RUN, /## A routed tap/],
   [/^mount -t bpf bpf \/sys\/fs\/bpf$/, RUN, /mount -t bpf bpf \/sys\/fs\/bpf/],
   [/^curl -s http:\/\/127\.0\.0\.1:9469\/metrics$/, RUN, /## When something does not work/],

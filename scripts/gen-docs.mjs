@@ -184,7 +184,7 @@ ${table(["reason", "meaning"], Object.entries(httpReasons).map(([name, text]) =>
 export function errorsPage({ errorKinds, exitStatuses }) {
   const nameOf = (status) => Object.entries(exitStatuses).find(([, number]) => number === status)?.[0] ?? String(status);
   const words = {
-    ok: "All is well, or the enforcer was ended by a signal and has detached", failed: "The command ran and its answer is no",
+    ok: "All is well, or it was ended by a signal; \`enforcer attach\` has then detached", failed: "The command ran and its answer is no",
     usage: "The command line is wrong", data: "A policy or a name given is wrong", unavailable: "Something that is needed is not there or is taken",
     software: "A fault of the program itself; please report it", osError: "The kernel refused something", noPermission: "Not root",
     config: "The machine or the configuration must be changed first",
@@ -197,8 +197,8 @@ ${generated("src/errors.ts")}
 An error is one message on standard error, with its remedy and code:
 
 \`\`\`text
-enforcer: no device tap9 in this network namespace
-  remedy: create the tap first: ip tuntap add <name> mode tap [E_TAP_MISSING]
+enforcer: there is no device tap9 in this network namespace
+  remedy: create the tap first: ip tuntap add tap9 mode tap [E_TAP_MISSING]
 \`\`\`
 
 With \`--json\` the same is one object on standard output: \`{"event":"error","code":…,"message":…,"remedy":…}\`. The message
@@ -220,12 +220,12 @@ export function metricsPage({ metrics, outcomes }) {
   }[outcome.name];
   const silent = known.filter((outcome) => text(outcome) === undefined).map(({ name }) => name);
   if (silent.length > 0) throw new Error(`src/dns/metrics.ts has outcomes without a comment: ${silent.join(", ")}`);
-  return `# Metrics
+  const page = `# Metrics
 
 ${generated("src/agent/metrics.ts and src/dns/metrics.ts")}
 
-\`enforcer attach\` serves Prometheus metrics at \`http://127.0.0.1:9469/metrics\`. \`--metrics\` names another address, or
-\`off\`. Numbers are read from the kernel and the resolver when somebody asks. No label is ever a domain name or an address.
+The agent, and \`enforcer attach\` without one, serve Prometheus metrics at \`http://127.0.0.1:9469/metrics\`. The key \`metrics\` of the
+agent's configuration and \`--metrics\` name another address, or \`off\`. Numbers are read from the kernel and the resolver when somebody asks. No label is ever a domain name or an address.
 
 ${table(["metric", "type", "labels", "meaning"], metrics.map(({ name, type, labelNames, help }) => [`\`${name}\``, type, labelNames.length === 0 ? "none" : labelNames.map((label) => `\`${label}\``).join(" "), help]))}
 
@@ -233,22 +233,27 @@ ${table(["metric", "type", "labels", "meaning"], metrics.map(({ name, type, labe
 
 | label | values |
 |---|---|
-| \`sandbox\` | the name of the tap |
+| \`sandbox\` | the name of the sandbox: its tap's, unless it was given another |
 | \`direction\` | \`egress\` (guest to world) or \`ingress\` (world to guest) |
 | \`verdict\` | \`allow\`, \`deny\` or \`redirect\` |
-| \`reason\` | see [REASONS.md](REASONS.md) |
-| \`outcome\` | see below |
+| \`reason\` | of packets and of requests, see [REASONS.md](REASONS.md) |
+| \`outcome\` | of DNS queries, see below; of connections, see [REASONS.md](REASONS.md#connections-that-are-looked-into) |
 | \`map\` | \`flows\`, \`pins\` or \`fragments\` |
 | \`kind\` | \`name\`, \`address\`, or \`address-of-a-name\`: of the name that has most |
 | \`bound\` | \`names\`, \`addresses\`, \`addresses-per-name\` or \`rules-per-address\` |
 | \`source\` | who did not report: \`kernel\`, \`resolver\` or \`tls\` |
-| \`result\` | \`sent\`, \`answered\`, \`timeouts\`, \`mismatched\` (answers that match no question), \`malformed\`, \`tcp\`, \`errors\` (response codes), \`failed\` (questions that nobody answered) |
+| \`secret\` | the name of the secret, which is that of the guest's environment variable |
+| \`event\` | of a secret: \`injected\`, \`blocked\`, \`logged\`, \`passed\` (on, with the placeholder), \`scrubbed\` (out of an answer), \`stopped\` (an answer that cannot be scrubbed), \`unavailable\` |
+| \`result\` | of a certificate: \`issued\`, \`hits\`, \`evicted\`; of a query to an upstream: \`sent\`, \`answered\`, \`timeouts\`, \`mismatched\` (answers that match no question), \`malformed\`, \`tcp\`, \`errors\` (response codes), \`failed\` (questions that nobody answered) |
 | \`le\` | upper edge of a latency bucket, in seconds |
 
 ## Outcomes of DNS queries
 
 ${table(["outcome", "meaning"], known.map((outcome) => [`\`${outcome.name}\``, sentence(text(outcome))]))}
 `;
+  const unsaid = [...new Set(metrics.flatMap(({ labelNames }) => labelNames))].filter((label) => !page.includes(`\n| \`${label}\` |`));
+  if (unsaid.length > 0) throw new Error(`scripts/gen-docs.mjs has no text for label: ${unsaid.join(", ")}`);
+  return page;
 }
 
 export const sources = () => ({ abi: readFileSync(join(root, "bpf/abi.h"), "utf8"), outcomes: readFileSync(join(root, "src/dns/metrics.ts"), "utf8") });

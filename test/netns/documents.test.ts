@@ -1,8 +1,8 @@
 /**
- * The commands of docs/OPERATIONS.md, run as they stand there in a network namespace of their own, and what they print: the
+ * The commands of docs/OPERATIONS.md, and of docs/PLATFORMS.md where no virtual machine monitor is needed, run as they stand there in a network namespace of their own, and what they print: the
  * lines for people, the settings of the tap, the metrics of docs/METRICS.md.
  */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -11,10 +11,10 @@ import { buildTools, ENFORCER, FramesGuest, must, Namespace, ROOT, type Service,
 
 const text = (name: string): string => readFileSync(path.join(ROOT, name), "utf8");
 
-/** Commands of the first block of shell commands behind a heading, without sudo. */
-function commands(document: string, heading: string): string[] {
-  const section = text(document).split(`\n${heading}\n`)[1] ?? "";
-  const block = /```sh\n([\s\S]*?)```/.exec(section)?.[1] ?? "";
+/** Commands of one block of shell commands behind a heading, the first unless told, without sudo. */
+function commands(document: string, heading: string, nth = 0): string[] {
+  const section = text(document).split(`\n${heading}\n`)[1]?.split("\n## ")[0] ?? "";
+  const block = [...section.matchAll(/```sh\n([\s\S]*?)```/g)][nth]?.[1] ?? "";
   return block.split("\n").filter((line) => line !== "").map((line) => line.replace(/^sudo /, ""));
 }
 
@@ -114,5 +114,39 @@ describe("docs/OPERATIONS.md", () => {
     expect(attach.length).toBe(3);
     for (const command of attach) await perform(command);
     expect(running.filter((service) => service.ended === null).length).toBe(3);
+  });
+
+  test("PLATFORMS: Firecracker's tap is the routed tap; a tap in a namespace of its own, every command; taken off, nothing holds it", async () => {
+    const firecracker = commands("docs/PLATFORMS.md", "## Firecracker");
+    expect(firecracker.length).toBe(4);
+    expect(commands("docs/OPERATIONS.md", "## A routed tap")).toEqual(expect.arrayContaining(firecracker));
+
+    await fresh();
+    const vm = new Namespace(`${host.name}-vm`), bpffs = path.join(directory, "bpffs"), run = path.join(directory, "run-agent"), config = path.join(directory, "agent.yaml");
+    writeFileSync(config, `run_dir: ${run}\nbpffs: ${bpffs}\nmetrics: off\nupstreams: [192.0.2.1]\n`);
+    mkdirSync(bpffs);
+    await must(["mount", "-t", "bpf", "bpf", bpffs]);
+    try {
+      const agent = host.start([ENFORCER, "agent", "--config", config, "--json"]);
+      running.push(agent);
+      await agent.line((line) => line.includes('"event":"ready"'), { what: "the agent", ms: 30_000 });
+      const ask = (...args: string[]): Promise<string> => must([ENFORCER, ...args, "--run-dir", run], { timeoutMs: 60_000 });
+      for (const command of commands("docs/PLATFORMS.md", "## The jailer, and other network namespaces")) {
+        const here = command.replace(/(?<=netns add |-n |--netns )vm1\b/, vm.name).replace("policy.yaml", path.join(directory, "policy.yaml"));
+        await (here.startsWith("enforcer ") ? ask(...here.split(" ").slice(1)) : must(["sh", "-c", here]));
+      }
+      expect(await ask("list")).toMatch(/^vm1 +tap0 .* enforced/m);
+      const doctor = async (): Promise<string> => (await vm.run([ENFORCER, "doctor", "tap0"])).stdout;
+      expect(await doctor()).toMatch(/tap tap0 +enforced: only the enforcer's programs/);
+      // As the page says: ending the agent lifts nothing, detaching does, and the folders may go then.
+      await ask("detach", "vm1");
+      expect(await agent.stop()).toBe(0);
+      const [removal] = commands("docs/PLATFORMS.md", "## Taking it off", 1);
+      await must(["sh", "-c", removal!.replace("/sys/fs/bpf", bpffs).replace("/run/enforcer", run)]);
+      expect(await doctor()).toMatch(/tap tap0 +no programs/);
+    } finally {
+      await end();
+      await must(["sh", "-c", `umount ${bpffs}; ip netns del ${vm.name} 2>&1 || true`]);
+    }
   });
 });
