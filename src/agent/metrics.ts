@@ -222,6 +222,9 @@ function latencyHistogram(stats: () => Promise<Stats>): object {
   };
 }
 
+/** Connections to the metrics at one time, and how long one of them may rest, ms. */
+const CONNECTIONS = 64, IDLE_MS = 60_000;
+
 /** @throws EnforcerError E_METRICS_LISTEN. */
 export async function serveMetrics(registry: Pick<Registry, "contentType" | "metrics">, { host, port }: Listen): Promise<Server> {
   // One at a time: every reading fills the same counters. Who asks meanwhile gets the next one, together with all others that do.
@@ -244,6 +247,9 @@ export async function serveMetrics(registry: Pick<Registry, "contentType" | "met
       (error: unknown) => response.writeHead(503, { "content-type": "text/plain" }).end(`${error instanceof Error ? error.message : String(error)}\n`),
     );
   });
+  // Whoever is on the host may ask: connections that are held open take only so many of the agent's descriptors.
+  server.maxConnections = CONNECTIONS;
+  server.timeout = IDLE_MS;
   await new Promise<void>((resolve, reject) => {
     server.once("error", (cause: NodeJS.ErrnoException) => reject(new EnforcerError("E_METRICS_LISTEN", `metrics cannot be served on ${host}:${port}: ${cause.message}`, { cause })));
     server.listen({ host, port }, resolve);

@@ -2,18 +2,28 @@
  * DNS over TLS for a guest (RFC 7858): frames inside a decrypted connection.
  *
  * Holds always: each message goes to the resolver as one over TCP on port 53 would; answers come in the order in which they are
- * ready; a frame that dribbles, an idle connection and too many open questions are bounded. Does not: know what a question is.
+ * ready; a frame that dribbles, an idle connection and too many open questions are bounded. While the guest does not take its answers
+ * no further question of it is asked. Does not: know what a question is.
  */
 import type { TLSSocket } from "node:tls";
 
 const IDLE_MS = 10_000, FRAME_MS = 10_000, OPEN_QUESTIONS = 64;
 
-export function serveDot(stream: TLSSocket, answer: (message: Uint8Array) => Promise<Uint8Array | null>): void {
+/** @returns how many octets are under way: questions not asked yet, and answers that the guest has not taken. */
+export function serveDot(stream: TLSSocket, answer: (message: Uint8Array) => Promise<Uint8Array | null>): () => number {
   let buffered: Buffer = Buffer.alloc(0);
   let open = 0;
   let frame: NodeJS.Timeout | null = null;
+  const full = (): boolean => open >= OPEN_QUESTIONS || stream.writableNeedDrain;
+  const clock = (runs: boolean): void => {
+    if (runs) frame ??= setTimeout(() => stream.destroy(), FRAME_MS);
+    else if (frame !== null) {
+      clearTimeout(frame);
+      frame = null;
+    }
+  };
   const work = (): void => {
-    while (open < OPEN_QUESTIONS && buffered.length >= 2) {
+    while (!full() && buffered.length >= 2) {
       const length = buffered.readUInt16BE(0);
       if (length < 12) {
         stream.destroy();
@@ -22,6 +32,7 @@ export function serveDot(stream: TLSSocket, answer: (message: Uint8Array) => Pro
       if (buffered.length < 2 + length) break;
       const message = Uint8Array.from(buffered.subarray(2, 2 + length));
       buffered = buffered.subarray(2 + length);
+      clock(false);
       open++;
       void answer(message).then((reply) => {
         open--;
@@ -34,15 +45,12 @@ export function serveDot(stream: TLSSocket, answer: (message: Uint8Array) => Pro
         work();
       });
     }
-    if (open >= OPEN_QUESTIONS || stream.writableNeedDrain) stream.pause();
+    const waits = full();
+    if (waits) stream.pause();
     else stream.resume();
-    if (buffered.length === 0 && frame !== null) {
-      clearTimeout(frame);
-      frame = null;
-    } else if (buffered.length > 0 && open < OPEN_QUESTIONS) {
-      frame ??= setTimeout(() => stream.destroy(), FRAME_MS);
-    }
-    if (ended && open === 0) stream.end();
+    // What is left is the beginning of a frame, unless it waits.
+    clock(buffered.length > 0 && !waits);
+    if (ended && open === 0 && !waits) stream.end();
   };
   let ended = false;
   stream.setTimeout(IDLE_MS, () => stream.destroy());
@@ -57,4 +65,5 @@ export function serveDot(stream: TLSSocket, answer: (message: Uint8Array) => Pro
     ended = true;
     work();
   });
+  return () => buffered.length + stream.readableLength + stream.writableLength;
 }

@@ -457,7 +457,8 @@ export class TlsService {
       const server = sandbox.certificates.server(name === null ? { kind: "address", address: meant.remote } : { kind: "name", labels: name }, alpn.includes("dot") ? ["dot"] : []);
       const stream = await serverHandshake(socket, server, name === null ? null : name.join("."), httpLimits.handshakeMs);
       this.#bump(sandbox, "dot");
-      serveDot(stream, (message) => this.#options.resolver.answer(sandbox.slot, sandbox.generation, message));
+      const under = serveDot(stream, (message) => this.#options.resolver.answer(sandbox.slot, sandbox.generation, message));
+      connection.held = () => under() + socket.readableLength + socket.writableLength;
     });
   }
 

@@ -1,8 +1,8 @@
 /** Scrapes that come together, and work in slices: what the agent's main thread does while a thousand sandboxes are counted. */
 import { request } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, connect } from "node:net";
 import { Counter, Registry } from "prom-client";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { serveMetrics } from "../../src/agent/metrics.js";
 import { Slices } from "../../src/agent/slices.js";
 
@@ -43,6 +43,17 @@ test("a scrape that fails is an answer, and the next one is made", async () => {
   expect(await Promise.all([get(port), get(port), get(port)])).toEqual(Array(3).fill("the worker has ended\n"));
   fails = false;
   expect(await get(port)).toBe("up 1\n");
+  server.close();
+});
+
+test("connections that are held open are bounded, whoever on the host holds them, and their places come back", async () => {
+  const server = await serveMetrics({ contentType: "text/plain", metrics: async () => "up 1\n" } as never, { host: "127.0.0.1", port: 0 });
+  const { port } = server.address() as AddressInfo;
+  const held = Array.from({ length: 200 }, () => connect(port, "127.0.0.1").on("error", () => undefined));
+  const over = (): number => held.filter(({ destroyed }) => destroyed).length;
+  await vi.waitFor(() => expect(over()).toBe(136), { timeout: 30_000 });
+  for (const socket of held) socket.destroy();
+  await vi.waitFor(async () => expect(await get(port)).toBe("up 1\n"), { timeout: 30_000 });
   server.close();
 });
 

@@ -53,6 +53,7 @@ let service: TlsService, listener: Server, origin: Server, tlsServer: Server;
 let denials: TlsDenial[], dialled: { address: string; port: number }[], servers: Socket[], clients: Socket[];
 let pumps: Pump[], withPump: boolean, notices: string[];
 let pinned: (labels: readonly string[]) => boolean;
+let answered: (message: Uint8Array) => Uint8Array;
 let from: string, remotePort: number | null;
 let dir: string;
 /** What the far side got, encrypted. */
@@ -64,6 +65,7 @@ beforeEach(async () => {
   [denials, dialled, servers, clients, wire] = [[], [], [], [], []];
   [pumps, withPump, notices] = [[], true, []];
   [pinned, from, remotePort] = [(labels) => labels.join(".") === "shop.example", `240.0.1.${SLOT}`, 443];
+  answered = (message) => Uint8Array.from(message).reverse();
   dir = mkdtempSync(join(tmpdir(), "enf-tls-"));
   const { key, certificate } = originAuthority.issue({ kind: "name", labels: ["shop", "example"] }, Date.now());
   const secure = createTlsServer({ key, cert: certificate, ecdhCurve: "P-384", allowHalfOpen: true }, (socket) => {
@@ -92,7 +94,7 @@ beforeEach(async () => {
       return pump;
     },
     onNotice: (notice) => notices.push(notice),
-    resolver: { pinned: async (_slot, _generation, _address, labels) => pinned(labels), answer: async (_slot, _generation, message) => Uint8Array.from(message).reverse(), placeholders: async () => true },
+    resolver: { pinned: async (_slot, _generation, _address, labels) => pinned(labels), answer: async (_slot, _generation, message) => answered(message), placeholders: async () => true },
     dial: (address, port) => {
       dialled.push({ address: [...address.slice(12)].join("."), port });
       return netConnect({ port: originPort, host: "127.0.0.1", allowHalfOpen: true });
@@ -731,6 +733,26 @@ describe("DNS over TLS, TLS test 31", () => {
     const stream = await dot("{intercept: true}", {});
     stream.write(framed("short"));
     await closed(stream);
+  });
+
+  test("a guest that asks and does not read is asked for no more, what it holds is counted, and when it reads it gets every answer", async () => {
+    const QUESTIONS = 1_500, ANSWER = 65_000;
+    let asked = 0;
+    answered = () => { asked++; return new Uint8Array(ANSWER); };
+    const stream = await dot("{intercept: true}", {});
+    stream.pause();
+    stream.write(Buffer.concat(Array.from({ length: QUESTIONS }, () => framed("question one"))));
+    // What the sockets take, both ends' buffers, and the 64 questions that were open; the same count twice: it stands.
+    await seen(() => expect(row().buffered).toBeGreaterThan(0));
+    let before = -1;
+    for (; before !== asked; await new Promise((resolve) => setTimeout(resolve, 500))) before = asked;
+    expect(asked).toBeLessThan(QUESTIONS / 2);
+    expect(row().buffered).toBeGreaterThan(QUESTIONS);
+    let octets = 0;
+    stream.on("data", (data: Buffer) => { octets += data.length; });
+    stream.resume();
+    await seen(() => expect(octets).toBe(QUESTIONS * (ANSWER + 2)));
+    expect(asked).toBe(QUESTIONS);
   });
 
   test("where it is not terminated it is reset", async () => {
