@@ -2,8 +2,8 @@
  * Finding placeholders and values in octets, in every form in which they are likely to be written.
  *
  * Forms: as they are; percent escapes, once or twice; JSON escapes, also inside percent escapes and the other way round; base64 and
- * base64url at any of the three alignments, inside longer base64 too, and with escapes over it; values also as JSON and HTML
- * write their special characters.
+ * base64url at any of the three alignments, inside longer base64 too, and with escapes over it; values also as JSON and the usual
+ * HTML templates write their special characters, and as forms write blanks.
  *
  * Holds always: cost of octets without escapes is a few native searches; only the neighbourhood of an escape is decoded. What
  * must be kept of what went before is bounded (`reach`). Values under eight octets are not looked for: they would be found by
@@ -191,11 +191,19 @@ function needlesOf(wanted: Wanted): Needle[] {
   if (what === "value") {
     const text = octets.toString("latin1");
     for (const written of [text.replace(/["\\]/g, "\\$&"), text.replace(/["\\/]/g, "\\$&")]) add("json", Buffer.from(written, "latin1"));
-    const html = text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-    for (const quoted of [html, html.replaceAll('"', "&quot;"), html.replaceAll('"', "&quot;").replaceAll("'", "&#39;"), html.replaceAll('"', "&#34;").replaceAll("'", "&#39;"), html.replaceAll('"', "&quot;").replaceAll("'", "&#x27;")]) add("raw", Buffer.from(quoted, "latin1"));
+    for (const map of htmlEscapes) add("raw", Buffer.from([...text].map((char) => map[char] ?? htmlBasic[char] ?? char).join(""), "latin1"));
+    // A form's blank: its other escapes are undone where they stand.
+    add("percent", Buffer.from(text.replaceAll(" ", "+"), "latin1"));
   }
   return needles;
 }
+
+const htmlBasic: Readonly<Record<string, string>> = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
+/** As templates and libraries write them: the least; PHP; Ruby and Mustache's kin; Java; Python; Go; Handlebars; mustache.js. */
+const htmlEscapes: readonly Readonly<Record<string, string>>[] = [
+  {}, { '"': "&quot;" }, { '"': "&quot;", "'": "&#39;" }, { '"': "&#34;", "'": "&#39;" }, { '"': "&quot;", "'": "&#x27;" }, { '"': "&#34;", "'": "&#39;", "+": "&#43;" },
+  { '"': "&quot;", "'": "&#x27;", "`": "&#x60;", "=": "&#x3D;" }, { '"': "&quot;", "'": "&#39;", "/": "&#x2F;", "`": "&#x60;", "=": "&#x3D;" },
+];
 
 /** The base64 digits that the octets alone decide when `shift` octets of something else (0 to 2) stand before them in their group. */
 function base64Of(octets: Buffer, shift: number): Buffer {

@@ -418,7 +418,8 @@ describe("A56, test 35: bodies", () => {
 describe("test 36: what comes back from a host that may have it", () => {
   const forms = (): [string, string][] => [
     ["raw", VALUE], ["percent", encodeURIComponent(VALUE)], ["JSON", JSON.stringify(VALUE).slice(1, -1)], ["JSON with \\/", JSON.stringify(VALUE).slice(1, -1).replaceAll("/", "\\/")], ["JSON, all", [...VALUE].map((char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`).join("")],
-    ["HTML", VALUE.replaceAll("&", "&amp;").replaceAll('"', "&quot;")], ["base64", Buffer.from(VALUE).toString("base64")], ["base64, 1 before", Buffer.from(`x${VALUE}`).toString("base64")], ["base64, 2 before", Buffer.from(`xy${VALUE}zz`).toString("base64url")],
+    ["HTML", VALUE.replaceAll("&", "&amp;").replaceAll('"', "&quot;")], ["HTML, Go", VALUE.replaceAll("&", "&amp;").replaceAll('"', "&#34;").replaceAll("+", "&#43;")], ["HTML, mustache.js", VALUE.replaceAll("&", "&amp;").replaceAll('"', "&quot;").replaceAll("/", "&#x2F;")],
+    ["form", new URLSearchParams({ k: VALUE }).toString().slice(2)], ["form, twice", encodeURIComponent(new URLSearchParams({ k: VALUE }).toString().slice(2))], ["blanks of a form alone", VALUE.replaceAll(" ", "+")], ["base64", Buffer.from(VALUE).toString("base64")], ["base64, 1 before", Buffer.from(`x${VALUE}`).toString("base64")], ["base64, 2 before", Buffer.from(`xy${VALUE}zz`).toString("base64url")],
   ];
   it("answers are asked for whole and in the clear", async () => {
     const { fields } = await passing(ORIGIN, withFields("Accept-Encoding", "gzip, br", "Range", "bytes=0-0", "If-Range", "x", "grpc-accept-encoding", "gzip"));
