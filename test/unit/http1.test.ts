@@ -1,7 +1,9 @@
 /** HTTP/1.1 through the interceptor (A42, A47–A52, TLS.md tests 17–25, 27, 28): raw octets at both ends. */
 import { createHash } from "node:crypto";
+import { Transform } from "node:stream";
 import type { TLSSocket } from "node:tls";
 import { afterEach, describe, expect, it } from "vitest";
+import type { ExchangeFilter, RequestFacts } from "../../src/tls/http/passage.js";
 import { refuse } from "../../src/tls/http/refusal.js";
 import { answering, NAME, until, World, type WorldOptions } from "./http-world.js";
 
@@ -538,6 +540,40 @@ describe("large bodies", () => {
     await until(() => got > SIZE);
     guest.write(GET.replace("/ ", "/next "));
     await guest.until(/ok[^]*ok$/);
+  });
+  it("the next request waits for one that was answered while its body is still looked through; a far side that goes away then ends the connection, and nothing else (A50)", async () => {
+    const thrown: unknown[] = [], caught = (error: unknown): void => { thrown.push(error); };
+    process.on("uncaughtException", caught);
+    try {
+      for (const goes of ["stays", "ends", "resets"]) {
+        const seen: string[] = [];
+        let letGo = (): void => undefined;
+        const slow = (request: RequestFacts): ExchangeFilter => ({
+          target: request.target, fields: request.fields, bodyLength: null, requestTrailers: (fields) => [...fields], responseHead: (_status, phrase, fields) => ({ phrase, fields: [...fields] }), responseBody: () => null, responseTrailers: (fields) => [...fields], done: () => undefined,
+          body: request.body.kind === "none" ? null : new Transform({ transform: (chunk, _encoding, done) => { letGo = () => done(null, chunk); } }),
+        });
+        const w = await world({ filter: slow, onOrigin: answering([OK, OK], seen) });
+        const guest = await w.guest();
+        guest.write(`POST /1 HTTP/1.1\r\nHost: ${NAME}\r\nContent-Length: 4\r\n\r\nbody${GET.replace("/", "/2")}`);
+        await guest.until("ok");
+        // The second has been taken, and waits.
+        await until(() => w.counters.requests === 2);
+        await new Promise((resolve) => setImmediate(resolve));
+        if (goes === "stays") {
+          letGo();
+          await guest.until(/ok[^]*ok/);
+        } else {
+          if (goes === "ends") w.origins[0]?.destroy();
+          else w.raws[0]?.resetAndDestroy();
+          await guest.closed;
+        }
+        expect(seen.join("")).toContain("POST /1");
+        expect(seen.join("").includes("GET /2")).toBe(goes === "stays");
+      }
+      expect(thrown).toEqual([]);
+    } finally {
+      process.off("uncaughtException", caught);
+    }
   });
   it("an answer before the end of a request whose far side then goes away reaches the guest", async () => {
     const w = await world({ onOrigin: (socket) => socket.once("data", () => socket.end("HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")) });

@@ -78,11 +78,13 @@ class OneConnection extends Agent {
 
   constructor() { super({ keepAlive: true, maxSockets: 1, maxFreeSockets: 1 }); }
 
-  override createConnection(): Socket {
+  // Node calls this from the socket's own close too, for a request that waits for the one before it: an exception would be nobody's.
+  override createConnection(_options: object, done?: (error: Error | null, socket: Duplex) => void): Socket | undefined {
     const socket = this.socket;
     this.socket = null;
-    if (socket === null || socket.destroyed) throw Object.assign(new Error("the upstream connection has ended"), { code: "ECONNRESET" });
-    return socket;
+    if (socket !== null && !socket.destroyed) return socket;
+    process.nextTick(() => done?.(Object.assign(new Error("the upstream connection has ended"), { code: "ECONNRESET" }), undefined as never));
+    return undefined;
   }
 
   // There is one far side, and its connection is looked after elsewhere: nothing is to be told apart, timed or set while it rests.
@@ -380,8 +382,9 @@ class Http1Leg implements Watched {
       this.#failure ??= describe(this.passage.name ?? "the far side", error);
       upstream.destroy();
     });
-    // An answer under way ends by it or breaks off (Node's client sees to that); between two, the connection is over.
-    upstream.once("end", () => { if (this.#outgoing === null) upstream.destroy(); });
+    // An answer under way ends by it or breaks off (Node's client sees to that); between two, the connection is over, also for a request that
+    // waits for the end of one that was answered before.
+    upstream.once("end", () => { if (this.#outgoing?.socket !== upstream) upstream.destroy(); });
     upstream.on("data", () => { if (this.#outgoing === null) this.#unasked(); });
     upstream.once("close", () => {
       // What is still buffered is lost; Node's client would meet it without its parser (an assertion in 20.20).
