@@ -252,6 +252,24 @@ describe("TCP", () => {
     expect(ended).toBeLessThanOrEqual(1_005_000);
   });
 
+  it.each([3_000, 7_000])("answers that come after %i ms are no forgeries: other questions go on over UDP", async (late) => {
+    const world = make({
+      limits: { inFlight: 1_000 }, tcp: () => undefined,
+      upstream: (q, send) => { if (q.toString("latin1").includes("hang")) setTimeout(() => send(good(q)), late); else send(good(q)); },
+    });
+    const client = { stream: true, waited: 0, send: () => undefined, retain() { return this; } };
+    for (let i = 0; i < 300; i++) {
+      const question = query(`hang${i}.wild.example`);
+      world.service.resolver.handle(world.sandbox, question, 0, question.length, client);
+    }
+    for (let i = 0; i < 9; i++) {
+      await run(world, 1_000, () => false);
+      world.service.flushCache();
+      expect(addressesOf(await world.ask("allowed.example"))).toEqual([PUBLIC]);
+    }
+    expect(world.service.upstreamCounters.tcp).toBe(0);
+  });
+
   it("an ask that found no connection and was answered by the next server leaves nothing behind", async () => {
     const world = make({
       servers: ["192.0.2.1", "2001:db8::53"], limits: { inFlight: 1_000 }, tcp: () => undefined,
