@@ -96,12 +96,9 @@ export class Agent {
     // In order, although the names come from another thread.
     onAllowed: ({ engine, sandbox }, row) => {
       const rule = row.rule === null ? null : (sandbox.compiled.bits[row.rule]?.text ?? null);
-      this.#events = this.#events.then(async () => {
-        const names = await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []);
-        this.#tell({ ...describeAllowed(sandbox.name, row, names, rule) });
-      });
+      this.watchers.tellLater("allow", [row], async () => ({ ...describeAllowed(sandbox.name, row, await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []), rule) }));
     },
-    onUnseen: (name, count) => { this.#events = this.#events.then(() => this.#tell({ event: "unseen", time: now(), sandbox: name, count })); },
+    onUnseen: (name, count) => this.watchers.tellLater("allow", [name], async () => ({ event: "unseen", time: now(), sandbox: name, count })),
     onError: (name, error) => this.#notice(`${name}: flows that are let through could not be read, and are tried again: ${text(error)}`),
   });
   #config: AgentConfig;
@@ -109,7 +106,6 @@ export class Agent {
   #own!: Engine;
   #metrics: Server | null = null;
   #queue: Promise<unknown> = Promise.resolve();
-  #events: Promise<void> = Promise.resolve();
   #ended = false;
   #looking: NodeJS.Timeout | undefined;
 
@@ -817,15 +813,17 @@ export class Agent {
     if (this.watchers.size === 0) return;
     const monotonic = process.hrtime.bigint();
     // In order, although the names come from another thread.
-    this.#events = this.#events.then(async () => {
-      for (const event of events) {
-        const sandbox = engine.enforcer.sandboxAt(event.slot, event.generation);
-        if (sandbox === null) continue;
-        const names = await engine.enforcer.namesOf(sandbox, event.direction === "egress" ? event.destination : event.source).catch(() => []);
-        const compiled = [sandbox.compiled, sandbox.former].find((one) => one?.uid === event.policy);
-        const rule = event.rule === null ? null : (compiled?.bits[event.rule]?.text ?? null);
-        this.#tell({ ...describePacket(sandbox.name, event, names, rule, monotonic) });
-      }
+    const wanted = events.filter(({ slot, generation }) => {
+      const sandbox = engine.enforcer.sandboxAt(slot, generation);
+      return sandbox !== null && this.watchers.wantsDenials(sandbox.name);
+    });
+    this.watchers.tellLater("deny", wanted, async (event) => {
+      const sandbox = engine.enforcer.sandboxAt(event.slot, event.generation);
+      if (sandbox === null) return null;
+      const names = await engine.enforcer.namesOf(sandbox, event.direction === "egress" ? event.destination : event.source).catch(() => []);
+      const compiled = [sandbox.compiled, sandbox.former].find((one) => one?.uid === event.policy);
+      const rule = event.rule === null ? null : (compiled?.bits[event.rule]?.text ?? null);
+      return { ...describePacket(sandbox.name, event, names, rule, monotonic) };
     });
   }
 

@@ -1,8 +1,8 @@
 /**
  * Who watches: live verdicts and changes, each to the watchers that asked for them.
  *
- * Holds always: a watcher that does not read is told how much it missed and never held in memory without bound; without watchers
- * nothing is looked up; a filter that could never match is refused. Denials come from the kernel's events; allowed flows are seen in
+ * Holds always: a watcher that does not read is told how much it missed and never held in memory without bound; no more than a bounded
+ * number of events waits for what is looked up for them, and those over it are missed in the same way; without watchers nothing is looked up; a filter that could never match is refused. Denials come from the kernel's events; allowed flows are seen in
  * its flow table, each once, and of those that came and went between two looks the number is told (daemon.ts).
  */
 import { formatAddress, parseAddress, parsePrefix, prefixContains, type Prefix } from "../addresses/address.js";
@@ -38,14 +38,21 @@ const DENIED: readonly string[] = [...new Set([...reasonNames.filter((_, i) => v
 
 /** Watchers at one time. */
 export const WATCHERS = 64;
+/** Events that wait for what is looked up for them, over all sandboxes. */
+export const EVENTS_WAITING = 16_384;
 
 export class WatchHub {
   readonly #seats = new Set<Seat>();
+  #line: Promise<void> = Promise.resolve();
+  #waiting = 0;
 
   get size(): number { return this.#seats.size; }
 
   /** Whether anybody wants to see flows of the sandbox that are let through. */
   wantsFlows(sandbox: string): boolean { return [...this.#seats].some(({ flows, watcher: { query } }) => flows && (query.sandbox ?? sandbox) === sandbox); }
+
+  /** Whether anybody wants to see what is denied to the sandbox. */
+  wantsDenials(sandbox: string): boolean { return [...this.#seats].some(({ flows, watcher: { query } }) => !flows && (query.sandbox ?? sandbox) === sandbox); }
 
   /** @returns what ends it, and whether it wants flows that are let through; null when there are too many. @throws EnforcerError E_REQUEST when nothing could ever match. */
   add(watcher: Watcher): { readonly end: () => void; readonly flows: boolean } | null {
@@ -54,6 +61,21 @@ export class WatchHub {
     const seat: Seat = { watcher, wants, flows: verdict === "allow", lost: 0 };
     this.#seats.add(seat);
     return { end: () => { this.#seats.delete(seat); }, flows: seat.flows };
+  }
+
+  /**
+   * Tells events whose description takes a while, in their order. Over the bound they are missed, by all who see events of their kind.
+   * @param verdict of all of them. @param describe must not reject; null: there is nothing to tell any more.
+   */
+  tellLater<E>(verdict: "allow" | "deny", events: readonly E[], describe: (event: E) => Promise<WatchEvent | null>): void {
+    const taken = events.slice(0, EVENTS_WAITING - this.#waiting);
+    if (taken.length < events.length) for (const seat of this.#seats) if (seat.flows === (verdict === "allow")) seat.lost += events.length - taken.length;
+    if (taken.length === 0) return;
+    this.#waiting += taken.length;
+    this.#line = this.#line.then(async () => {
+      for (const event of await Promise.all(taken.map(describe))) if (event !== null) this.tell(event);
+      this.#waiting -= taken.length;
+    });
   }
 
   tell(event: WatchEvent): void {

@@ -24,7 +24,7 @@ function line(event: WatchEvent): string {
     case "dns-denied": return queryLine(event as unknown as RefusedQuery);
     case "allowed": return allowedLine(event as unknown as Allowed);
     case "unseen": return `${clock(event.time)} ${String(event.sandbox)} ${String(event.count)} more flow${event.count === 1 ? " was" : "s were"} let through, and over before the next look`;
-    case "lost": return `${clock(event.time)} ${String(event.count)} events were not told: this end reads too slowly`;
+    case "lost": return `${clock(event.time)} ${String(event.count)} events were not told: this end reads too slowly, or there are too many`;
     case "notice": return `${clock(event.time)} ${String(event.text)}`;
     default: return `${clock(event.time)}${event.sandbox === undefined ? "" : ` ${event.sandbox}`} ${event.event}${event.why === undefined ? "" : ` (${String(event.why)})`}`;
   }

@@ -9,7 +9,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Agent } from "../../src/agent/daemon.js";
-import { WatchHub, type Watcher, type WatchEvent } from "../../src/agent/watch.js";
+import { EVENTS_WAITING, WatchHub, type Watcher, type WatchEvent } from "../../src/agent/watch.js";
 import { attachRequest, type WatchQuery } from "../../src/api/schema.js";
 import { AgentClient, EnforcerError } from "../../src/index.js";
 import { serveApi, type ApiServer } from "../../src/api/server.js";
@@ -204,6 +204,32 @@ describe("the API", () => {
     hub.add({ query: { destination: "*.B\u00fccher.example" }, send: (event) => Boolean(seen.push(event.name)) });
     for (const name of ["xn--bcher-kva.example", "www.xn--bcher-kva.example", "www.XN--BCHER-KVA.example", "www.other.example"]) hub.tell({ event: "dns-denied", time: "", sandbox: "tap0", name, reason: "denied" });
     expect(seen).toEqual(["www.xn--bcher-kva.example", "www.XN--BCHER-KVA.example"]);
+  });
+
+  it("events whose names are slow to come wait in a bounded number; what is over it is missed, and told as a number, and then it goes on", async () => {
+    const hub = new WatchHub(), seen: WatchEvent[] = [], other: WatchEvent[] = [];
+    hub.add({ query: { sandbox: "tap0" }, send: (event) => Boolean(seen.push(event)) });
+    hub.add({ query: { verdict: "allow" }, send: (event) => Boolean(other.push(event)) });
+    expect([hub.wantsDenials("tap0"), hub.wantsDenials("tap1")]).toEqual([true, false]);
+    let begun = 0, come = (): void => undefined;
+    const names = new Promise<void>((resolve) => { come = resolve; });
+    const describe = async (n: number): Promise<WatchEvent> => {
+      begun++;
+      await names;
+      return { event: "denied", time: "", sandbox: "tap0", n };
+    };
+    // In pieces that do not fit, as a ring buffer gives them.
+    const PIECE = 1_000, PIECES = 100;
+    for (let i = 0; i < PIECES; i++) hub.tellLater("deny", Array.from({ length: PIECE }, (_, k) => i * PIECE + k), describe);
+    come();
+    await expect.poll(() => seen.length).toBe(EVENTS_WAITING + 1);
+    expect(begun).toBe(EVENTS_WAITING);
+    expect(seen[0]).toEqual({ event: "lost", time: "", count: PIECE * PIECES - EVENTS_WAITING });
+    expect(seen.slice(1).map(({ n }) => n)).toEqual(Array.from({ length: EVENTS_WAITING }, (_, k) => k));
+    hub.tellLater("deny", [-1], describe);
+    await expect.poll(() => seen.at(-1)).toMatchObject({ event: "denied", n: -1 });
+    hub.tellLater("allow", [7], async () => ({ event: "allowed", time: "", sandbox: "tap0" }));
+    await expect.poll(() => other).toEqual([{ event: "allowed", time: "", sandbox: "tap0" }]);
   });
 
   it("has room for a bounded number of watchers", async () => {
