@@ -15,6 +15,7 @@ import { EnforcerError, type ErrorCode } from "../errors.js";
 import { makeDirectories } from "../make-directory.js";
 import { explainQuestion } from "../explain/ask.js";
 import { policyReport } from "../policy/check.js";
+import { faultText } from "./faults.js";
 import { API_VERSION, attachRequest, BODY_OCTETS, explainQuery, flowsQuery, noQuery, policyRequest, watchQuery, type ApiError } from "./schema.js";
 import { agentView, flowsView, pinsView, statusView, summaryView, versionView } from "./views.js";
 
@@ -197,7 +198,7 @@ function checked<T>(schema: z.ZodType<T>, value: unknown, what: string): T {
   if (parsed.success) return parsed.data;
   throw new EnforcerError("E_REQUEST", parsed.error.issues.slice(0, 20).map((issue) => {
     const at = issue.path.map(String).join(".");
-    return issue.code === "unrecognized_keys" ? `${what}${at === "" ? "" : ` ${at}`}: unknown: ${issue.keys.join(", ")}` : `${what}${at === "" ? "" : ` ${at}`}: ${issue.message}`;
+    return issue.code === "unrecognized_keys" ? `${what}${at === "" ? "" : ` ${at}`}: unknown: ${issue.keys.join(", ")}` : `${what}${at === "" ? "" : ` ${at}`}: ${faultText(issue)}`;
   }).join("; "));
 }
 

@@ -13,6 +13,7 @@ import { z } from "zod";
 import { parseAddress, parsePrefix } from "../addresses/address.js";
 import { groupTable } from "../addresses/groups.js";
 import type { Listen } from "../agent/metrics.js";
+import { faultText } from "../api/faults.js";
 import { EnforcerError } from "../errors.js";
 import { suggest } from "../policy/diagnostics.js";
 import { FILE_OCTETS, parsePolicyText, parseUpstream, readPolicyFile } from "../policy/parse.js";
@@ -118,7 +119,7 @@ export function parseAgentConfig(text: string, file: string): AgentConfig {
       const keys = issue.code === "unrecognized_keys" ? issue.keys : [null];
       return keys.map((key) => {
         const at = key === null ? where : [...where, key];
-        const what = key === null ? issue.message : `unknown key; ${suggest(key, keysAt(where))}`;
+        const what = key === null ? faultText(issue) : `unknown key; ${suggest(key, keysAt(where))}`;
         return `${file}${lineOf(document, lines, at)}: ${at.length === 0 ? "the file" : at.join(".")}: ${what}`;
       }).join("\n");
     }).join("\n"));

@@ -35,6 +35,12 @@ describe("the agent's configuration", () => {
     }
   });
 
+  it.each([["metrics: 5", "1: metrics: a text is wanted"], ["\nsandboxes: many", "2: sandboxes: a number is wanted"], ["sandboxes: 1.5", "1: sandboxes: a whole number is wanted"], ["sandboxes: 5000", "1: sandboxes: at most 4096 is wanted"],
+    ["limits: {flows: 1}", "1: limits.flows: at least 16 is wanted"], ["upstreams: []", "1: upstreams: 1 entry at least is wanted"], ["attach: {match: x}", "1: attach: a list is wanted"], ["attach: [{}]", "1: attach.0.match: a text is wanted, and it is missing"],
+    ["run_dir: ''", "1: run_dir: it is empty"], ["- a", "1: the file: a mapping of keys to values is wanted"], ["expedite_rcu: 1", "1: expedite_rcu: true or false is wanted"]])("%j: says what is wanted", (text, words) => {
+    expect(fault(text).message).toBe(`${file}:${words}`);
+  });
+
   it("is read whole, with the files that it names", () => {
     const config = parseAgentConfig(`
 run_dir: /run/other

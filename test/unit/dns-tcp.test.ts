@@ -5,7 +5,7 @@ import type { AddressInfo } from "node:net";
 import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
 import { parseAddress } from "../../src/addresses/address.js";
-import { openDatagram } from "../../src/dns/datagram.js";
+import { openDatagram } from "./datagram.js";
 import { upstreamServer } from "../../src/dns/host-resolvers.js";
 import { UpstreamCounters } from "../../src/dns/metrics.js";
 import { OPEN_QUESTIONS, TcpConnection } from "../../src/dns/tcp.js";

@@ -1,11 +1,11 @@
 /**
- * node:dgram in the addon's batch form, for where the addon is not built: unit tests.
+ * node:dgram in the form of the addon's batches, where a test does without the addon.
  *
  * Holds always: the callback sees what UdpBatch would show it, one datagram a batch. Does not: batch.
  */
 import { createSocket } from "node:dgram";
-import { formatAddress, parseAddress } from "../addresses/address.js";
-import { PEER, encodePeer, type DatagramSocket, type OnBatch } from "./peer.js";
+import { formatAddress, parseAddress } from "../../src/addresses/address.js";
+import { PEER, encodePeer, type DatagramSocket, type OnBatch } from "../../src/dns/peer.js";
 
 export interface NodeDatagram extends DatagramSocket {
   /** Resolves to the port once bound. */
