@@ -9,7 +9,7 @@
  * judged again.
  * Does not: listen (worker.ts), read HTTP (http/), know what becomes of secrets (src/secrets).
  */
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { connect, Socket, type TcpNetConnectOpts } from "node:net";
 import type { BpfMap } from "../../native/index.js";
 import { formatAddress, isV4, parseAddress } from "../addresses/address.js";
@@ -48,6 +48,8 @@ import { Turns, UNDER_WAY } from "./turns.js";
 
 /** Connections of one sandbox at one time: what the kernel's table has places for, less what its hash wastes. */
 export const CONNECTIONS = 1_536;
+/** The part of the process's descriptors that connections may take, two each: DNS, attaching and the host's addresses need the rest. */
+const DESCRIPTORS = 3 / 4;
 /** Of those, whose hello is not whole yet; for one more the oldest makes room. */
 export const HELLOS = 512;
 /** Octets kept of those hellos. */
@@ -81,6 +83,8 @@ export interface ServiceOptions {
   readonly onNotice: (text: string) => void;
   /** For tests; default: Pump.start. */
   readonly startPump?: () => Pump;
+  /** For tests; default: how many descriptors the process may have. */
+  readonly descriptors?: number;
 }
 
 interface Sandbox {
@@ -130,12 +134,15 @@ export class TlsService {
   readonly #turns = new Turns<Sandbox>();
   #counting: NodeJS.Timeout | null = null;
   readonly #pump: PumpHolder;
+  /** Connections of all sandboxes at one time. */
+  readonly #room: number;
   #groups: GroupTable;
   #strangers = 0;
 
   constructor(options: ServiceOptions) {
     this.#options = options;
     this.#groups = options.groups;
+    this.#room = Math.floor((options.descriptors ?? descriptorLimit()) * DESCRIPTORS / 2);
     this.#pump = new PumpHolder({
       start: options.startPump ?? Pump.start,
       onChange: (failure) => options.onNotice(failure === null ? "the splicing thread runs: connections are passed on by it again" : `connections whose names were checked are passed on more slowly, because the splicing thread cannot be made or cannot have them; it is tried again: ${failure.message}`),
@@ -208,10 +215,11 @@ export class TlsService {
   }
 
   stats(): TlsStats {
+    const limit = this.#limit();
     return {
       strangers: this.#strangers, pumpFailing: this.#pump.failing, pumpFailures: this.#pump.failures,
       sandboxes: [...this.#sandboxes.values()].map((sandbox) => ({ sandbox, turns: this.#turns.of(sandbox) })).map(({ sandbox: { slot, generation, connections, hellos, helloOctets, eventsLost, outcomes, http, bytesUp, bytesDown, certificates, secrets, bucket, buffered, judge }, turns }) => ({
-        slot, generation, connections: connections.size, limit: CONNECTIONS, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused },
+        slot, generation, connections: connections.size, limit, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused },
         hellos: hellos.size, helloLimit: HELLOS, helloOctets, helloOctetsLimit: HELLO_OCTETS, eventsLost,
         handshakes: turns.underWay, handshakeLimit: UNDER_WAY, handshakesWaiting: turns.waiting, connectionTokens: bucket.left(performance.now()), buffered, bufferedLimit: judge.policy.limits.bufferedKib * 1024,
         ...octetsOf(connections, bytesUp, bytesDown),
@@ -219,6 +227,14 @@ export class TlsService {
         leaves: certificates === null ? { issued: 0, hits: 0, evicted: 0 } : { ...certificates.counters },
       })),
     };
+  }
+
+  /** What a sandbox may have now. Half of the room is whoever's comes; of the other half each has its share for sure. */
+  #limit(): number {
+    const half = this.#room / 2;
+    let taken = 0;
+    for (const { connections } of this.#sandboxes.values()) taken += connections.size;
+    return taken < half ? CONNECTIONS : Math.min(CONNECTIONS, Math.max(1, Math.floor(half / this.#sandboxes.size)));
   }
 
   /** A connection at the listener, paused. */
@@ -230,7 +246,7 @@ export class TlsService {
       socket.resetAndDestroy();
       return;
     }
-    if (sandbox.connections.size >= CONNECTIONS) {
+    if (sandbox.connections.size >= this.#limit()) {
       this.#count(sandbox, "limit", meant, null);
       socket.resetAndDestroy();
       return;
@@ -632,6 +648,16 @@ function octetsOf(connections: Iterable<Connection>, bytesUp: number, bytesDown:
     bytesDown += down;
   }
   return { bytesUp, bytesDown };
+}
+
+/** RLIMIT_NOFILE of the process (proc(5)), which Node has raised as far as it may; where it cannot be read, what a process has without being given more. */
+function descriptorLimit(): number {
+  try {
+    const [, soft] = /^Max open files\s+(\d+|unlimited)/m.exec(readFileSync("/proc/self/limits", "latin1")) ?? [];
+    return soft === undefined ? 1_024 : soft === "unlimited" ? Infinity : Number(soft);
+  } catch {
+    return 1_024;
+  }
 }
 
 function bucketOf({ limits: { connectionsPerSecond } }: Policy): TokenBucket { return new TokenBucket(connectionsPerSecond, BURST * connectionsPerSecond, performance.now()); }

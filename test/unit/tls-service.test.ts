@@ -505,6 +505,23 @@ describe("sandboxes beside each other", () => {
   };
   const hello = (): Buffer => helloRecords({ names: ["shop.example"] });
 
+  test("where descriptors are few, one that takes all it can leaves the other its share, and has more again when there is room", async () => {
+    service.close();
+    // 24 connections in all: 12 for whoever comes, 6 for each of the two for sure.
+    service = new TlsService({ groups, sandboxNet6: null, runDirectory: dir, descriptors: 64, onTerminate: () => undefined, onNotice: () => undefined, onDenied: () => undefined, resolver: { pinned: async () => true, answer: async () => null, placeholders: async () => true }, dial: () => netConnect({ port: 1, host: "127.0.0.1" }) });
+    remotePort = 80;
+    for (const slot of [SLOT, BESIDE]) await service.add(slot, GENERATION, `box${slot}`, SHOP, null, table(() => remotePort));
+    const first: Heard[] = [];
+    for (let i = 0; i < 20; i++) first.push(await knock());
+    await seen(() => expect(row()).toMatchObject({ connections: 12, limit: 6, outcomes: { limit: 8 } }));
+    await fromBeside(async () => { for (let i = 0; i < 8; i++) await knock(); });
+    await seen(() => expect(beside()).toMatchObject({ connections: 6, outcomes: { limit: 2 } }));
+    for (const { socket } of first) socket.destroy();
+    await seen(() => expect(row()).toMatchObject({ connections: 0, limit: CONNECTIONS }));
+    await fromBeside(() => knock());
+    await seen(() => expect(beside().connections).toBe(7));
+  });
+
   test("connections a second: what is over is reset with its reason, another sandbox has its own", async () => {
     vi.useFakeTimers({ toFake: ["performance"] }); // so that none comes back meanwhile
     await service.setPolicy(SLOT, GENERATION, policyOf("rules:\n  - allow: shop.example\nlimits: {connections_per_second: 1}\n"), null, table(() => remotePort));
