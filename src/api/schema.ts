@@ -20,7 +20,7 @@ const addressOrPrefix = z.string().max(64).refine((text) => parseAddress(text) !
 export const policyRequest = z.strictObject({
   file: z.strictObject({
     /** Absolute: names the file in messages, and files named in it are relative to its directory. */
-    path: z.string().min(1).max(4096).startsWith("/"),
+    path: z.string().min(1).max(4096).startsWith("/", "an absolute path is wanted"),
     text: z.string().max(FILE_OCTETS),
   }).optional(),
   rules: z.array(z.string().max(1024)).max(10_000).optional(),

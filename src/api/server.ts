@@ -30,7 +30,7 @@ const WATCH_PULSE = 30_000;
 
 const statuses: Partial<Record<ErrorCode, number>> = {
   E_NO_SANDBOX: 404, E_NAME_TAKEN: 409, E_TAP_TAKEN: 409, E_TAP_MISSING: 404, E_NO_AGENT: 503, E_REQUEST: 400,
-  E_USAGE: 400, E_POLICY: 422, E_POLICY_FILE: 422, E_CONFIG: 422, E_GROUPS: 422, E_LIMIT: 422, E_TAP_KIND: 422, E_GATEWAY_UNKNOWN: 422, E_NETNS: 422,
+  E_USAGE: 400, E_POLICY: 422, E_POLICY_FILE: 422, E_CONFIG: 422, E_GROUPS: 422, E_LIMIT: 422, E_TAP_KIND: 422, E_GATEWAY_UNKNOWN: 422, E_NETNS: 422, E_SECRET: 422, E_CA: 422,
 };
 
 interface Asked<Q, B> { readonly agent: Agent; readonly name: string; readonly query: Q; readonly body: B; readonly request: IncomingMessage; readonly response: ServerResponse }

@@ -3,7 +3,8 @@
  * test/netns/daemon.test.ts.
  */
 import { execFileSync } from "node:child_process";
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { request } from "node:http";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -11,6 +12,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Agent } from "../../src/agent/daemon.js";
 import { EVENTS_WAITING, WatchHub, type Watcher, type WatchEvent } from "../../src/agent/watch.js";
 import { attachRequest, type WatchQuery } from "../../src/api/schema.js";
+import { errorKinds, type ErrorCode } from "../../src/errors.js";
 import { AgentClient, EnforcerError } from "../../src/index.js";
 import { serveApi, type ApiServer } from "../../src/api/server.js";
 
@@ -31,7 +33,7 @@ const agent = {
     asked.push(request);
     return Promise.reject(new EnforcerError("E_TAP_TAKEN", "tap0: another enforcer serves it", { remedy: "end the other one" }));
   },
-  detach: (name: string) => Promise.resolve(asked.push(name)),
+  detach: (name: string) => name.startsWith("E_") ? Promise.reject(new EnforcerError(name as ErrorCode, "as asked for")) : Promise.resolve(asked.push(name)),
   setPolicy: (_: string, request: unknown) => {
     asked.push(request);
     return Promise.resolve({ uid: "7", written: 2, left: 1, warnings: [] });
@@ -82,6 +84,17 @@ describe("the API", () => {
     expect(error).toMatchObject({ code: "E_TAP_TAKEN", message: "tap0: another enforcer serves it", remedy: "end the other one", exit: 69 });
     await expect(client.sandbox("no one/here %")).rejects.toMatchObject({ code: "E_NO_SANDBOX", message: "there is no sandbox no one/here %" });
     await expect(new AgentClient(path.join(folder, "nobody.sock")).list()).rejects.toMatchObject({ code: "E_NO_AGENT" });
+  });
+
+  it("answers each code with the status that docs/API.md says", async () => {
+    const rows = [...readFileSync("docs/API.md", "utf8").matchAll(/^\| (\d{3}) \| (.*) \|$/gm)];
+    const said = new Map(rows.flatMap(([, status, codes]) => [...codes!.matchAll(/`(E_\w+)`/g)].map(([, code]): [string, number] => [code!, Number(status)])));
+    for (const code of Object.keys(errorKinds)) {
+      const status = await new Promise((resolve, reject) => { request({ socketPath: socket, method: "DELETE", path: `/v1/sandboxes/${code}` }, (response) => resolve(response.resume().statusCode)).on("error", reject).end(); });
+      expect([code, status]).toEqual([code, said.get(code) ?? 500]);
+    }
+    // What was asked for wrongly is not the program's fault.
+    for (const code of ["E_CA", "E_SECRET"]) expect(said.get(code)).toBe(422);
   });
 
   it("tells a fault of the program as one, without its inside", async () => {
