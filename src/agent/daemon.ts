@@ -342,8 +342,22 @@ export class Agent {
   /** @throws EnforcerError E_NO_SANDBOX. */
   need(name: string): Known {
     const known = this.find(name);
-    if (known === null) throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}`);
-    return known;
+    if (known !== null) return known;
+    const owner = this.#ownerOf(name);
+    if (owner !== null) throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}: the device is that of the sandbox ${owner}`, { remedy: `name ${owner}` });
+    if (this.#holderOf(name) !== null) throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}, and nothing comes in from a tap of that name: one was deleted under its policy, or could not be taken over`, { remedy: `attach it, or open the name with enforcer detach ${name}` });
+    throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}`);
+  }
+
+  /** The sandbox whose tap is called so, or waited for by that name, while it is called otherwise itself. */
+  #ownerOf(name: string): string | null {
+    const called = (tap: string, netns: string | null | undefined): boolean => nameOf({ tap, ...(netns == null ? {} : { netns }) }) === name;
+    return this.known().find((known) => (known.state === "enforced" ? called(known.sandbox.facts.name, known.engine.netns) : known.state === "waiting" && called(known.waiting.spec.tap, known.waiting.spec.netns)))?.name ?? null;
+  }
+
+  /** The engine that holds a name although no sandbox has it. */
+  #holderOf(name: string): Engine | null {
+    return [...this.#engines.values()].find(({ netns, enforcer }) => [...enforcer.heldTaps].some((tap) => nameOf({ tap, ...(netns === null ? {} : { netns }) }) === name)) ?? null;
   }
 
   /** One that is in force under a policy that is known. @throws EnforcerError E_NO_SANDBOX. */
@@ -450,8 +464,8 @@ export class Agent {
   /** Takes a sandbox out from under its policy, or gives up waiting for its tap. @throws EnforcerError E_NO_SANDBOX. */
   detach(name: string): Promise<void> {
     return this.#exclusive(async () => {
-      const held = this.find(name) === null ? [...this.#engines.values()].find(({ netns, enforcer }) => [...enforcer.heldTaps].some((tap) => nameOf({ tap, ...(netns === null ? {} : { netns }) }) === name)) : undefined;
-      if (held !== undefined) {
+      const held = this.find(name) === null && this.#ownerOf(name) === null ? this.#holderOf(name) : null;
+      if (held !== null) {
         // Its tap was deleted under its policy, and what is left is the closed name; or it could not be taken over.
         held.enforcer.forgetTap(name.slice(name.lastIndexOf("/") + 1));
         await this.#finishDetach(name);

@@ -64,6 +64,7 @@ export async function setPolicy(name: string, policy: PolicyArguments, { json, r
   const answer = await (await agentAt(runDir)).setPolicy(name, needed(policy));
   if (json) return printJson(answer);
   for (const warning of answer.warnings) process.stderr.write(`enforcer: ${warning}\n`);
+  if (answer.uid === "0") return void process.stdout.write(`policy of ${name} is noted, for when its tap is there\n`);
   process.stdout.write(`policy of ${name} is in force (${answer.pins.kept} pin${answer.pins.kept === 1 ? "" : "s"} kept${answer.pins.left > 0 ? `, ${answer.pins.left} found no place` : ""})\n`);
 }
 

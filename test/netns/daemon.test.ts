@@ -469,6 +469,7 @@ describe("taps that come and go", () => {
     const waiting = await agent.run("attach", "late0", "--wait", "--rule", "allow@public:tcp:443");
     expect(waiting).toMatchObject({ status: 0, out: "waiting for late0 (late0)\n" });
     expect(await agent.states()).toEqual({ late0: "waiting" });
+    expect((await agent.run("policy", "set", "late0", "--rule", "allow@public:tcp:443")).out).toBe("policy of late0 is noted, for when its tap is there\n");
     for (let round = 0; round < 2; round++) {
       await tap("tuntap add late0 mode tap");
       const watching = await agent.watch();
@@ -482,6 +483,22 @@ describe("taps that come and go", () => {
     }
     await agent.client.detach("late0");
     expect(await agent.names()).toEqual([]);
+  });
+
+  test("a device is not a sandbox: who names a renamed tap, or one that was deleted, is told whose it is", async () => {
+    await tap("tuntap add name0 mode tap\naddr add 10.67.0.1/30 dev name0\nlink set name0 up");
+    await agent.client.attach({ tap: "name0" });
+    await tap("link set name0 name name1");
+    await expect.poll(async () => (await agent.client.sandbox("name0")).tap, { timeout: 60_000 }).toBe("name1");
+    for (const verb of ["status", "detach"]) expect(await agent.run(verb, "name1")).toMatchObject({ status: 65, err: expect.stringMatching(/the device is that of the sandbox name0\n {2}remedy: name name0/) });
+    expect((await agent.client.sandbox("name0")).hooks.map(({ position }) => position)).toEqual([0, 0]);
+    await tap("link set name1 name name0");
+    await expect.poll(async () => (await agent.client.sandbox("name0")).tap, { timeout: 60_000 }).toBe("name0");
+    await tap("link del name0");
+    await expect.poll(() => agent.names(), { timeout: 60_000 }).toEqual([]);
+    expect(await agent.run("status", "name0")).toMatchObject({ status: 65, err: expect.stringMatching(/was deleted under its policy.*\n {2}remedy: attach it, or open the name with enforcer detach name0/) });
+    expect((await agent.run("detach", "name0")).status).toBe(0);
+    expect((await agent.run("status", "name0")).err).toMatch(/there is no sandbox name0\n/);
   });
 
   test("patterns of the configuration attach by themselves, with their policy; what does not match is left alone", async () => {
