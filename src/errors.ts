@@ -48,6 +48,17 @@ export const errorKinds = {
 
 export type ErrorCode = keyof typeof errorKinds;
 
+/**
+ * Text that may quote what others wrote, for a terminal or a log: control characters (C1 too, which terminals obey) and those that turn
+ * the direction of writing come out as escapes. Line breaks stay.
+ */
+export function visible(text: string): string { return text.replace(/[^\P{Cc}\n]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/gu, escaped); }
+
+/** The same for what is to be one line. */
+export function visibleLine(text: string): string { return visible(text).replaceAll("\n", escaped); }
+
+function escaped(char: string): string { return `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`; }
+
 export class EnforcerError extends Error {
   readonly code: ErrorCode;
   readonly remedy: string;
@@ -55,10 +66,10 @@ export class EnforcerError extends Error {
 
   /** @param remedy replaces the table's remedy where the place allows a more exact one. */
   constructor(code: ErrorCode, message: string, options: { remedy?: string; cause?: unknown } = {}) {
-    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    super(visible(message), options.cause === undefined ? undefined : { cause: options.cause });
     this.name = "EnforcerError";
     this.code = code;
-    this.remedy = options.remedy ?? errorKinds[code].remedy;
+    this.remedy = visible(options.remedy ?? errorKinds[code].remedy);
     this.exit = errorKinds[code].exit;
   }
 }

@@ -2,7 +2,7 @@
 import type { WatchQuery } from "../api/schema.js";
 import { allowedLine, clock, connectionLine, packetLine, queryLine, type Allowed, type Denial, type RefusedConnection, type RefusedQuery } from "../agent/verdicts.js";
 import type { WatchEvent } from "../agent/watch.js";
-import { EnforcerError } from "../errors.js";
+import { EnforcerError, visibleLine } from "../errors.js";
 import { agentAt } from "./connection.js";
 
 export async function watch(query: WatchQuery, { json, runDir }: { json: boolean; runDir: string }): Promise<void> {
@@ -12,7 +12,7 @@ export async function watch(query: WatchQuery, { json, runDir }: { json: boolean
   process.stdout.on("error", () => ending.abort());
   for await (const event of (await agentAt(runDir)).watch(query, ending.signal)) {
     if (json) process.stdout.write(`${JSON.stringify(event)}\n`);
-    else if (event.event !== "watching") process.stdout.write(`${line(event)}\n`);
+    else if (event.event !== "watching") process.stdout.write(`${visibleLine(line(event))}\n`);
   }
   if (!ending.signal.aborted) throw new EnforcerError("E_NO_AGENT", "the agent has ended; the kernel goes on enforcing");
 }

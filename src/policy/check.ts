@@ -7,6 +7,7 @@ import { formatAddress, formatPrefix } from "../addresses/address.js";
 import { RULE_BITS, assignBits } from "./bits.js";
 import { BLOCK_NAMES, blockCount } from "./blocklist.js";
 import { explicitGroups, onlyGroup } from "./coverage.js";
+import { visibleLine } from "../errors.js";
 import { type Diagnostic, formatDiagnostic } from "./diagnostics.js";
 import { formatPattern } from "./names.js";
 import { formatDestination, formatPorts, formatProto } from "./rules.js";
@@ -137,7 +138,7 @@ export function policyText(report: PolicyReport): string {
     `limits      ${Object.entries(report.limits).map(([key, value]) => `${key} ${value}`).join(", ")}`,
   );
   if (report.warnings.length > 0) lines.push("", ...report.warnings.map(formatDiagnostic));
-  return `${lines.map((line) => line.trimEnd()).join("\n")}\n`;
+  return `${lines.map((line) => visibleLine(line.trimEnd())).join("\n")}\n`;
 }
 
 function tlsText(tls: PolicyReport["tls"]): string {

@@ -3,7 +3,7 @@
  *
  * Holds always: a diagnostic names its place and a remedy; all errors of a policy are reported together.
  */
-import { EnforcerError } from "../errors.js";
+import { EnforcerError, visibleLine } from "../errors.js";
 import type { Place } from "./types.js";
 
 export interface Diagnostic extends Place {
@@ -42,11 +42,11 @@ export class Report {
   readonly #warnings: Diagnostic[] = [];
 
   error(place: Place, message: string, remedy: string): void {
-    this.#errors.push({ severity: "error", ...place, message: clipped(message), remedy: clipped(remedy) });
+    this.#errors.push({ severity: "error", ...place, message: visibleLine(clipped(message)), remedy: visibleLine(clipped(remedy)) });
   }
 
   warn(place: Place, message: string, remedy: string): void {
-    this.#warnings.push({ severity: "warning", ...place, message: clipped(message), remedy: clipped(remedy) });
+    this.#warnings.push({ severity: "warning", ...place, message: visibleLine(clipped(message)), remedy: visibleLine(clipped(remedy)) });
   }
 
   get warnings(): readonly Diagnostic[] {

@@ -65,6 +65,32 @@ policy.yaml:7: warning: rule 4: 0.0.0.0/0 covers only the public addresses in it
   });
 });
 
+describe("what a policy's author wrote reaches no terminal and no log as it is", () => {
+  // Erases the screen by C0 and by C1, begins a line of its own, and turns the direction of writing.
+  const written = "\\e[2J\\u009b2J\\nrule 1\\u202e", obeyed = /[^\P{Cc}\n]|\u202e/u;
+  const policies = [
+    `"${written}": 1`, `rules: [{allow: "${written}"}]`, `rules: [{allow: any, proto: "${written}"}]`, `rules: [{allow: any, "${written}": 1}]`, `dns: {block: [{file: "${written}"}]}`, `tls: {upstream_ca: ["${written}"]}`,
+    `secrets: {A: {from: {env: A}, allowed_hosts: [a.example], on_violation: "${written}"}}`, `limits: {"${written}": 1}`,
+  ];
+  it.each(policies)("in what is said against %j", (text) => {
+    let said = "";
+    try {
+      buildPolicy({ file: parsePolicyText(text, "policy.yaml") });
+    } catch (error) {
+      said = String(error);
+    }
+    expect(said).toMatch(/policy\.yaml:1: error: .*2J/);
+    expect(said).not.toMatch(obeyed);
+    expect(said).not.toContain("\nrule 1");
+  });
+  it("in what it was understood as", () => {
+    const { policy, warnings } = buildPolicy({ file: parsePolicyText(`tls: {intercept: true}\nsecrets: {A: {from: {file: "/${written}"}, allowed_hosts: [a.example]}}`, "policy.yaml") });
+    const text = policyText(policyReport(policy, warnings));
+    expect(text).toMatch(/^secret {6}A from .*\\u001b\[2J\\u009b2J\\u000arule 1\\u202e/m);
+    expect(text).not.toMatch(obeyed);
+  });
+});
+
 it("a policy crosses by structured clone and judges the same", () => {
   const { policy } = buildPolicy({ file });
   // Shared memory stays with the process; a port to a worker takes it as it is.
