@@ -17,6 +17,7 @@ import { passing } from "./buffers.js";
 import { plainTrailers, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { HEAD_MAX, readRequestHead, responseBodyOf, type Body, type RequestHead } from "./framing.js";
 import { checkHosts, parseHost, plainHost } from "./identity.js";
+import { WAITING_OCTETS } from "./limits.js";
 import { countRefusal, isRefusal, type ExchangeFilter, type Passage, type RequestFacts } from "./passage.js";
 import { phraseOf, rawRefusal, refusalBody, refuse, type Refusal } from "./refusal.js";
 import { describe, UpstreamError } from "./upstream.js";
@@ -186,13 +187,13 @@ class Http1Leg implements Watched {
     }
   }
 
-  /** Octets that one side has sent and the other has not taken, as far as they are seen from here. */
+  /** Octets that one side has sent and the other has not taken, as far as they are seen from here, and what is kept of requests that wait: a packet may hold thousands. */
   #held(): number {
     const { guest } = this, upstream = this.#upstream, turn = this.#active;
     let sum = guest.readableLength + guest.writableLength + this.#whole;
     // A head that is not whole is in the parser.
     if (turn === null) sum += Math.min(HEAD_MAX, guest.bytesRead - this.#readAtIdle);
-    for (const { request } of this.#queue) sum += request.rawHeaders.reduce((octets, field) => octets + field.length, request.readableLength);
+    for (const { request } of this.#queue) sum += WAITING_OCTETS + request.rawHeaders.reduce((octets, field) => octets + field.length, request.readableLength);
     if (upstream !== null) sum += upstream.readableLength + upstream.writableLength;
     if (turn !== null) sum += turn.request.readableLength + (turn.response?.writableLength ?? 0) + (this.#incoming?.readableLength ?? 0);
     return sum;

@@ -18,7 +18,7 @@ import { passing } from "./buffers.js";
 import { hasLookalike, plainTrailers, requestFields, responseFields, tokensOf, valuesOf, type Fields } from "./fields.js";
 import { FIELDS_MAX, HEAD_MAX, type Body } from "./framing.js";
 import { checkHosts, parseHost, type HostField } from "./identity.js";
-import type { HttpLimits } from "./limits.js";
+import { type HttpLimits, STREAM_OCTETS } from "./limits.js";
 import { countRefusal, isRefusal, type ExchangeFilter, type Passage, type RequestFacts } from "./passage.js";
 import { refusalBody, refuse, type Refusal } from "./refusal.js";
 import { describe, UpstreamError } from "./upstream.js";
@@ -134,11 +134,11 @@ class Http2Leg implements Watched {
     passage.holds(() => this.#held());
   }
 
-  /** Octets that one side has sent and the other has not taken, as far as they are seen from here. */
+  /** Octets that one side has sent and the other has not taken, as far as they are seen from here, and what is kept of streams. */
   #held(): number {
     let sum = this.raw.writableLength;
     for (const [stream, up] of this.#streams) {
-      sum += stream.readableLength + stream.writableLength + (this.#kept.get(stream) ?? 0);
+      sum += STREAM_OCTETS + stream.readableLength + stream.writableLength + (this.#kept.get(stream) ?? 0);
       if (up !== null) sum += up.readableLength + up.writableLength;
     }
     return sum;

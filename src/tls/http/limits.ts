@@ -28,3 +28,6 @@ export const httpLimits: HttpLimits = {
   handshakeMs: 10_000, upstreamMs: 15_000, headMs: 10_000, idleMs: 300_000, stallMs: 300_000, silenceMs: 3_600_000,
   pipelined: 32, streams: 128, refusedStreams: 32, window: 8 << 20, streamWindow: 1 << 20,
 };
+
+/** What a request that waits, or a stream, counts for among the octets that a connection keeps: about what Node keeps of one. */
+export const WAITING_OCTETS = 4_096, STREAM_OCTETS = 8_192;
