@@ -484,7 +484,7 @@ export class Agent {
     });
   }
 
-  /** @throws EnforcerError; then the former policy is in force. */
+  /** `uid` "0": its tap is waited for, and will be attached under it. @throws EnforcerError; then the former policy is in force. */
   async setPolicy(name: string, request: PolicyRequest): Promise<{ uid: string; written: number; left: number; warnings: readonly string[] }> {
     // Whether there is such a sandbox is known when it is this one's turn.
     if (isLong(request)) await readAhead(request);
@@ -532,13 +532,14 @@ export class Agent {
     return keptCertificate(this.#run.path, name);
   }
 
+  /** Against the policy in force, or the one that a tap is waited for under. */
   async diff(name: string, request: PolicyRequest): Promise<PolicyDiff> {
-    this.enforced(name);
+    if (this.need(name).state !== "waiting") this.enforced(name);
     const asked = await this.check(name, request);
-    const { sandbox } = this.enforced(name);
+    const known = this.need(name), former = known.state === "waiting" ? (await this.check(name, known.waiting.source.request)).policy : this.enforced(name).sandbox.policy;
     // The width of a column is no difference.
     const linesOf = (policy: Policy): string[] => policyText(policyReport(policy, [])).replaceAll(/ {2,}/g, "  ").split("\n").slice(0, -1);
-    const lines = lineDiff(linesOf(sandbox.policy), linesOf(asked.policy));
+    const lines = lineDiff(linesOf(former), linesOf(asked.policy));
     return { same: lines.every((line) => line.startsWith(" ")), lines };
   }
 

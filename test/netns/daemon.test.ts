@@ -470,6 +470,8 @@ describe("taps that come and go", () => {
     expect(waiting).toMatchObject({ status: 0, out: "waiting for late0 (late0)\n" });
     expect(await agent.states()).toEqual({ late0: "waiting" });
     expect((await agent.run("policy", "set", "late0", "--rule", "allow@public:tcp:443")).out).toBe("policy of late0 is noted, for when its tap is there\n");
+    expect((await agent.run("policy", "diff", "late0", "--rule", "allow@public:tcp:443")).status).toBe(0);
+    expect(await agent.run("policy", "diff", "late0", "--rule", "deny@public")).toMatchObject({ status: 1, out: expect.stringMatching(/^- 1 +egress +allow +public +tcp +443$/m) });
     for (let round = 0; round < 2; round++) {
       await tap("tuntap add late0 mode tap");
       const watching = await agent.watch();
