@@ -1,5 +1,6 @@
 /** `enforcer explain <name> <destination> [proto] [port]`: the verdict and the whole why. Exit status 0 when it is let through, 1 when not. */
 import type { ExplainQuery } from "../api/schema.js";
+import { visibleLine } from "../errors.js";
 import { questionText, type Explanation } from "../explain/explain.js";
 import { agentAt } from "./connection.js";
 import { printJson } from "./table.js";
@@ -18,5 +19,5 @@ export function explanationText(explanation: Explanation): string {
     `${explanation.sandbox} ${questionText(explanation)}: ${words[explanation.verdict]} (${explanation.reason})`, "",
     ...explanation.why.map((sentence) => `  ${sentence}`),
     ...(explanation.change.length === 0 ? [] : ["", "To change that:", ...explanation.change.map((sentence) => `  - ${sentence}`)]),
-  ].map((line) => `${line}\n`).join("");
+  ].map((line) => `${visibleLine(line)}\n`).join("");
 }
