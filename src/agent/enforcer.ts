@@ -127,6 +127,8 @@ export class Enforcer {
   /** Devices of which something was told since the last reading. */
   readonly #stale = new Set<number>();
   #events: RingBuffer | null = null;
+  /** Why the host's network could not be read at the last try, which was told. */
+  #readFault: string | null = null;
   /** Of the sandbox that is being attached. */
   #pendingGateways: readonly Address[] = [];
   #sweeps = 0;
@@ -200,7 +202,11 @@ export class Enforcer {
 
     this.#watch = new HostWatch({
       ...(netnsFd === null ? {} : { netnsFd }),
-      onView: () => this.#viewChanged(), onRead: (changed) => this.#refreshStale(changed),
+      onView: () => this.#viewChanged(),
+      onRead: (changed) => {
+        this.#readFault = null;
+        this.#refreshStale(changed);
+      },
       onLink: (event) => {
         // One of this name that comes next is another's.
         if (event.type === "removed") this.#unfree(event.link.name);
@@ -211,7 +217,7 @@ export class Enforcer {
         ended();
         this.#options.onNotice(`the host's network is read by the main thread again: ${text(error)}`);
       }),
-      onError: (error) => this.#options.onNotice(`a change of the host's addresses is not in force yet and is tried again: ${text(error)}`),
+      onError: (error) => this.#unread(text(error)),
     });
     this.#cleanup.push(() => this.#watch.close());
     this.#groups = this.#readGroups();
@@ -637,6 +643,13 @@ export class Enforcer {
 
   /** A worker that is asked something after it was told to end says no: that is no failure. */
   #failed(error: Error): void { if (!this.#stopped) this.#options.onFailure(error); }
+
+  /** Tried again twice a second, and told once. */
+  #unread(fault: string): void {
+    if (fault === this.#readFault) return;
+    this.#readFault = fault;
+    this.#options.onNotice(`a change of the host's addresses is not in force yet and is tried again: ${fault}`);
+  }
 
   #hostChanged(): void {
     const groups = this.#readGroups();
