@@ -97,6 +97,15 @@ export function lockHeld(directory: string, name: string): boolean {
   }
 }
 
+/** Names of locks there, whether somebody holds them or not. */
+export function lockNames(directory: string): string[] {
+  try {
+    return readdirSync(directory).filter((name) => name.endsWith(LOCK)).map((name) => decodeURIComponent(name.slice(0, -LOCK.length)));
+  } catch {
+    return [];
+  }
+}
+
 function lockPath(directory: string, name: string): string { return join(directory, `${encodeURIComponent(name)}${LOCK}`); }
 
 export class RunDirectory {

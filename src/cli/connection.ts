@@ -9,7 +9,7 @@ import { existsSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { agentDirectory, lockHeld, stateNames } from "../agent/run-directory.js";
+import { agentDirectory, lockHeld, lockNames, stateNames } from "../agent/run-directory.js";
 import { AgentClient } from "../api/client.js";
 import { DEFAULT_RUN_DIRECTORY } from "../config/agent-config.js";
 import { EnforcerError } from "../errors.js";
@@ -23,11 +23,26 @@ const START_WITHIN = 60_000;
 const SUCCESSOR_WITHIN = 5_000;
 const POLL = 50;
 
-/** Root is wanted; an agent that starts is waited for. @throws EnforcerError E_NOT_ROOT, E_NO_AGENT. */
-export async function agentAt(runDirectory: string): Promise<AgentClient> {
+/**
+ * Root is wanted; an agent that starts is waited for.
+ * @param alone whether the caller has an answer of its own where taps are held without an agent.
+ * @throws EnforcerError E_NOT_ROOT, E_NO_AGENT.
+ */
+export async function agentAt(runDirectory: string, alone = false): Promise<AgentClient> {
   requireRoot("asking the agent");
-  await waitFor(runDirectory, false);
-  return new AgentClient(join(runDirectory, SOCKET_NAME));
+  const path = join(runDirectory, SOCKET_NAME);
+  const served = await waitFor(runDirectory, false), taps = served || alone ? [] : foregroundTaps(runDirectory);
+  if (taps.length > 0) {
+    throw new EnforcerError("E_NO_AGENT", `no agent answers at ${path}: ${taps.slice(0, 3).join(", ")}${taps.length > 3 ? ", …" : ""} ${taps.length === 1 ? "is" : "are"} held by enforcer attach alone, which answers no questions`, {
+      remedy: "what it denies stands in its lines and metrics; to ask, end it, start an agent (systemctl start enforcer-agent, or enforcer agent), and attach again",
+    });
+  }
+  return new AgentClient(path);
+}
+
+/** Taps that an `enforcer attach` serves in the foreground. */
+function foregroundTaps(runDirectory: string): string[] {
+  return lockNames(runDirectory).filter((name) => lockHeld(runDirectory, name));
 }
 
 /** Whether an agent answers there: a socket that a dead one has left does not count. */

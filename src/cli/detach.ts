@@ -14,7 +14,7 @@ import { printJson } from "./table.js";
 const TAP_NAME = 15;
 
 export async function detach(name: string, { json, runDir, bpffs }: { json: boolean; runDir: string; bpffs: string }): Promise<void> {
-  const agent = await agentAt(runDir);
+  const agent = await agentAt(runDir, true);
   // Only a tap's name can be a foreground's; the agent's own instances have longer ones.
   const left = Buffer.byteLength(name) <= TAP_NAME && existsSync(instanceDirectory(bpffs, name));
   if (!left || ((await agentRuns(runDir)) && (await agent.list()).some((one) => one.name === name))) await agent.detach(name);

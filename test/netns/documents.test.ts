@@ -94,6 +94,10 @@ describe("docs/OPERATIONS.md", () => {
     expect(page).toMatch(/^enforcer_packets_total\{sandbox="tap0",direction="egress",verdict="deny",reason="default-metadata"\} 1$/m);
 
     expect((await host.run([ENFORCER, "doctor", "tap0"])).stdout).toMatch(/tap tap0 +enforced: only the enforcer's programs/);
+    // Whoever asks it, instead of an agent, is told so: an agent that is started now would not have the tap.
+    for (const verb of [["list"], ["status", "tap0"], ["explain", "tap0", "site.example"], ["watch"]]) {
+      expect(await host.run([ENFORCER, ...verb, "--run-dir", path.join(directory, "run")])).toMatchObject({ status: 69, stderr: expect.stringMatching(/: tap0 is held by enforcer attach alone, which answers no questions\n {2}remedy: .*attach again \[E_NO_AGENT\]/) });
+    }
     expect(await service.stop()).toBe(0);
     expect(service.errors.at(-1)).toBe("enforcer: detached from tap0");
   });
