@@ -41,7 +41,7 @@ export const errorKinds = {
   E_REQUEST: { exit: ExitStatus.usage, remedy: "see docs/API.md" },
   E_NETNS: { exit: ExitStatus.data, remedy: "name a network namespace as ip netns does, or a path such as /run/netns/NAME or /proc/PID/ns/net" },
   E_TLS: { exit: ExitStatus.osError, remedy: "run enforcer doctor; the thread that looks into connections could not be started" },
-  E_CA: { exit: ExitStatus.config, remedy: "write `tls: {intercept: true}` in the policy: a sandbox has a CA of its own where its TLS is intercepted" },
+  E_CA: { exit: ExitStatus.config, remedy: "name a certificate that may issue and its key under `tls.ca`, in PEM and not encrypted; without `tls.ca` a CA is made for each sandbox whose TLS is intercepted" },
   E_SECRET: { exit: ExitStatus.data, remedy: "mend the source of the secret that is named; docs/SECRETS.md says what each must be" },
   E_DATA: { exit: ExitStatus.software, remedy: "the installation is damaged: build or install it again" },
 } as const satisfies Record<string, ErrorKind>;

@@ -64,7 +64,7 @@ export class WorkerClient<Request extends { readonly kind: string }, Replies ext
     this.#waiting.delete(reply.id);
     if (reply.ok) waiting.resolve(reply.value as never);
     // What a person can mend keeps its code.
-    else waiting.reject(reply.code === "E_SECRET" ? new EnforcerError(reply.code, reply.message) : new EnforcerError(this.#options.error, `${this.#options.what} refused: ${reply.message}`));
+    else waiting.reject(reply.code === "E_SECRET" || reply.code === "E_CA" ? new EnforcerError(reply.code, reply.message) : new EnforcerError(this.#options.error, `${this.#options.what} refused: ${reply.message}`));
   }
 
   #end(error: Error): void {

@@ -51,6 +51,7 @@ function tlsOf(source: TlsSource, rules: readonly Rule[]): TlsPolicy {
     bypass: source.bypass ?? [],
     upstreamCa: source.upstreamCa ?? [],
     trustHostCas: source.trustHostCas ?? false,
+    ca: source.ca ?? null,
     dot: source.dot ?? "terminate",
     denyDoh: source.denyDoh ?? false,
   };
@@ -87,7 +88,7 @@ function checkTls({ tls, rules, secrets, noNet }: Policy, file: PolicySource, re
   if (tls.intercept || noNet) return;
   for (const { place, http } of rules) if (http !== undefined) report.error(place, "methods and paths can be seen only where TLS is intercepted", remedy);
   for (const { place, name } of secrets) report.error(place, `the secret ${name} can be put in only where TLS is intercepted`, remedy);
-  const idle = (["bypass", "upstreamCa", "trustHostCas", "dot", "denyDoh"] as const).filter((key) => source[key] !== undefined);
+  const idle = (["bypass", "upstreamCa", "trustHostCas", "ca", "dot", "denyDoh"] as const).filter((key) => source[key] !== undefined);
   if (idle.length > 0) report.warn(whole, "parts of the tls section have no effect while intercept is false", "remove them until you need them");
 }
 

@@ -29,7 +29,7 @@ export interface PolicyReport {
     readonly allow_private: Readonly<Record<string, readonly string[]>>;
   };
   readonly tls: {
-    readonly intercept: boolean; readonly verify_names: boolean; readonly ports: readonly number[]; readonly bypass: readonly string[]; readonly upstream_ca: number;
+    readonly intercept: boolean; readonly verify_names: boolean; readonly ports: readonly number[]; readonly bypass: readonly string[]; readonly upstream_ca: number; readonly ca: string | null;
     readonly trust_host_cas: boolean; readonly dot: string; readonly deny_doh: boolean;
   };
   readonly secrets: readonly { readonly name: string; readonly from: string; readonly allowed_hosts: readonly string[]; readonly ports: readonly number[]; readonly on_violation: string }[];
@@ -71,7 +71,7 @@ export function policyReport(policy: Policy, warnings: readonly Diagnostic[]): P
       allow_private: allowPrivate,
     },
     tls: {
-      intercept: policy.tls.intercept, verify_names: policy.tls.verifyNames, ports: policy.tls.ports, bypass: policy.tls.bypass.map(formatPattern), upstream_ca: policy.tls.upstreamCa.length,
+      intercept: policy.tls.intercept, verify_names: policy.tls.verifyNames, ports: policy.tls.ports, bypass: policy.tls.bypass.map(formatPattern), upstream_ca: policy.tls.upstreamCa.length, ca: policy.tls.ca?.certificate ?? null,
       trust_host_cas: policy.tls.trustHostCas, dot: policy.tls.intercept ? policy.tls.dot : "refuse", deny_doh: policy.tls.denyDoh,
     },
     secrets: policy.secrets.map(({ name, from, allowedHosts, ports, onViolation }) => ({

@@ -7,7 +7,7 @@
  */
 import { patternsOf } from "./coverage.js";
 import { matchesPattern } from "./names.js";
-import type { Policy, TlsPolicy, Upstream } from "./types.js";
+import type { CaFiles, Policy, TlsPolicy, Upstream } from "./types.js";
 
 /** Whether the policy's `dns.upstreams` count: the floor names none, and no address opens under it by a name. */
 export function ownUpstreams(floor: Policy | null): boolean {
@@ -28,3 +28,6 @@ export function decryptsName({ tls }: Policy, labels: readonly string[]): boolea
 export function trustOf(policy: Policy, floor: Policy | null, labels: readonly string[]): Pick<TlsPolicy, "upstreamCa" | "trustHostCas"> {
   return (floor !== null && decryptsName(floor, labels) ? floor : policy).tls;
 }
+
+/** Whose leaves the guest sees where TLS is ended: the floor says it where it names a CA. null: the sandbox's own, which is made for it. */
+export function authorityOf(policy: Policy, floor: Policy | null): CaFiles | null { return floor?.tls.ca ?? policy.tls.ca; }

@@ -61,6 +61,18 @@ export function readTls(reader: YamlReader, node: Node): TlsSource {
       });
       tls.upstreamCa = authorities;
     },
+    ca: (value) => {
+      const files: Partial<Record<"certificate" | "key", string>> = {};
+      const path = (key: "certificate" | "key") => (item: Node): void => {
+        const text = reader.text(item, `${key} of ca`);
+        if (text !== null) files[key] = resolve(dirname(reader.file), text);
+      };
+      const before = reader.errors;
+      reader.map(value, "ca", { certificate: path("certificate"), key: path("key") });
+      const { certificate, key } = files;
+      if (certificate !== undefined && key !== undefined) tls.ca = { certificate, key };
+      else if (reader.errors === before) reader.error(value, "ca names no certificate, or no key", "write ca: {certificate: ca.pem, key: ca.key}");
+    },
     dot: (value) => {
       const what = reader.choice(value, "dot", ["terminate", "refuse"]);
       if (what !== null) tls.dot = what;

@@ -61,6 +61,9 @@ export interface Rule {
 /** null: all. Methods are upper case; a path pattern has `*` for a part of a segment and `/**` at its end for all below. */
 export interface HttpScope { readonly methods: readonly string[] | null; readonly paths: readonly string[] | null }
 
+/** Paths from the root. The key is read where it is used, and is never part of a policy. */
+export interface CaFiles { readonly certificate: string; readonly key: string }
+
 /** What is looked into beyond addresses; see docs/TLS.md. */
 export interface TlsPolicy {
   /** TLS is ended here and begun again toward the server. */
@@ -75,6 +78,8 @@ export interface TlsPolicy {
   readonly upstreamCa: readonly { readonly hosts: readonly NamePattern[] | null; readonly pem: string }[];
   /** The host's own list of authorities counts too. */
   readonly trustHostCas: boolean;
+  /** Files of the authority that issues what the guest sees; null: one is made for the sandbox. */
+  readonly ca: CaFiles | null;
   /** DNS over TLS, where TLS is intercepted. Without interception it is refused. */
   readonly dot: "terminate" | "refuse";
   /** DNS over HTTPS is refused on intercepted hosts. */

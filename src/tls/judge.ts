@@ -8,9 +8,9 @@
 import type { Address } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
 import { coversName, patternsOf } from "../policy/coverage.js";
-import { decryptsName, trustOf } from "../policy/floor.js";
+import { authorityOf, decryptsName, trustOf } from "../policy/floor.js";
 import { judgeFlow, speaksOf } from "../policy/flow-judge.js";
-import { type Policy, Proto, type Rule, type TlsPolicy } from "../policy/types.js";
+import { type CaFiles, type Policy, Proto, type Rule, type TlsPolicy } from "../policy/types.js";
 import type { Fields } from "./http/fields.js";
 import { plainPath } from "./http/identity.js";
 import type { RequestFacts } from "./http/passage.js";
@@ -77,6 +77,9 @@ export class ConnectionJudge {
 
   /** Who may vouch for the far side where TLS to this name is ended. */
   trust(labels: readonly string[]): Pick<TlsPolicy, "upstreamCa" | "trustHostCas"> { return trustOf(this.policy, this.#views[1]?.policy ?? null, labels); }
+
+  /** Whose leaves the guest sees where TLS is ended; null: of a CA that is made for the sandbox. */
+  get authority(): CaFiles | null { return authorityOf(this.policy, this.#views[1]?.policy ?? null); }
 
   /**
    * Which rule stops a request, where rules by name speak of methods and paths: of the rules that cover the name and port, the

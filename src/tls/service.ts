@@ -26,7 +26,8 @@ import { SandboxSecrets } from "../secrets/sandbox-secrets.js";
 import type { Violation } from "../secrets/types.js";
 import { serverHandshake } from "./certificates/handshake.js";
 import { SandboxCertificates } from "./certificates/leaves.js";
-import { keptAuthority } from "./certificates/store.js";
+import type { CertificateAuthority } from "./certificates/authority.js";
+import { keepOperators, keptAuthority, operatorAuthority } from "./certificates/store.js";
 import { serveDot } from "./dot.js";
 import { type ClientHello, canonicalLabels, HelloReader } from "./hello.js";
 import { isDnsContent, isDnsMessage } from "./http/fields.js";
@@ -149,15 +150,15 @@ export class TlsService {
     });
   }
 
-  /** @param intercepted belongs to the service from now on. @throws EnforcerError E_SECRET: a secret cannot be had. */
+  /** @param intercepted belongs to the service from now on. @throws EnforcerError E_SECRET: a secret cannot be had; E_CA: the policy's CA cannot. */
   async add(slot: number, generation: number, name: string, policy: Policy, floor: Policy | null, intercepted: BpfMap): Promise<void> {
+    const judge = new ConnectionJudge(policy, floor), own = ownAuthority(judge);
     const secrets = await this.#openSecrets(slot, generation, name, policy);
     if (secrets !== null) await this.#tellPlaceholders(slot, generation, secrets);
     this.remove(slot, null);
-    const judge = new ConnectionJudge(policy, floor);
     this.#sandboxes.set(slot, {
       slot, generation, name, judge, intercepted, secrets, cutOff: false,
-      certificates: judge.intercepts ? this.#certificates(name) : null,
+      certificates: judge.intercepts ? this.#certificates(name, own) : null,
       connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bucket: bucketOf(policy), buffered: 0, bytesUp: 0, bytesDown: 0, told: { second: 0, count: 0 }, eventsLost: 0,
     });
   }
@@ -166,15 +167,19 @@ export class TlsService {
   async setPolicy(slot: number, generation: number, policy: Policy, floor: Policy | null, intercepted: BpfMap): Promise<void> {
     const sandbox = this.#sandboxes.get(slot);
     if (sandbox === undefined || sandbox.generation !== generation) throw new Error(`slot ${slot} holds no sandbox of generation ${generation}`);
+    const judge = new ConnectionJudge(policy, floor), own = ownAuthority(judge);
     if (sandbox.secrets !== null) await sandbox.secrets.replace(policy.secrets);
     else if (policy.secrets.length > 0) sandbox.secrets = await this.#openSecrets(slot, generation, sandbox.name, policy);
     if (sandbox.secrets !== null) await this.#tellPlaceholders(slot, generation, sandbox.secrets);
     const former = sandbox.judge, { tls: before, secrets: secretsBefore } = former.policy;
     if (sandbox.judge.policy.limits.connectionsPerSecond !== policy.limits.connectionsPerSecond) sandbox.bucket = bucketOf(policy);
-    const judge = sandbox.judge = new ConnectionJudge(policy, floor);
+    sandbox.judge = judge;
     sandbox.intercepted.close();
     sandbox.intercepted = intercepted;
-    if (judge.intercepts) sandbox.certificates ??= this.#certificates(sandbox.name);
+    if (judge.intercepts && (sandbox.certificates === null || own !== null || former.authority !== null)) {
+      sandbox.certificates?.clear();
+      sandbox.certificates = this.#certificates(sandbox.name, own);
+    }
     const trustChanged = (labels: readonly string[]): boolean => !sameTrust(former.trust(labels), judge.trust(labels));
     for (const connection of [...sandbox.connections]) {
       const { question, meant } = connection;
@@ -408,7 +413,7 @@ export class TlsService {
   async #intercept(sandbox: Sandbox, connection: Connection, question: NameQuestion, labels: readonly string[], hello: ClientHello, reader: HelloReader): Promise<void> {
     const { socket, meant } = connection;
     const { upstreamCa, trustHostCas } = sandbox.judge.trust(labels);
-    sandbox.certificates ??= this.#certificates(sandbox.name);
+    sandbox.certificates ??= this.#certificates(sandbox.name, ownAuthority(sandbox.judge));
     this.#bump(sandbox, "intercepted");
     socket.unshift(reader.octets);
     const extra = upstreamCa.filter(({ hosts }) => hosts === null || hosts.some((pattern) => matchesPattern(pattern, labels))).map(({ pem }) => pem);
@@ -467,7 +472,7 @@ export class TlsService {
       return;
     }
     await this.#turn(sandbox, connection, async () => {
-      sandbox.certificates ??= this.#certificates(sandbox.name);
+      sandbox.certificates ??= this.#certificates(sandbox.name, ownAuthority(sandbox.judge));
       socket.unshift(reader.octets);
       const name = serverName.kind === "name" ? serverName.labels : null;
       const server = sandbox.certificates.server(name === null ? { kind: "address", address: meant.remote } : { kind: "name", labels: name }, alpn.includes("dot") ? ["dot"] : []);
@@ -596,7 +601,11 @@ export class TlsService {
     setImmediate(() => { for (const connection of [...sandbox.connections]) connection.end(); });
   }
 
-  #certificates(name: string): SandboxCertificates { return new SandboxCertificates(keptAuthority(this.#options.runDirectory, name)); }
+  /** @param own what the policy names; null: the sandbox has one that was made for it. @throws EnforcerError E_STATE. */
+  #certificates(name: string, own: CertificateAuthority | null): SandboxCertificates {
+    if (own !== null) keepOperators(this.#options.runDirectory, name, own);
+    return new SandboxCertificates(own ?? keptAuthority(this.#options.runDirectory, name));
+  }
 
   /** Tells the guest, as far as it can be told, and ends the connection. */
   #refuse(sandbox: Sandbox, { socket, meant }: Connection, outcome: ConnectionOutcome, labels: readonly string[] | null, alert: number | null): void {
@@ -661,6 +670,9 @@ function descriptorLimit(): number {
 }
 
 function bucketOf({ limits: { connectionsPerSecond } }: Policy): TokenBucket { return new TokenBucket(connectionsPerSecond, BURST * connectionsPerSecond, performance.now()); }
+
+/** The CA that the policy names, read anew; null: it names none, or has no use for one. @throws EnforcerError E_CA. */
+function ownAuthority({ intercepts, authority }: ConnectionJudge): CertificateAuthority | null { return intercepts && authority !== null ? operatorAuthority(authority) : null; }
 
 function sameTrust(one: Pick<TlsPolicy, "upstreamCa" | "trustHostCas">, other: Pick<TlsPolicy, "upstreamCa" | "trustHostCas">): boolean {
   return one === other || (one.trustHostCas === other.trustHostCas && JSON.stringify(one.upstreamCa) === JSON.stringify(other.upstreamCa));

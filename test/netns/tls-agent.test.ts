@@ -2,6 +2,8 @@
  * Connections that are looked into, in one agent with two sandboxes: another policy, detaching, an agent that is killed, and a
  * sandbox beside one that knocks without end. TLS tests 3 and 40, row A40.
  */
+import { execFileSync } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { ADDRESS, type Namespace, type Service, until, type World } from "../lib/world.mjs";
@@ -119,6 +121,32 @@ test("a flood of handshakes of one sandbox, and what is over its rate, leave the
   await agent.client.setPolicy("tap0", SHOP);
   await agent.client.setPolicy("tap1", SHOP);
 }, 900_000);
+
+test("tls.ca: the guest sees leaves of the operator's CA, through a swap and a restart; one that does not hold is refused, and the policy before stays", async () => {
+  const file = (name: string): string => path.join(world.dir, name);
+  for (const name of ["own", "other"]) execFileSync("openssl", ["req", "-x509", "-nodes", "-days", "3", "-subj", `/CN=${name}`, "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign", "-keyout", file(`${name}.key`), "-out", file(`${name}.pem`)], { stdio: "pipe" });
+  const policy = (ca: string) => ({ file: { path: file("policy.yaml"), text: `rules:\n  - {allow: shop.example, proto: tcp, ports: [443]}\ntls: {intercept: true, upstream_ca: [root.pem]${ca}}\n` } });
+  const asked = async (ca: string): Promise<string> => (await world.guest.run(["curl", "-sS", "--max-time", "20", "--cacert", ca, "--resolve", `shop.example:443:${ADDRESS.site4}`, "https://shop.example/own"], { timeoutMs: 30_000 })).stdout;
+  const said = "origin shop.example /own", kept = path.join(world.runDir, "agent", "tap0.ca");
+  await agent.client.setPolicy("tap0", policy(", ca: {certificate: own.pem, key: own.key}"));
+  await tell(world, "shop.example");
+  expect(await asked(file("own.pem"))).toBe(said);
+  expect(await agent.client.ca("tap0")).toBe(readFileSync(file("own.pem"), "utf8"));
+  expect(existsSync(`${kept}.key`)).toBe(false);
+  for (const [ca, words] of [["{certificate: own.pem, key: other.key}", /not the key/], ["{certificate: own.pem, key: none.key}", /none\.key/], ["{certificate: root.pem, key: own.key}", /tls\.ca/]] as const) {
+    await expect(agent.client.setPolicy("tap0", policy(`, ca: ${ca}`))).rejects.toMatchObject({ code: "E_CA", message: expect.stringMatching(words) });
+    expect(await asked(file("own.pem"))).toBe(said);
+  }
+  await expect(agent.client.setPolicy("tap0", policy(", ca: {certificate: own.pem}"))).rejects.toMatchObject({ code: "E_POLICY", message: expect.stringMatching(/no key/) });
+  await agent.kill();
+  await agent.restart();
+  expect(await asked(file("own.pem"))).toBe(said);
+  await agent.client.setPolicy("tap0", policy(", ca: {certificate: other.pem, key: other.key}"));
+  expect([await asked(file("own.pem")), await asked(file("other.pem"))]).toEqual(["", said]);
+  await agent.client.setPolicy("tap0", policy(""));
+  expect([await asked(file("other.pem")), await asked(`${kept}.pem`)]).toEqual(["", said]);
+  await agent.client.setPolicy("tap0", SHOP);
+});
 
 test("TLS test 40: an agent that is killed lets nothing pass uninspected; its successor begins where it stood", async () => {
   await tell(world, "shop.example");

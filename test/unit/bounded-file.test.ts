@@ -35,7 +35,7 @@ describe("what a policy or a command line names", () => {
     for (const name of [at("pipe"), "/dev/zero"]) {
       expect(() => parsePolicyText(`dns: {block: [{file: ${name}}]}`, at("p.yaml")), name).toThrow(/cannot be read: it is no ordinary file/);
       expect(() => parsePolicyText(`tls: {upstream_ca: [${name}]}`, at("p.yaml")), name).toThrow(/cannot be read: it is no ordinary file/);
-      expect(() => operatorAuthority(name, name), name).toThrow(/no ordinary file/);
+      expect(() => operatorAuthority({ certificate: name, key: name }), name).toThrow(/no ordinary file/);
     }
     expect(() => readPolicyFile("/dev/zero")).toThrow(/larger than 4 MiB/);
     expect(() => readPolicyFile(at("giant"))).toThrow(/larger than 4 MiB/);

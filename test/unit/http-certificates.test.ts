@@ -119,7 +119,7 @@ describe("an operator's CA", () => {
   };
   it.each([["P-256", ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]], ["P-384", ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384"]], ["RSA", ["-newkey", "rsa:2048"]], ["Ed25519", ["-newkey", "ed25519"]]])("of kind %s issues leaves that verify", (_, key) => {
     const [cert, secret] = make(key);
-    const authority = operatorAuthority(cert, secret);
+    const authority = operatorAuthority({ certificate: cert, key: secret });
     const out = execFileSync("openssl", ["verify", "-x509_strict", "-CAfile", cert, file("leaf.pem", authority.issue(name("a.example"), Date.now()).certificate)], { encoding: "utf8" });
     expect(out).toContain("OK");
   });
@@ -129,7 +129,7 @@ describe("an operator's CA", () => {
     execFileSync("openssl", ["req", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=sub", "-keyout", subKey, "-out", csr], { stdio: "pipe" });
     execFileSync("openssl", ["x509", "-req", "-in", csr, "-CA", cert, "-CAkey", secret, "-days", "3", "-out", sub, "-extfile", file("ext", "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\nsubjectKeyIdentifier=hash\n")], { stdio: "pipe" });
     writeFileSync(sub, readFileSync(sub, "utf8") + readFileSync(cert, "utf8"));
-    const leaf = operatorAuthority(sub, subKey).issue(name("a.example"), Date.now());
+    const leaf = operatorAuthority({ certificate: sub, key: subKey }).issue(name("a.example"), Date.now());
     expect(leaf.certificate.match(/BEGIN CERT/g)).toHaveLength(2);
     const path = file("leaf.pem", leaf.certificate);
     expect(execFileSync("openssl", ["verify", "-x509_strict", "-CAfile", cert, "-untrusted", path, path], { encoding: "utf8" })).toContain("OK");
@@ -137,15 +137,15 @@ describe("an operator's CA", () => {
   });
   it("that may not issue, is not valid, or is another key's is refused without its content", () => {
     const [cert, secret] = make(["-newkey", "rsa:2048"], ["-addext", "basicConstraints=critical,CA:FALSE"]);
-    expect(() => operatorAuthority(cert, secret)).toThrow(/may issue/);
+    expect(() => operatorAuthority({ certificate: cert, key: secret })).toThrow(/may issue/);
     const [good, key] = make(["-newkey", "rsa:2048"]);
-    expect(() => operatorAuthority(good, key, Date.now() + 40 * DAY)).toThrow(/not valid now/);
-    expect(() => operatorAuthority(good, file("k", CertificateAuthority.generate("x", Date.now()).exportKey()))).toThrow(/not the key/);
+    expect(() => operatorAuthority({ certificate: good, key: key }, Date.now() + 40 * DAY)).toThrow(/not valid now/);
+    expect(() => operatorAuthority({ certificate: good, key: file("k", CertificateAuthority.generate("x", Date.now()).exportKey()) })).toThrow(/not the key/);
     const junk = file("k", `-----BEGIN PRIVATE KEY-----\nSECRETSECRET\n-----END PRIVATE KEY-----\n`);
-    expect(() => operatorAuthority(good, junk)).toThrow(expect.not.objectContaining({ message: expect.stringContaining("SECRET") }) as Error);
-    expect(() => operatorAuthority(join(directory, "none"), key)).toThrow(/none/);
+    expect(() => operatorAuthority({ certificate: good, key: junk })).toThrow(expect.not.objectContaining({ message: expect.stringContaining("SECRET") }) as Error);
+    expect(() => operatorAuthority({ certificate: join(directory, "none"), key })).toThrow(/none/);
     const [weak, weakKey] = make(["-newkey", "rsa:1024"]);
-    expect(() => operatorAuthority(weak, weakKey)).toThrow(/not supported/);
+    expect(() => operatorAuthority({ certificate: weak, key: weakKey })).toThrow(/not supported/);
   });
 });
 

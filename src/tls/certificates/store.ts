@@ -3,12 +3,13 @@
  *
  * Holds always: the key's file is 0600 from its first octet and written whole (made beside, renamed); a key and a certificate
  * that do not belong together, or that cannot be read, count as absent and are replaced by a new CA, so a sandbox never runs
- * with half of one. Removal is complete. Does not: hand the key to anybody but CertificateAuthority.
+ * with half of one. Of a CA that a policy names only the certificate is kept here. Removal is complete. Does not: hand the key to anybody but CertificateAuthority.
  */
 import { closeSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { readBounded } from "../../bounded-file.js";
 import { EnforcerError } from "../../errors.js";
+import type { CaFiles } from "../../policy/types.js";
 import { AUTHORITY_MS, CertificateAuthority } from "./authority.js";
 
 /** Largest file of the operator's CA. */
@@ -42,15 +43,19 @@ export function forgetAuthority(directory: string, sandbox: string): void {
   for (const ending of ["key", "pem"] as const) for (const suffix of ["", ".new"]) rmSync(path(directory, sandbox, ending) + suffix, { force: true });
 }
 
-/** The operator's own CA. @throws EnforcerError E_CA naming the file, never its content. */
-export function operatorAuthority(certificateFile: string, keyFile: string, now = Date.now()): CertificateAuthority {
-  let certificate: string, key: string;
+/** The operator's own CA. @throws EnforcerError E_CA naming the files, never their content. */
+export function operatorAuthority({ certificate, key }: CaFiles, now = Date.now()): CertificateAuthority {
   try {
-    [certificate, key] = [readBounded(certificateFile, FILE_OCTETS).toString("utf8"), readBounded(keyFile, FILE_OCTETS).toString("utf8")];
-  } catch (cause) {
-    throw new EnforcerError("E_CA", `the CA cannot be read: ${(cause as Error).message}`);
+    return CertificateAuthority.load(readBounded(certificate, FILE_OCTETS).toString("utf8"), readBounded(key, FILE_OCTETS).toString("utf8"), now);
+  } catch (error) {
+    throw new EnforcerError("E_CA", `tls.ca (${certificate}, ${key}): ${(error as Error).message}`);
   }
-  return CertificateAuthority.load(certificate, key, now);
+}
+
+/** Keeps the certificate of the operator's CA as the one that the guest must trust, and no key beside it. @throws EnforcerError E_STATE. */
+export function keepOperators(directory: string, sandbox: string, authority: CertificateAuthority): void {
+  rmSync(path(directory, sandbox, "key"), { force: true });
+  replace(path(directory, sandbox, "pem"), authority.certificate);
 }
 
 function read(directory: string, sandbox: string, now: number): CertificateAuthority | null {
