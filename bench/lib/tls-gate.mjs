@@ -74,7 +74,7 @@ const server = createServer(/** @type {import("node:net").ServerOpts} */ ({ allo
       guest, alpn: hello.alpn, labels, certificates, context, dial, handshakeFailed: () => undefined,
       passage: {
         scheme: "https", name: labels.join("."), port: Number(port), address: null, limits: httpLimits, counters, watch, holds: () => undefined,
-        judge: (request) => (allowed(labels) ? judge.request({ address: ADDRESS, port: 443, labels, pinned: true }, request.method, request.target) === null ? null : refuse(403, "rule-method") : refuse(403, "policy")),
+        judge: (request) => (allowed(labels) ? judge.request({ address: ADDRESS, port: 443, labels, pinned: true }, request) === null ? null : refuse(403, "rule-method") : refuse(403, "policy")),
         filter: () => null, refused: () => undefined,
       },
     });
