@@ -225,7 +225,7 @@ export class Enforcer {
 
     const workers = new Workers({
       run: this.#run, instance: this.#instance, link: this.#link, agentNetnsFd: agentNetns, hostNetnsFd: hostNetns, resolvConf: this.#options.resolvConf, groups: () => this.#groups,
-      onQueries: (queries) => this.#options.onQueries(queries), onDenials: (denials) => this.#options.onDenials(denials),
+      onQueries: (queries) => this.#options.onQueries(queries), onDenied: (denials) => this.#options.onDenials(denials),
       onTerminate: (slot, generation, violation) => {
         const sandbox = this.sandboxAt(slot, generation);
         if (sandbox !== null) this.#options.onTerminate(sandbox.name, violation);
@@ -529,10 +529,10 @@ export class Enforcer {
     };
   }
 
-  /** null: no policy needs a look into connections. */
   /** What the guest's environment is to hold for the secrets of its policy: placeholders. */
   secretsOf({ name }: Sandbox): Record<string, string> { return keptEnvironment(this.#run.path, name); }
 
+  /** null: no policy needs a look into connections. */
   async tlsStats(): Promise<TlsStats | null> { return this.#parts.workers.inspection.stats(); }
 
   async resolverStats(): Promise<Stats> { return this.#parts.workers.resolver.ask({ kind: "stats" }); }

@@ -34,6 +34,7 @@ export interface Inspected {
   readonly tables: SandboxTables;
   readonly policy: Policy;
   readonly compiled: CompiledPolicy;
+  /** Of the operator; null: none. */
   readonly floor: Policy | null;
   readonly compiledFloor: CompiledPolicy | null;
 }

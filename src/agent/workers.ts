@@ -10,44 +10,25 @@ import { packGroups, type GroupTable } from "../addresses/groups.js";
 import type { BpfMap } from "../../native/index.js";
 import type { DeniedQuery } from "../dns/protocol.js";
 import type { Instance } from "../kernel/instance.js";
-import type { SandboxTables } from "../kernel/sandbox-tables.js";
 import type { ResolverLink } from "../net/resolver-link.js";
-import type { CompiledPolicy } from "../policy/compile.js";
-import type { Policy } from "../policy/types.js";
-import type { Violation } from "../secrets/types.js";
-import type { TlsDenial } from "../tls/protocol.js";
-import { Inspection } from "./inspection.js";
+import { Inspection, type Inspected, type InspectionOptions } from "./inspection.js";
 import { quietly } from "./parts.js";
 import { ResolverClient } from "./resolver-client.js";
 import type { RunDirectory } from "./run-directory.js";
 import type { UpstreamAddress } from "./sandbox.js";
 
-export interface WorkersOptions {
+export interface WorkersOptions extends Pick<InspectionOptions, "groups" | "onDenied" | "onTerminate" | "onNotice" | "onFailure"> {
   readonly run: RunDirectory;
   readonly instance: Instance;
   readonly link: ResolverLink;
   readonly agentNetnsFd: number;
   readonly hostNetnsFd: number;
   readonly resolvConf: string | null;
-  readonly groups: () => GroupTable;
   readonly onQueries: (queries: readonly DeniedQuery[]) => void;
-  readonly onDenials: (denials: readonly TlsDenial[]) => void;
-  readonly onTerminate: (slot: number, generation: number, violation: Violation) => void;
-  readonly onNotice: (text: string) => void;
-  readonly onFailure: (error: Error) => void;
 }
 
 /** A sandbox and a policy of it, as the workers are told of both. */
-export interface Told {
-  readonly name: string;
-  readonly slot: number;
-  readonly generation: number;
-  readonly tables: SandboxTables;
-  readonly policy: Policy;
-  readonly compiled: CompiledPolicy;
-  /** Of the operator; null: none. */
-  readonly floor: Policy | null;
-  readonly compiledFloor: CompiledPolicy | null;
+export interface Told extends Inspected {
   /** Instead of the policy's or the host's resolvers; empty: those. */
   readonly upstreams: readonly UpstreamAddress[];
 }
@@ -66,14 +47,14 @@ export class Workers {
   /** Starts nothing yet. */
   constructor(options: WorkersOptions) {
     this.#options = options;
-    const { run, link, agentNetnsFd, hostNetnsFd, groups, onQueries, onDenials, onTerminate, onNotice, onFailure } = options;
+    const { run, link, agentNetnsFd, hostNetnsFd, groups, onQueries, onDenied, onTerminate, onNotice, onFailure } = options;
     this.resolver = new ResolverClient({
       onDenied: onQueries, onFailure,
       onResolvers: (servers) => onNotice(servers.length === 0 ? "no resolver is configured on the host: names fail until there is one" : `resolvers are now ${servers.join(", ")}`),
     });
     this.inspection = new Inspection({
       listen: { netnsFd: agentNetnsFd, address4: formatAddress(link.addr4), address6: link.ipv6 ? formatAddress(link.addr6) : null },
-      hostNetnsFd, sandboxNet6: link.ipv6 ? link.net6.bytes : null, runDirectory: run.path, resolver: this.resolver, groups, onDenied: onDenials, onTerminate, onNotice, onFailure,
+      hostNetnsFd, sandboxNet6: link.ipv6 ? link.net6.bytes : null, runDirectory: run.path, resolver: this.resolver, groups, onDenied, onTerminate, onNotice, onFailure,
     });
   }
 

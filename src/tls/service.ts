@@ -176,10 +176,12 @@ export class TlsService {
     sandbox.judge = judge;
     sandbox.intercepted.close();
     sandbox.intercepted = intercepted;
-    if (judge.intercepts && (sandbox.certificates === null || own !== null || former.authority !== null)) {
+    // Leaves of a CA that a policy names end with that policy, also where the next one has no use for a CA.
+    if (own !== null || former.authority !== null) {
       sandbox.certificates?.clear();
-      sandbox.certificates = this.#certificates(sandbox.name, own);
+      sandbox.certificates = null;
     }
+    if (judge.intercepts) sandbox.certificates ??= this.#certificates(sandbox.name, own);
     const trustChanged = (labels: readonly string[]): boolean => !sameTrust(former.trust(labels), judge.trust(labels));
     for (const connection of [...sandbox.connections]) {
       const { question, meant } = connection;

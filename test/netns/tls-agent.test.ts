@@ -145,6 +145,12 @@ test("tls.ca: the guest sees leaves of the operator's CA, through a swap and a r
   expect([await asked(file("own.pem")), await asked(file("other.pem"))]).toEqual(["", said]);
   await agent.client.setPolicy("tap0", policy(""));
   expect([await asked(file("other.pem")), await asked(`${kept}.pem`)]).toEqual(["", said]);
+  await agent.client.setPolicy("tap0", policy(", ca: {certificate: own.pem, key: own.key}"));
+  expect(await asked(file("own.pem"))).toBe(said);
+  // A policy between that has no use for a CA.
+  await agent.client.setPolicy("tap0", SHOP);
+  await agent.client.setPolicy("tap0", policy(""));
+  expect([await asked(file("own.pem")), await asked(`${kept}.pem`)]).toEqual(["", said]);
   await agent.client.setPolicy("tap0", SHOP);
 });
 
