@@ -38,7 +38,7 @@ if [ "$(cat "$directory/package" 2>/dev/null)" != "$package" ]; then
 	depmod -b "$directory/modules" "$release"
 	modprobe -C /dev/null -d "$directory/modules" -S "$release" --show-depends virtio_pci > "$directory/order"
 	modprobe -C /dev/null -d "$directory/modules" -S "$release" --show-depends virtio_blk >> "$directory/order"
-	modprobe -C /dev/null -d "$directory/modules" -S "$release" --show-depends ext4 >> "$directory/order" 2> /dev/null || true # a cloud kernel has it built in
+	modprobe -C /dev/null -d "$directory/modules" -S "$release" --show-depends ext4 >> "$directory/order" # says so where it is built in
 	sed -n "s|^insmod $directory/modules\([^ ]*\).*|\1|p" "$directory/order" | awk '!seen[$0]++' > "$directory/modules/order"
 	rm -rf "$directory/fetch" "$directory/root"
 	echo "$package" > "$directory/package"
