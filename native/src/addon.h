@@ -5,9 +5,13 @@
 // unwrapped, so one class can never be taken for another.
 #pragma once
 
+#include <bpf/bpf.h>
 #include <napi.h>
 
+#include <string>
+
 #include "args.h"
+#include "error.h"
 #include "fd.h"
 
 namespace enforcer {
@@ -18,8 +22,9 @@ struct Constructors {
 
 inline Constructors& ConstructorsOf(Napi::Env env) { return *env.GetInstanceData<Constructors>(); }
 
-// Base of the classes that stand for one kernel descriptor. Derived gives: kTag, kName, and a constructor that ends
-// with an exception pending when the descriptor is not of its kind.
+// Base of the classes that stand for one kernel descriptor. Derived gives: kTag, kName, kConstructor (its member of
+// Constructors), and a constructor that ends with an exception pending when the descriptor is not of its kind. Every function
+// that returns nothing, an empty value or false has left an exception pending.
 template <typename Derived>
 class Adopted : public Napi::ObjectWrap<Derived> {
  public:
@@ -33,9 +38,9 @@ class Adopted : public Napi::ObjectWrap<Derived> {
   }
 
   // Wraps fd in a new JavaScript object; empty with an exception pending when that fails (fd is closed then).
-  static Napi::Value Adopt(Napi::Env env, Napi::FunctionReference& constructor, Fd fd) {
+  static Napi::Value Adopt(Napi::Env env, Fd fd) {
     pending_ = std::move(fd);
-    Napi::Value made = constructor.New({});
+    Napi::Value made = (ConstructorsOf(env).*Derived::kConstructor).New({});
     pending_.reset();
     return made;
   }
@@ -58,6 +63,59 @@ class Adopted : public Napi::ObjectWrap<Derived> {
   int fd() const { return fd_.get(); }
 
  protected:
+  // fromPin(path): what is pinned there.
+  static Napi::Value FromPin(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    Args args(env);
+    std::string path = args.Path(info[0]);
+    if (!args.ok()) return {};
+    Fd fd(bpf_obj_get(path.c_str()));
+    if (!fd.valid()) {
+      ThrowErrno(env, errno, {"bpf(BPF_OBJ_GET)", path});
+      return {};
+    }
+    return Adopt(env, std::move(fd));
+  }
+
+  // fromId(id), by one of libbpf's three calls; facts names the call, its detail what the id is of.
+  static Napi::Value ById(const Napi::CallbackInfo& info, int (*byId)(__u32), ErrorFacts facts) {
+    Napi::Env env = info.Env();
+    Args args(env);
+    uint32_t id = args.U32(info[0], "id");
+    if (!args.ok()) return {};
+    Fd fd(byId(id));
+    if (!fd.valid()) {
+      int error = errno;
+      facts.detail += " id " + std::to_string(id);
+      ThrowErrno(env, error, facts);
+      return {};
+    }
+    return Adopt(env, std::move(fd));
+  }
+
+  // method: as JavaScript calls it.
+  bool Open(Napi::Env env, const char* method) {
+    if (fd_.valid()) return true;
+    ThrowClosed(env, (std::string(Derived::kName) + "." + method).c_str());
+    return false;
+  }
+
+  // fd: the descriptor's number.
+  Napi::Value Descriptor(const Napi::CallbackInfo& info) {
+    if (!Open(info.Env(), "fd")) return {};
+    return Napi::Number::New(info.Env(), fd_.get());
+  }
+
+  // pin(path).
+  void PinAt(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    if (!Open(env, "pin")) return;
+    Args args(env);
+    std::string path = args.Path(info[0]);
+    if (!args.ok()) return;
+    if (bpf_obj_pin(fd_.get(), path.c_str()) != 0) ThrowErrno(env, errno, {"bpf(BPF_OBJ_PIN)", path});
+  }
+
   Fd fd_;
 
  private:

@@ -66,6 +66,7 @@ class BpfLink : public Adopted<BpfLink> {
  public:
   static constexpr const char* kName = "BpfLink";
   static constexpr napi_type_tag kTag = {0x6c696e6b2d656e66, 0x51b0c7e2d8439a03};
+  static constexpr auto kConstructor = &Constructors::link;
 
   explicit BpfLink(const Napi::CallbackInfo& info) : Adopted<BpfLink>(info) {
     LinkInfo facts;
@@ -85,27 +86,20 @@ class BpfLink : public Adopted<BpfLink> {
                                                  InstanceMethod<&BpfLink::Detach>("detach"),
                                                  InstanceMethod<&BpfLink::Close>("close"),
                                              });
-    ConstructorsOf(env).link = Napi::Persistent(constructor);
+    (ConstructorsOf(env).*kConstructor) = Napi::Persistent(constructor);
     exports.Set(kName, constructor);
   }
 
  private:
   static Napi::Value AttachTcx(const Napi::CallbackInfo& info);
-  static Napi::Value FromPin(const Napi::CallbackInfo& info);
   static Napi::Value FromId(const Napi::CallbackInfo& info);
 
-  Napi::Value GetFd(const Napi::CallbackInfo& info);
+  Napi::Value GetFd(const Napi::CallbackInfo& info) { return Descriptor(info); }
   Napi::Value GetInfo(const Napi::CallbackInfo& info);
   void Update(const Napi::CallbackInfo& info);
-  void Pin(const Napi::CallbackInfo& info);
+  void Pin(const Napi::CallbackInfo& info) { PinAt(info); }
   void Detach(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo&) { fd_.reset(); }
-
-  bool Open(Napi::Env env, const char* what) {
-    if (fd_.valid()) return true;
-    ThrowClosed(env, what);
-    return false;
-  }
 
   bool Facts(Napi::Env env, LinkInfo& out) {
     // Linux calls a new link's descriptor "bpf_link" and one that was opened again "bpf-link".
@@ -145,45 +139,18 @@ Napi::Value BpfLink::AttachTcx(const Napi::CallbackInfo& info) {
     ThrowErrno(env, errno, {"bpf(BPF_LINK_CREATE)", {}, ifindex, errno == EINVAL ? "TCX needs Linux 6.6" : ""});
     return {};
   }
-  return Adopt(env, ConstructorsOf(env).link, std::move(fd));
-}
-
-Napi::Value BpfLink::FromPin(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Args args(env);
-  std::string path = args.Path(info[0]);
-  if (!args.ok()) return {};
-  Fd fd(bpf_obj_get(path.c_str()));
-  if (!fd.valid()) {
-    ThrowErrno(env, errno, {"bpf(BPF_OBJ_GET)", path});
-    return {};
-  }
-  return Adopt(env, ConstructorsOf(env).link, std::move(fd));
+  return Adopt(env, std::move(fd));
 }
 
 Napi::Value BpfLink::FromId(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Args args(env);
-  uint32_t id = args.U32(info[0], "id");
-  if (!args.ok()) return {};
-  Fd fd(bpf_link_get_fd_by_id(id));
-  if (!fd.valid()) {
-    ThrowErrno(env, errno, {"bpf(BPF_LINK_GET_FD_BY_ID)", {}, 0, "link id " + std::to_string(id)});
-    return {};
-  }
-  return Adopt(env, ConstructorsOf(env).link, std::move(fd));
-}
-
-Napi::Value BpfLink::GetFd(const Napi::CallbackInfo& info) {
-  if (!Open(info.Env(), "BpfLink.fd")) return {};
-  return Napi::Number::New(info.Env(), fd_.get());
+  return ById(info, bpf_link_get_fd_by_id, {"bpf(BPF_LINK_GET_FD_BY_ID)", {}, 0, "link"});
 }
 
 // Asked anew each time: the program changes by update, and ifindex becomes 0 when the link is detached or the device goes.
 Napi::Value BpfLink::GetInfo(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   LinkInfo facts;
-  if (!Open(env, "BpfLink.info") || !Facts(env, facts)) return {};
+  if (!Open(env, "info") || !Facts(env, facts)) return {};
   Napi::Object out = Napi::Object::New(env);
   out.Set("id", facts.id);
   out.Set("programId", facts.prog_id);
@@ -194,25 +161,16 @@ Napi::Value BpfLink::GetInfo(const Napi::CallbackInfo& info) {
 
 void BpfLink::Update(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfLink.update")) return;
+  if (!Open(env, "update")) return;
   Args args(env);
   BpfProgram* program = BpfProgram::From(args, info[0], "program");
   if (!args.ok()) return;
   if (bpf_link_update(fd_.get(), program->fd(), nullptr) != 0) ThrowErrno(env, errno, {"bpf(BPF_LINK_UPDATE)"});
 }
 
-void BpfLink::Pin(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  if (!Open(env, "BpfLink.pin")) return;
-  Args args(env);
-  std::string path = args.Path(info[0]);
-  if (!args.ok()) return;
-  if (bpf_obj_pin(fd_.get(), path.c_str()) != 0) ThrowErrno(env, errno, {"bpf(BPF_OBJ_PIN)", path});
-}
-
 void BpfLink::Detach(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfLink.detach")) return;
+  if (!Open(env, "detach")) return;
   if (bpf_link_detach(fd_.get()) != 0) ThrowErrno(env, errno, {"bpf(BPF_LINK_DETACH)"});
 }
 

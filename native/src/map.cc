@@ -63,7 +63,7 @@ void BpfMap::Init(Napi::Env env, Napi::Object exports) {
           InstanceMethod<&BpfMap::Pin>("pin"),
           InstanceMethod<&BpfMap::Close>("close"),
       });
-  ConstructorsOf(env).map = Napi::Persistent(constructor);
+  (ConstructorsOf(env).*kConstructor) = Napi::Persistent(constructor);
   exports.Set(kName, constructor);
 }
 
@@ -109,33 +109,11 @@ Napi::Value BpfMap::Create(const Napi::CallbackInfo& info) {
     ThrowErrno(env, errno, {"bpf(BPF_MAP_CREATE)", {}, 0, "map " + name});
     return {};
   }
-  return Adopt(env, ConstructorsOf(env).map, std::move(fd));
-}
-
-Napi::Value BpfMap::FromPin(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Args args(env);
-  std::string path = args.Path(info[0]);
-  if (!args.ok()) return {};
-  Fd fd(bpf_obj_get(path.c_str()));
-  if (!fd.valid()) {
-    ThrowErrno(env, errno, {"bpf(BPF_OBJ_GET)", path});
-    return {};
-  }
-  return Adopt(env, ConstructorsOf(env).map, std::move(fd));
+  return Adopt(env, std::move(fd));
 }
 
 Napi::Value BpfMap::FromId(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Args args(env);
-  uint32_t id = args.U32(info[0], "id");
-  if (!args.ok()) return {};
-  Fd fd(bpf_map_get_fd_by_id(id));
-  if (!fd.valid()) {
-    ThrowErrno(env, errno, {"bpf(BPF_MAP_GET_FD_BY_ID)", {}, 0, "map id " + std::to_string(id)});
-    return {};
-  }
-  return Adopt(env, ConstructorsOf(env).map, std::move(fd));
+  return ById(info, bpf_map_get_fd_by_id, {"bpf(BPF_MAP_GET_FD_BY_ID)", {}, 0, "map"});
 }
 
 Napi::Value BpfMap::FromFd(const Napi::CallbackInfo& info) {
@@ -148,23 +126,12 @@ Napi::Value BpfMap::FromFd(const Napi::CallbackInfo& info) {
     ThrowErrno(env, errno, {"fcntl(F_DUPFD_CLOEXEC)"});
     return {};
   }
-  return Adopt(env, ConstructorsOf(env).map, std::move(fd));
-}
-
-bool BpfMap::Open(Napi::Env env, const char* what) {
-  if (fd_.valid()) return true;
-  ThrowClosed(env, what);
-  return false;
-}
-
-Napi::Value BpfMap::GetFd(const Napi::CallbackInfo& info) {
-  if (!Open(info.Env(), "BpfMap.fd")) return {};
-  return Napi::Number::New(info.Env(), fd_.get());
+  return Adopt(env, std::move(fd));
 }
 
 Napi::Value BpfMap::GetInfo(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.info")) return {};
+  if (!Open(env, "info")) return {};
   Napi::Object out = Napi::Object::New(env);
   out.Set("id", info_.id);
   out.Set("type", MapTypeName(info_.type));
@@ -177,7 +144,7 @@ Napi::Value BpfMap::GetInfo(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value BpfMap::Memory(const Napi::CallbackInfo& info) {
-  if (!Open(info.Env(), "BpfMap.memory")) return {};
+  if (!Open(info.Env(), "memory")) return {};
   int64_t octets = FdMemlock(fd_.get());
   if (octets < 0) {
     ThrowErrno(info.Env(), errno, {"open", "/proc/self/fdinfo/" + std::to_string(fd_.get())});
@@ -188,7 +155,7 @@ Napi::Value BpfMap::Memory(const Napi::CallbackInfo& info) {
 
 Napi::Value BpfMap::Lookup(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.lookup")) return {};
+  if (!Open(env, "lookup")) return {};
   Args args(env);
   Bytes key = args.ByteArray(info[0], "key", info_.key_size);
   if (!args.ok()) return {};
@@ -202,7 +169,7 @@ Napi::Value BpfMap::Lookup(const Napi::CallbackInfo& info) {
 
 Napi::Value BpfMap::LookupInto(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.lookupInto")) return {};
+  if (!Open(env, "lookupInto")) return {};
   Args args(env);
   Bytes key = args.ByteArray(info[0], "key", info_.key_size);
   Bytes out = args.ByteArray(info[1], "out", element_);
@@ -217,7 +184,7 @@ Napi::Value BpfMap::LookupInto(const Napi::CallbackInfo& info) {
 
 void BpfMap::Update(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.update")) return;
+  if (!Open(env, "update")) return;
   Args args(env);
   Bytes key = args.ByteArray(info[0], "key", info_.key_size);
   Bytes value = args.ByteArray(info[1], "value", element_);
@@ -230,7 +197,7 @@ void BpfMap::Update(const Napi::CallbackInfo& info) {
 
 void BpfMap::UpdateInner(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.updateInner")) return;
+  if (!Open(env, "updateInner")) return;
   Args args(env);
   uint32_t index = args.U32(info[0], "index");
   BpfMap* inner = From(args, info[1], "inner");
@@ -246,7 +213,7 @@ void BpfMap::UpdateInner(const Napi::CallbackInfo& info) {
 
 Napi::Value BpfMap::Delete(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.delete")) return {};
+  if (!Open(env, "delete")) return {};
   Args args(env);
   Bytes key = args.ByteArray(info[0], "key", info_.key_size);
   if (!args.ok()) return {};
@@ -262,7 +229,7 @@ Napi::Value BpfMap::Delete(const Napi::CallbackInfo& info) {
 
 Napi::Value BpfMap::NextKey(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.nextKey")) return {};
+  if (!Open(env, "nextKey")) return {};
   Args args(env);
   Bytes key;
   if (!info[0].IsNull()) key = args.ByteArray(info[0], "key", info_.key_size);
@@ -277,7 +244,7 @@ Napi::Value BpfMap::NextKey(const Napi::CallbackInfo& info) {
 
 void BpfMap::UpdateBatch(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.updateBatch")) return;
+  if (!Open(env, "updateBatch")) return;
   Args args(env);
   int64_t count = args.Integer(info[2], "count", 0, INT32_MAX);
   Bytes keys = args.ByteArray(info[0], "keys", static_cast<size_t>(count) * info_.key_size);
@@ -328,7 +295,7 @@ bool BpfMap::Walk(Napi::Env env, std::vector<uint8_t>& keys, std::vector<uint8_t
 
 Napi::Value BpfMap::Entries(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.entries")) return {};
+  if (!Open(env, "entries")) return {};
   std::vector<uint8_t> keys, values;
   size_t count = 0;
   // Position in the map between two calls: a bucket number for a hash, the last key otherwise.
@@ -373,7 +340,7 @@ Napi::Value BpfMap::Entries(const Napi::CallbackInfo& info) {
 
 Napi::Value BpfMap::Page(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.page")) return {};
+  if (!Open(env, "page")) return {};
   Args args(env);
   Bytes after;
   // A bucket number for a hash, the last key otherwise; see Entries().
@@ -410,7 +377,7 @@ Napi::Value BpfMap::Page(const Napi::CallbackInfo& info) {
 
 Napi::Value BpfMap::DeleteBatch(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.deleteBatch")) return {};
+  if (!Open(env, "deleteBatch")) return {};
   Args args(env);
   size_t count = static_cast<size_t>(args.Integer(info[1], "count", 0, INT32_MAX));
   Bytes keys = args.ByteArray(info[0], "keys", count * info_.key_size);
@@ -446,16 +413,5 @@ Napi::Value BpfMap::DeleteBatch(const Napi::CallbackInfo& info) {
   }
   return Napi::Number::New(env, static_cast<double>(deleted));
 }
-
-void BpfMap::Pin(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  if (!Open(env, "BpfMap.pin")) return;
-  Args args(env);
-  std::string path = args.Path(info[0]);
-  if (!args.ok()) return;
-  if (bpf_obj_pin(fd_.get(), path.c_str()) != 0) ThrowErrno(env, errno, {"bpf(BPF_OBJ_PIN)", path});
-}
-
-void BpfMap::Close(const Napi::CallbackInfo&) { fd_.reset(); }
 
 }  // namespace enforcer

@@ -13,6 +13,7 @@ class BpfMap : public Adopted<BpfMap> {
  public:
   static constexpr const char* kName = "BpfMap";
   static constexpr napi_type_tag kTag = {0x6d61702d656e6666, 0x9d2a1b3c40e75f01};
+  static constexpr auto kConstructor = &Constructors::map;
 
   explicit BpfMap(const Napi::CallbackInfo& info);
   static void Init(Napi::Env env, Napi::Object exports);
@@ -21,11 +22,10 @@ class BpfMap : public Adopted<BpfMap> {
 
  private:
   static Napi::Value Create(const Napi::CallbackInfo& info);
-  static Napi::Value FromPin(const Napi::CallbackInfo& info);
   static Napi::Value FromId(const Napi::CallbackInfo& info);
   static Napi::Value FromFd(const Napi::CallbackInfo& info);
 
-  Napi::Value GetFd(const Napi::CallbackInfo& info);
+  Napi::Value GetFd(const Napi::CallbackInfo& info) { return Descriptor(info); }
   Napi::Value GetInfo(const Napi::CallbackInfo& info);
   Napi::Value Memory(const Napi::CallbackInfo& info);
   Napi::Value Lookup(const Napi::CallbackInfo& info);
@@ -38,10 +38,9 @@ class BpfMap : public Adopted<BpfMap> {
   Napi::Value Entries(const Napi::CallbackInfo& info);
   Napi::Value Page(const Napi::CallbackInfo& info);
   Napi::Value DeleteBatch(const Napi::CallbackInfo& info);
-  void Pin(const Napi::CallbackInfo& info);
-  void Close(const Napi::CallbackInfo& info);
+  void Pin(const Napi::CallbackInfo& info) { PinAt(info); }
+  void Close(const Napi::CallbackInfo&) { fd_.reset(); }
 
-  bool Open(Napi::Env env, const char* what);
   // Entries() where the map type has no batch lookup.
   bool Walk(Napi::Env env, std::vector<uint8_t>& keys, std::vector<uint8_t>& values, size_t& count);
 

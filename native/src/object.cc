@@ -206,7 +206,7 @@ Napi::Value BpfObject::MapNamed(const Napi::CallbackInfo& info) {
     ThrowErrno(env, errno, {"fcntl(F_DUPFD_CLOEXEC)", path_, 0, "map " + name});
     return {};
   }
-  return BpfMap::Adopt(env, ConstructorsOf(env).map, std::move(fd));
+  return BpfMap::Adopt(env, std::move(fd));
 }
 
 Napi::Value BpfObject::ProgramNamed(const Napi::CallbackInfo& info) {
@@ -222,7 +222,7 @@ Napi::Value BpfObject::ProgramNamed(const Napi::CallbackInfo& info) {
     ThrowErrno(env, errno, {"fcntl(F_DUPFD_CLOEXEC)", path_, 0, "program " + name + " was not loaded"});
     return {};
   }
-  return BpfProgram::Adopt(env, ConstructorsOf(env).program, std::move(fd));
+  return BpfProgram::Adopt(env, std::move(fd));
 }
 
 Napi::Value BpfObject::Layout(const Napi::CallbackInfo& info) {

@@ -29,7 +29,7 @@ void BpfProgram::Init(Napi::Env env, Napi::Object exports) {
                                                InstanceMethod<&BpfProgram::Pin>("pin"),
                                                InstanceMethod<&BpfProgram::Close>("close"),
                                            });
-  ConstructorsOf(env).program = Napi::Persistent(constructor);
+  (ConstructorsOf(env).*kConstructor) = Napi::Persistent(constructor);
   exports.Set(kName, constructor);
 }
 
@@ -41,46 +41,13 @@ BpfProgram::BpfProgram(const Napi::CallbackInfo& info) : Adopted<BpfProgram>(inf
   }
 }
 
-Napi::Value BpfProgram::FromPin(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Args args(env);
-  std::string path = args.Path(info[0]);
-  if (!args.ok()) return {};
-  Fd fd(bpf_obj_get(path.c_str()));
-  if (!fd.valid()) {
-    ThrowErrno(env, errno, {"bpf(BPF_OBJ_GET)", path});
-    return {};
-  }
-  return Adopt(env, ConstructorsOf(env).program, std::move(fd));
-}
-
 Napi::Value BpfProgram::FromId(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Args args(env);
-  uint32_t id = args.U32(info[0], "id");
-  if (!args.ok()) return {};
-  Fd fd(bpf_prog_get_fd_by_id(id));
-  if (!fd.valid()) {
-    ThrowErrno(env, errno, {"bpf(BPF_PROG_GET_FD_BY_ID)", {}, 0, "program id " + std::to_string(id)});
-    return {};
-  }
-  return Adopt(env, ConstructorsOf(env).program, std::move(fd));
-}
-
-bool BpfProgram::Open(Napi::Env env, const char* what) {
-  if (fd_.valid()) return true;
-  ThrowClosed(env, what);
-  return false;
-}
-
-Napi::Value BpfProgram::GetFd(const Napi::CallbackInfo& info) {
-  if (!Open(info.Env(), "BpfProgram.fd")) return {};
-  return Napi::Number::New(info.Env(), fd_.get());
+  return ById(info, bpf_prog_get_fd_by_id, {"bpf(BPF_PROG_GET_FD_BY_ID)", {}, 0, "program"});
 }
 
 Napi::Value BpfProgram::GetInfo(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfProgram.info")) return {};
+  if (!Open(env, "info")) return {};
   bpf_prog_info facts = {};
   __u32 size = sizeof facts;
   int failed = bpf_obj_get_info_by_fd(fd_.get(), &facts, &size);
@@ -118,7 +85,7 @@ Napi::Value BpfProgram::GetInfo(const Napi::CallbackInfo& info) {
 
 Napi::Value BpfProgram::TestRun(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!Open(env, "BpfProgram.testRun")) return {};
+  if (!Open(env, "testRun")) return {};
   Args args(env);
   Napi::Object options = args.Object(info[0], "options");
   Bytes data = args.ByteArray(args.Get(options, "data"), "data");
@@ -159,16 +126,5 @@ Napi::Value BpfProgram::TestRun(const Napi::CallbackInfo& info) {
   }
   return result;
 }
-
-void BpfProgram::Pin(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  if (!Open(env, "BpfProgram.pin")) return;
-  Args args(env);
-  std::string path = args.Path(info[0]);
-  if (!args.ok()) return;
-  if (bpf_obj_pin(fd_.get(), path.c_str()) != 0) ThrowErrno(env, errno, {"bpf(BPF_OBJ_PIN)", path});
-}
-
-void BpfProgram::Close(const Napi::CallbackInfo&) { fd_.reset(); }
 
 }  // namespace enforcer

@@ -2,7 +2,7 @@
  * The commands of docs/OPERATIONS.md, and of docs/PLATFORMS.md where no virtual machine monitor is needed, run as they stand there in a network namespace of their own, and what they print: the
  * lines for people, the settings of the tap, the metrics of docs/METRICS.md.
  */
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -45,7 +45,11 @@ describe("docs/OPERATIONS.md", () => {
   }
   async function end(): Promise<void> {
     for (const service of running.splice(0)) await service.stop();
-    if (used > 0) await must(["sh", "-c", `ip netns del ${host.name} 2>&1 || true`]);
+    if (used > 0) await remove(host);
+  }
+  /** A namespace that a test, or a command of a document, has made or not come to. */
+  async function remove(namespace: Namespace): Promise<void> {
+    if (existsSync(`/run/netns/${namespace.name}`)) await must(["ip", "netns", "del", namespace.name]);
   }
 
   /** Runs a command as it stands; `enforcer attach` is left running. A BPF file system is mounted for it where the document says so. */
@@ -150,7 +154,8 @@ describe("docs/OPERATIONS.md", () => {
       expect(await doctor()).toMatch(/tap tap0 +no programs/);
     } finally {
       await end();
-      await must(["sh", "-c", `umount ${bpffs}; ip netns del ${vm.name} 2>&1 || true`]);
+      await must(["umount", bpffs]);
+      await remove(vm);
     }
   });
 });
