@@ -7,6 +7,8 @@ import { clockMonotonicCoarse } from "../../native/index.js";
 import { parseAddress, type Address } from "../addresses/address.js";
 import type { Agent } from "../agent/daemon.js";
 import type { ExplainQuery } from "../api/schema.js";
+import { readHostResolvers } from "../dns/host-resolvers.js";
+import { labelsOf } from "../dns/wire.js";
 import { EnforcerError } from "../errors.js";
 import { parseName } from "../policy/names.js";
 import { parseProto } from "../policy/rules.js";
@@ -14,6 +16,9 @@ import { Proto } from "../policy/types.js";
 import { explain, type Explanation, type ExplainQuestion, type PinFact } from "./explain.js";
 
 const schemes: Readonly<Record<string, number>> = { "http:": 80, "https:": 443, "ws:": 80, "wss:": 443, "ftp:": 21, "ssh:": 22, "git:": 9418, "postgres:": 5432, "postgresql:": 5432, "redis:": 6379, "mysql:": 3306, "amqp:": 5672, "mongodb:": 27017 };
+
+/** Which the agent's resolver follows. */
+const RESOLV_CONF = "/etc/resolv.conf";
 
 /** @throws EnforcerError E_REQUEST. */
 export function readQuestion({ destination, protocol, port, direction = "egress" }: ExplainQuery): ExplainQuestion {
@@ -65,6 +70,7 @@ export async function explainQuestion(agent: Agent, name: string, query: Explain
   return explain({
     sandbox: name, policy: sandbox.policy, floor: agent.floor?.policy ?? null, groups: engine.enforcer.groups, pins,
     others: question.address === null ? [] : await others(agent, name, question.address), configured: agent.config.groups,
+    localSuffixes: readHostResolvers(RESOLV_CONF).searchDomains.map(labelsOf),
     hostAddresses: [...view.addresses, ...(engine === agent.own ? [] : agent.own.enforcer.view.addresses), ...sandbox.options.gateways],
   }, question);
 }

@@ -16,7 +16,7 @@ import { judgeFlow, speaksOf, type FlowVerdict } from "../policy/flow-judge.js";
 import { inspectionOf } from "../policy/inspection.js";
 import { NameJudge, type NameVerdict } from "../policy/judge.js";
 import { formatPorts } from "../policy/rules.js";
-import { type Direction, type Policy, Proto, type Rule } from "../policy/types.js";
+import { type Direction, isForeign, type Policy, Proto, type Rule } from "../policy/types.js";
 import { ConnectionJudge } from "../tls/judge.js";
 
 /** What a sandbox was told of an address or a name. */
@@ -34,6 +34,8 @@ export interface ExplainFacts {
   readonly configured: Partial<Record<Group, readonly string[]>>;
   /** Addresses that the host owns. */
   readonly hostAddresses: readonly Address[];
+  /** Domains of the host's search list, as the resolver has them. */
+  readonly localSuffixes: readonly (readonly string[])[];
 }
 
 export interface ExplainQuestion {
@@ -57,6 +59,9 @@ export interface Judgement {
 }
 
 export type PinState = "live" | "expired" | "other-name" | "other-sandbox" | "never-asked";
+
+/** A name that was told, and that no allow of a policy opens: on its block list, or of a kind that needs a rule of its own. */
+interface Barred { readonly labels: readonly string[]; readonly verdict: NameVerdict }
 
 export interface FlowExplanation {
   readonly address: string;
@@ -140,16 +145,13 @@ export function explainFlow(facts: ExplainFacts, question: ExplainQuestion, addr
   const source = groupSource(facts, address, placing);
   why.push(`${formatAddress(address)} is in group ${group}: ${source}`);
 
-  const judgements: { readonly judged: Judgement; readonly flow: FlowVerdict; readonly of: Policy }[] = [];
+  const judgements: { readonly judged: Judgement; readonly flow: FlowVerdict; readonly of: Policy; readonly barred: readonly Barred[] }[] = [];
   for (const [which, of] of [["policy", policy], ["floor", floor]] as const) {
     if (of === null) continue;
-    const judge = new NameJudge(of, { groups });
-    const guarded = ask.names.filter((labels) => {
-      const { allowed, reason, special } = judge.judge(labels);
-      return !allowed && (reason === "blocked" || special !== undefined);
-    });
-    const flow = judgeFlow(of, groups, { ...ask, guarded, inspect: true });
-    judgements.push({ of, flow, judged: { policy: which, verdict: flow.verdict, reason: flow.reason, rule: flow.rule === null ? null : ruleFact(of.rules[flow.rule]!) } });
+    const judge = new NameJudge(of, { groups, localSuffixes: () => facts.localSuffixes });
+    const barred = [...ask.names, ...ask.expired].map((labels) => ({ labels, verdict: judge.judge(labels) })).filter(({ verdict: { allowed, reason, special } }) => !allowed && (reason === "blocked" || special !== undefined));
+    const flow = judgeFlow(of, groups, { ...ask, guarded: barred.map(({ labels }) => labels), inspect: true });
+    judgements.push({ of, flow, barred, judged: { policy: which, verdict: flow.verdict, reason: flow.reason, rule: flow.rule === null ? null : ruleFact(of.rules[flow.rule]!) } });
   }
   const own = judgements[0]!;
   const pin: PinState = name !== null && live.some(({ labels }) => same(labels, name)) ? "live" : name === null && live.length > 0 ? "live"
@@ -173,12 +175,14 @@ export function explainFlow(facts: ExplainFacts, question: ExplainQuestion, addr
   }
   const matters = (direction === "egress" || live.length > 0) && [policy, floor].some((one) => one !== null && one.rules.some((rule) => patternsOf(rule).length > 0));
   if (matters) pinSentences(facts, question, address, { live, expired, pin, group }, why);
-  for (const { judged, flow, of } of judgements) {
+  for (const { judged, flow, of, barred } of judgements) {
     const whose = judged.policy === "floor" ? "the floor" : "the policy";
     if (judged.reason === "quic") why.push(`${whose} denies ${where}: ${reasonText("quic")}`);
     else if (judged.rule !== null) why.push(`${whose} ${judged.verdict === "allow" ? "allows" : "denies"} ${where} by ${ruleWords(judged.rule)}`);
     else why.push(`${whose} ${judged.verdict === "allow" ? "allows" : "denies"} ${where}: ${reasonText(judged.reason)}`);
-    if (judged.verdict === "deny") changes(of, judged, flow, question, address, group, { live, expired, pin }, why, change);
+    if (judged.verdict !== "deny") continue;
+    for (const { labels, verdict } of barred) why.push(`what was told for ${display(labels)} opens nothing: ${lookupWords(verdict)}${judged.policy === "floor" ? " (the floor)" : ""}`);
+    changes(of, judged, flow, question, address, group, { live, expired, pin, barred }, why, change);
   }
   // Where the policy allows and the floor does not, the packet path says so and no more.
   const refusing = own.judged.verdict === "allow" ? judgements.find(({ judged }) => judged.verdict === "deny") : undefined;
@@ -208,7 +212,7 @@ function lookUp(facts: ExplainFacts, name: readonly string[], why: string[], cha
   const judged: { policy: "policy" | "floor"; allowed: boolean; reason: string; rule: RuleFact | null }[] = [];
   for (const [which, of] of [["policy", facts.policy], ["floor", facts.floor]] as const) {
     if (of === null) continue;
-    const verdict = new NameJudge(of, { groups: facts.groups }).judge(name);
+    const verdict = new NameJudge(of, { groups: facts.groups, localSuffixes: () => facts.localSuffixes }).judge(name);
     const rule = verdict.rule === null ? null : ruleFact(of.rules[verdict.rule]!);
     judged.push({ policy: which, allowed: verdict.allowed, reason: verdict.special ?? verdict.reason, rule });
     const whose = which === "floor" ? "the floor" : "the policy";
@@ -243,7 +247,7 @@ function pinSentences({ others, sandbox }: ExplainFacts, { name }: ExplainQuesti
 }
 
 /** What in one policy would have to change; also rules that come near. */
-function changes(policy: Policy, judged: Judgement, flow: FlowVerdict, question: ExplainQuestion, address: Address, group: Group, { live, expired, pin }: { live: readonly PinFact[]; expired: readonly PinFact[]; pin: PinState }, why: string[], change: string[]): void {
+function changes(policy: Policy, judged: Judgement, flow: FlowVerdict, question: ExplainQuestion, address: Address, group: Group, { live, expired, pin, barred }: { live: readonly PinFact[]; expired: readonly PinFact[]; pin: PinState; barred: readonly Barred[] }, why: string[], change: string[]): void {
   const { direction, protocol, port, name } = question;
   const place = judged.policy === "floor" ? "in the floor, " : "";
   const ported = protocol === Proto.tcp || protocol === Proto.udp;
@@ -252,8 +256,9 @@ function changes(policy: Policy, judged: Judgement, flow: FlowVerdict, question:
   if (judged.reason === "name-service") return void change.push("nothing opens this port: let the guest use ordinary DNS on port 53");
   if (judged.reason === "dhcp-server") return void change.push("nothing opens this port: a guest speaks DHCP as a client only");
   if (judged.reason === "quic") return void change.push("nothing opens QUIC where names are looked at: clients fall back to TCP by themselves");
+  if (judged.reason === "extension-header") return void change.push("nothing: such a number names no protocol in an IPv6 packet");
   if (judged.reason === "protocol") {
-    change.push(protocol === (isV4(address) ? Proto.icmpv6 : Proto.icmp) ? "nothing: the protocol is of the other IP version" : `${place}add a rule that names the protocol: ${allowing(formatAddress(address))}`);
+    change.push(isForeign(protocol, isV4(address) ? 4 : 6) ? "nothing: the protocol is of the other IP version" : `${place}add a rule that names the protocol: ${allowing(formatAddress(address))}`);
     return;
   }
   if (flow.rule !== null) {
@@ -274,10 +279,13 @@ function changes(policy: Policy, judged: Judgement, flow: FlowVerdict, question:
   if (explicitGroups.includes(group)) return void change.push(`${place}allow the address itself: ${allowing(formatAddress(address))}${group === "metadata" ? "; leave it, unless the guest must have the host's credentials" : ""}`);
   const known = name ?? live[0]?.labels ?? expired[0]?.labels ?? null;
   const naming = policy.rules.find((rule) => rule.action === "allow" && rule.direction === "egress" && speaksOf(rule, protocol, port) && known !== null && coversName(rule, known));
-  if (naming !== undefined && pin === "expired") change.push(`let the guest look ${display(known!)} up again: the old answer has expired`);
+  const bar = known === null ? undefined : barred.find(({ labels }) => same(labels, known));
+  if (bar?.verdict.reason === "blocked") change.push(`${place}take ${display(known!)} off the block list`);
+  else if (bar !== undefined) change.push(`${place}allow the name: ${allowing(display(known!))}`);
+  else if (naming !== undefined && pin === "expired") change.push(`let the guest look ${display(known!)} up again: the old answer has expired`);
   else if (naming !== undefined && (pin === "never-asked" || pin === "other-name" || pin === "other-sandbox")) change.push(`let the guest look ${display(known!)} up through its own resolver and use the address that it is told`);
   else if (known !== null) change.push(`${place}allow the name: ${allowing(display(known))}`);
-  if (group === "private" || group === "link-local" || group === "multicast" || group === "reserved" || known === null || naming === undefined) change.push(`${place}allow the address: ${allowing(formatAddress(address))}`);
+  if (group === "private" || group === "link-local" || group === "multicast" || group === "reserved" || known === null || bar !== undefined || naming === undefined) change.push(`${place}allow the address: ${allowing(formatAddress(address))}`);
 }
 
 /** A rule as one may copy it into the list of a policy file. */
@@ -327,12 +335,13 @@ function publicAddress({ policy, floor, groups }: ExplainFacts, sendable: (one: 
 
 const defaults: Readonly<Record<string, string>> = {
   "default-allow": "no rule matches, and the default allows",
-  "no-pin": "no rule matches, the default denies, and this sandbox was not told the address under any name",
+  "no-pin": "no rule matches, the default denies, and this sandbox was not told the address under a name that a rule opens",
   "pin-expired": "no rule matches now, the default denies, and the pin that may have allowed it has expired",
   "ingress-default": "no rule of direction ingress matches, and the default denies",
   "name-service": "the port carries another name service, which would let a guest hear names that nobody judged",
   "dhcp-server": "only a DHCP server speaks to this port, and a guest is none",
   protocol: "no rule names the protocol",
+  "extension-header": "the number is that of a header of IPv6 itself, behind which a protocol stands",
   quic: "UDP to a port where the agent looks who is meant, which QUIC does not show it",
 };
 

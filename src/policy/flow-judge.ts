@@ -4,15 +4,15 @@
  * Holds always: pure; the first rule that matches decides; what cannot be said of a packet (another protocol than its IP version
  * has, a protocol that no rule names) is denied. It agrees with the kernel program on verdict, rule and reason
  * (test/prog/property.test.ts) and with the plain model (test/unit/policy-flow-judge.test.ts).
- * Begins where a packet has been parsed and belongs to its sandbox: identity, form and port 53, which goes to the resolver
- * whatever the policy says, come before it.
+ * Begins where a packet has been parsed and belongs to its sandbox: identity, form (but for numbers that are headers of IPv6, no
+ * protocols) and port 53, which goes to the resolver whatever the policy says, come before it.
  */
 import { type Address, isV4 } from "../addresses/address.js";
 import { type Group, type GroupTable, classify } from "../addresses/groups.js";
 import type { reasonNames } from "../kernel/counters.js";
 import { inspectionOf } from "./inspection.js";
 import { coversAddress, coversName, explicitGroups, patternsOf } from "./coverage.js";
-import { type Direction, type Policy, Proto, type Rule, protosOf } from "./types.js";
+import { type Direction, isExtensionHeader, isForeign, type Policy, Proto, type Rule, protosOf } from "./types.js";
 
 /** A reason of bpf/abi.h, by its name there. */
 export type ReasonName = (typeof reasonNames)[number];
@@ -27,9 +27,9 @@ export interface FlowQuestion {
   readonly port: number;
   /** Names that count as pinned to the address, live: labels, lower case, root excluded. */
   readonly names: readonly (readonly string[])[];
-  /** Of `names`, those whose lookup is refused whatever the rules allow (block list, metadata, local names): only rules that deny count. */
+  /** Of `names` and `expired`, those whose lookup is refused whatever the rules allow (block list, metadata, local names): only rules that deny count. */
   readonly guarded?: readonly (readonly string[])[];
-  /** Names whose pin at the address has expired: they grant nothing, and say why. */
+  /** Names whose pin at the address has expired: they grant nothing, and say why, but where they are among `guarded`. */
   readonly expired?: readonly (readonly string[])[];
   /** The agent looks into connections (`inspect` of compile.ts); default: it does not. */
   readonly inspect?: boolean;
@@ -74,7 +74,7 @@ export function judgeFlow(policy: Policy, groups: GroupTable, question: FlowQues
     return protocol === Proto.udp ? is("deny", "quic", rule) : { ...is("allow", reason, rule), inspected: true };
   };
 
-  if (protocol === (isV4(address) ? Proto.icmpv6 : Proto.icmp)) return is("deny", "protocol");
+  if (isForeign(protocol, isV4(address) ? 4 : 6)) return is("deny", isExtensionHeader(protocol) ? "extension-header" : "protocol");
   if (direction === "egress" && isNameService(protocol, port)) return is("deny", "name-service");
   if (direction === "egress" && isDhcpAnswer(protocol, port, isV4(address) ? 4 : 6)) return is("deny", "dhcp-server");
   // What the host owns, its metadata and its loopback are never reached by name.
@@ -88,7 +88,7 @@ export function judgeFlow(policy: Policy, groups: GroupTable, question: FlowQues
   if ((direction === "egress" ? policy.defaultEgress : policy.defaultIngress) === "allow") return direction === "egress" ? allowed("default-allow", null, plan?.byDefault === true) : is("allow", "default-allow");
   if (direction === "ingress") return is("deny", "ingress-default");
   if (looked && protocol === Proto.udp && group === "public") return is("deny", "quic");
-  const stale = counted.length === 0 && expired.some((name) => policy.rules.some((rule) => coversName(rule, name)));
+  const stale = counted.length === 0 && expired.some((name) => policy.rules.some((rule) => opens(rule, name)));
   if (stale) return is("deny", "pin-expired");
   if (group === "public" && counted.length === 0 && policy.rules.some((rule) => patternsOf(rule).length > 0)) return is("deny", "no-pin");
   return is("deny", `default-${group}`);

@@ -9,7 +9,7 @@ import { type Group, groups, staticGroups } from "../addresses/groups.js";
 import { decidesEveryName, decidesNames, explicitGroups, onlyGroup } from "./coverage.js";
 import type { Report } from "./diagnostics.js";
 import { formatPorts, formatProto } from "./rules.js";
-import { type Place, type Policy, type PortRange, Proto, type Rule, protosOf } from "./types.js";
+import { isForeign, type Place, type Policy, type PortRange, Proto, type Rule, protosOf } from "./types.js";
 
 /** Egress ports that never reach the rules: DNS is answered by the agent, other name services are refused. */
 const ownPorts: Readonly<Record<number, readonly number[]>> = { [Proto.tcp]: [53, 853, 5355], [Proto.udp]: [53, 137, 853, 5353, 5355] };
@@ -165,9 +165,9 @@ function warnUnreachable(rule: Rule, report: Report): boolean {
   const { destination } = rule;
   const protos = protosOf(rule);
   if (destination.kind === "prefix" && rule.protos !== null) {
-    const foreign = destination.prefix.family === 4 ? Proto.icmpv6 : Proto.icmp;
-    if (protos.every((proto) => proto === foreign)) {
-      report.warn(rule.place, `the rule can never match: ${formatProto(foreign)} is not spoken over IPv${destination.prefix.family}`, `write ${destination.prefix.family === 4 ? "icmp" : "icmpv6"}`);
+    const { family } = destination.prefix, ping = protos.includes(family === 4 ? Proto.icmpv6 : Proto.icmp);
+    if (protos.every((proto) => isForeign(proto, family))) {
+      report.warn(rule.place, `the rule can never match: ${protos.map(formatProto).join(", ")} ${protos.length === 1 ? "is" : "are"} not spoken over IPv${family}`, ping ? `write ${family === 4 ? "icmp" : "icmpv6"}` : "remove it; these are headers of IPv6 itself, which the protocol stands behind");
       return true;
     }
   }

@@ -156,6 +156,14 @@ export interface Policy {
 
 export const Proto = { icmp: 1, tcp: 6, udp: 17, icmpv6: 58 } as const;
 
+/** Protocol numbers that are not spoken over an IP version: the other one's ICMP, and of IPv6 the numbers of its own extension headers that are walked over (RFC 8200 section 4). */
+export function isForeign(protocol: number, family: 4 | 6): boolean {
+  return family === 4 ? protocol === Proto.icmpv6 : protocol === Proto.icmp || isExtensionHeader(protocol);
+}
+
+/** Hop-by-hop options, routing, fragment, destination options. */
+export function isExtensionHeader(protocol: number): boolean { return protocol === 0 || protocol === 43 || protocol === 44 || protocol === 60; }
+
 /** Protocols a rule speaks of: what is written, or TCP and UDP (with ports), or those and ICMP echo. */
 export function protosOf(rule: Pick<Rule, "protos" | "ports">): readonly number[] {
   if (rule.protos !== null) return rule.protos;

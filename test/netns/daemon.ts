@@ -13,16 +13,19 @@ export class TestAgent {
   readonly config: string;
   readonly client: AgentClient;
   service!: Service;
+  /** What the agent sees as /etc/resolv.conf; null: the machine's own. */
+  readonly #resolvConf: string | null;
 
-  private constructor(world: World) {
+  private constructor(world: World, resolvConf: string | null) {
     this.world = world;
+    this.#resolvConf = resolvConf;
     this.config = path.join(world.dir, "agent.yaml");
     this.client = new AgentClient(path.join(world.runDir, "agent.sock"));
   }
 
   /** @param config lines of the configuration, without run_dir and bpffs; metrics are off, and sandboxes at most 64, unless it says otherwise. */
-  static async start(world: World, config = ""): Promise<TestAgent> {
-    const agent = new TestAgent(world);
+  static async start(world: World, config = "", resolvConf: string | null = null): Promise<TestAgent> {
+    const agent = new TestAgent(world, resolvConf);
     agent.configure(config);
     await agent.restart();
     return agent;
@@ -34,7 +37,8 @@ export class TestAgent {
 
   /** Starts one without waiting. */
   launch(...args: string[]): Service {
-    return this.world.own(this.world.host.start([ENFORCER, "agent", "--config", this.config, "--json", ...args]));
+    const bound = this.#resolvConf === null ? [] : ["sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', this.#resolvConf];
+    return this.world.own(this.world.host.start([...bound, ENFORCER, "agent", "--config", this.config, "--json", ...args]));
   }
 
   async restart(): Promise<void> {

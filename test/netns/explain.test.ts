@@ -32,9 +32,12 @@ const ZONE = {
   "shared.example": { A: [ADDRESS.site4] },
   "alias.example": { CNAME: "deep.alias.example" }, "deep.alias.example": { CNAME: "site.example" },
   "xn--bcher-kva.example": { A: [ADDRESS.site4b], AAAA: [ADDRESS.site6b] },
+  "intranet.corp.example": { A: [ADDRESS.site4b] },
   "inside.example": { A: [ADDRESS.private4] },
 };
-const NAMES = ["site.example", "other.example", "shared.example", "alias.example", "deep.alias.example", "bücher.example", "inside.example", "blocked.example", "nobody.example"];
+const NAMES = ["site.example", "other.example", "shared.example", "alias.example", "deep.alias.example", "bücher.example", "inside.example", "blocked.example", "nobody.example", "intranet.corp.example"];
+/** The host's search list: names in it are the host's own. */
+const RESOLV_CONF = `search corp.example\nnameserver ${ADDRESS.resolver4}\n`;
 const ADDRESSES = [ADDRESS.site4, ADDRESS.site6, ADDRESS.site4b, ADDRESS.site6b, ADDRESS.metadata4, ADDRESS.metadata6, ADDRESS.private4, ADDRESS.private6, ADDRESS.lan4, ADDRESS.gateway4, ADDRESS.neighbour4];
 const POLICIES = [
   "rules: [{allow: public}]",
@@ -52,7 +55,8 @@ describe.each([["", "without a floor"], ["floor: floor.yaml\n", "under a floor"]
   beforeAll(async () => {
     world = await World.create({ sibling: true, zone: ZONE });
     writeFileSync(path.join(world.dir, "floor.yaml"), FLOOR);
-    agent = await TestAgent.start(world, config);
+    writeFileSync(path.join(world.dir, "resolv.conf"), RESOLV_CONF);
+    agent = await TestAgent.start(world, config, path.join(world.dir, "resolv.conf"));
     await agent.client.attach({ tap: "tap0" });
     await agent.client.attach({ tap: "tap1" });
   });

@@ -16,7 +16,7 @@ const policyOf = (text: string, file = "policy.yaml") => buildPolicy({ file: par
 const pin = (name: string, where: string, left: number): PinFact => ({ labels: name.split("."), address: address(where), left });
 
 const POLICY = "rules:\n  - deny: tracker.example\n  - allow: api.example\n    proto: tcp\n    ports: [443]\n  - allow: 10.0.0.0/8\n    ports: [22]\n  - allow: any\n    direction: ingress\n    proto: tcp\n    ports: [8080]\n";
-const facts = (more: Partial<ExplainFacts> = {}): ExplainFacts => ({ sandbox: "tap0", policy: policyOf(POLICY), floor: null, groups, pins: [], others: [], configured, hostAddresses, ...more });
+const facts = (more: Partial<ExplainFacts> = {}): ExplainFacts => ({ sandbox: "tap0", policy: policyOf(POLICY), floor: null, groups, pins: [], others: [], configured, hostAddresses, localSuffixes: [], ...more });
 
 describe("explain", () => {
   it.each<[string, Parameters<typeof readQuestion>[0], Partial<ExplainFacts>, { verdict: string; reason: string; pin?: string; why?: RegExp; change?: RegExp | null }]>([
@@ -61,6 +61,12 @@ describe("explain", () => {
     ["an address whose names are looked at", { destination: "93.184.216.34" }, { pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "redirect", reason: "intercepted", why: /looks at the server name.*\n.*let through is what names api\.example/ }],
     ["a method that a rule speaks of", { destination: "api.example" }, { policy: policyOf("tls: {intercept: true}\nrules: [{allow: api.example, proto: tcp, ports: [443], methods: [GET]}]"), pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "allow", reason: "intercepted", why: /ended by the agent and begun again[\s\S]*held to rule 1/ }],
     ["plain HTTP", { destination: "http://api.example/" }, { policy: policyOf("rules: [{allow: api.example, ports: [80]}]"), pins: [pin("api.example", "93.184.216.34", 300)] }, { verdict: "allow", reason: "intercepted", why: /looks at the Host of each request/ }],
+    ["a name in the host's search list", { destination: "intranet.corp.example" }, { policy: policyOf("rules: [{allow: public}]"), localSuffixes: [["corp", "example"]] }, { verdict: "deny", reason: "lookup", why: /names the host or its network/, change: /add `allow: intranet\.corp\.example`: a name of this kind needs a rule of its own/ }],
+    ["a pin of a name in the host's search list", { destination: "93.184.216.34", port: 22 }, { policy: policyOf("rules: [{allow: 'suffix:example'}]"), localSuffixes: [["corp", "example"]], pins: [pin("git.corp.example", "93.184.216.34", 300)] }, { verdict: "deny", reason: "no-pin", change: /allow the name: `\{allow: git\.corp\.example/ }],
+    ["an expired pin of a name that is blocked now", { destination: "93.184.216.34", port: 22 }, { policy: policyOf("rules: [{allow: ads.example}]\ndns: {block: [ads.example]}"), pins: [pin("ads.example", "93.184.216.34", -30)] }, { verdict: "deny", reason: "no-pin", why: /told for ads\.example opens nothing: it is on the block list/, change: /^take ads\.example off the block list\nallow the address/ }],
+    ["a live pin of a name that is blocked now", { destination: "93.184.216.34", port: 22 }, { policy: policyOf("rules: [{allow: ads.example}]\ndns: {block: [ads.example]}"), pins: [pin("ads.example", "93.184.216.34", 30)] }, { verdict: "deny", reason: "no-pin", why: /told for ads\.example opens nothing: it is on the block list/, change: /^take ads\.example off the block list\nallow the address/ }],
+    ["a header of IPv6", { destination: "2606:2800:220:1::1", protocol: "44" }, { policy: policyOf("rules: [{allow: public, proto: [44, 47]}]") }, { verdict: "deny", reason: "extension-header", why: /a header of IPv6 itself/, change: /names no protocol in an IPv6 packet/ }],
+    ["the same number over IPv4", { destination: "93.184.216.34", protocol: "44" }, { policy: policyOf("rules: [{allow: public, proto: [44, 47]}]") }, { verdict: "allow", reason: "rule-allow" }],
     ["no network at all", { destination: "api.example" }, { policy: buildPolicy({ noNet: true }).policy }, { verdict: "deny", reason: "lookup", change: /without --no-net/ }],
   ])("%s", (_, query, more, want) => {
     const explained = explain(facts(more), readQuestion(query));

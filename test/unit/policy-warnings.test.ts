@@ -85,6 +85,8 @@ describe("others", () => {
     ["{allow: public, ports: [53, 443]}", []],
     ["{allow: 192.0.2.1, proto: icmpv6}", ["1: the rule can never match: icmpv6 is not spoken over IPv4"]],
     ["{allow: '2001:db8::1', proto: icmp}", ["1: the rule can never match: icmp is not spoken over IPv6"]],
+    ["{allow: '2001:db8::1', proto: [44, 43]}", ["1: the rule can never match: 43, 44 are not spoken over IPv6"]],
+    ["{allow: 192.0.2.1, proto: 44}", []],
     ["{allow: 0.0.0.0/0}", ["1: 0.0.0.0/0 covers only the public addresses in it"]],
     ["{allow: '::/0'}", ["1: ::/0 covers only the public addresses in it"]],
     ["{allow: 8.0.0.0/5}", ["1: 8.0.0.0/5 covers only the public addresses in it"]],
