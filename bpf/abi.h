@@ -13,7 +13,7 @@
 
 /* Limits that shape a map or a loop. Those marked (default) may be set smaller or larger at load or attach time. */
 enum abi_limit {
-	ABI_VERSION = 3,
+	ABI_VERSION = 4,
 	MAX_SANDBOXES = 4096,       /* (default) slots in `sandboxes` and in every outer map */
 	MAX_RULES = 512,            /* bits of a rule vector: distinct rules after the compiler has merged equal ones */
 	RULE_WORDS = 8,             /* MAX_RULES / 64 */
@@ -27,6 +27,7 @@ enum abi_limit {
 	FRAGMENTS_DEFAULT = 256,    /* (default) datagrams in fragments per sandbox */
 	REDIRECTS = 512,            /* intercepted DNS conversations per sandbox at one time; power of two */
 	DNS_WAITING = 512,          /* UDP queries of one sandbox that may wait for the resolver: its socket has one queue for all sandboxes */
+	DNS_CONNECTIONS = 512,      /* TCP connections to port 53 that one sandbox may begin a second: the resolver's thread serves all sandboxes */
 	REDIRECT_PORT_BASE = 16384, /* source port that entry 0 of `redirects` shows to the agent */
 	INTERCEPTED = 2048,         /* connections per sandbox that the agent looks into at one time; power of two */
 	INTERCEPTED_PORT_BASE = 32768, /* source port that entry 0 of `intercepted` shows to the agent */
@@ -196,6 +197,8 @@ struct sandbox {
 	__u32 event_rate;   /* denial events a second at most */
 	__u32 ifindex;      /* the tap */
 	__u32 flags;        /* SANDBOX_* */
+	__u32 query_rate;   /* UDP queries a second that go to the resolver at most */
+	__u32 connection_rate; /* connections that the agent looks into, begun a second at most */
 	__u32 _pad2;
 	__u8 mac[6];        /* guest's MAC; all zero when learned */
 	__u8 _pad0[2];
@@ -407,6 +410,11 @@ struct event_limit {
 	__s32 dns_waiting; /* UDP queries under way to the resolver, over all conversations */
 	__u64 lost; /* events not sent, over the rate or with the ring full */
 	__u64 dns_moved_ticks; /* when the resolver last answered one of them, or the first began to wait */
+	__u64 begun_ticks; /* start of the second that the following count: what went to the agent and makes it work */
+	__u32 queries; /* over UDP */
+	__u32 dns_connections;
+	__u32 connections; /* that the agent looks into */
+	__u32 _pad;
 };
 
 /* per-CPU `addr_cache`: address -> rule bits without pins; can always be computed again */
@@ -489,7 +497,7 @@ struct event {
 ABI_ASSERT(sizeof(struct tap) == 16);
 ABI_ASSERT(sizeof(struct net4) == 8);
 ABI_ASSERT(sizeof(struct net6) == 32);
-ABI_ASSERT(sizeof(struct sandbox) == 32 + 16 + 32 + 32 + 16 + 128 + 128 + 64);
+ABI_ASSERT(sizeof(struct sandbox) == 40 + 16 + 32 + 32 + 16 + 128 + 128 + 64);
 ABI_ASSERT(sizeof(struct learned) == 56);
 ABI_ASSERT(sizeof(struct policy_header) == POLICY_PAGE);
 ABI_ASSERT(sizeof(union policy_page) == POLICY_PAGE);
@@ -500,7 +508,7 @@ ABI_ASSERT(sizeof(struct fragment_key) == 24);
 ABI_ASSERT(sizeof(struct fragment) == 16);
 ABI_ASSERT(sizeof(struct redirect) == 72);
 ABI_ASSERT(sizeof(struct counter) == 16);
-ABI_ASSERT(sizeof(struct event_limit) == 40);
+ABI_ASSERT(sizeof(struct event_limit) == 64);
 ABI_ASSERT(sizeof(struct addr_cache) == 104);
 ABI_ASSERT(sizeof(struct recent_flow) == 48);
 ABI_ASSERT(sizeof(struct denial) == 56);

@@ -41,17 +41,40 @@ inline_stage int redirect_is(const struct redirect *e, struct pkt *p)
 }
 
 /*
- * Entry for this conversation, found or claimed; its index in *index. mask: entries of the table - 1. NULL: no place. A UDP query is
+ * What makes the agent work, whether or not it is refused there, is counted by the second: a query over UDP, and the begin of a
+ * connection, or what would be one. The agent's own rates are lower, and say why; what is over these is dropped without a word, so that
+ * a guest's flood costs its siblings nothing. A stack sends its SYN again after a second.
+ */
+inline_stage int may_begin(struct pkt *p, int dns, __u64 now)
+{
+	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &p->slot);
+
+	if (!limit)
+		return 0;
+	if (now - limit->begun_ticks >= p->global->hz) {
+		limit->begun_ticks = now;
+		limit->queries = limit->dns_connections = limit->connections = 0;
+	}
+	if (!dns)
+		return limit->connections < p->sandbox->connection_rate && ++limit->connections;
+	if (p->proto == IPPROTO_TCP)
+		return limit->dns_connections < DNS_CONNECTIONS && ++limit->dns_connections;
+	return limit->queries < p->sandbox->query_rate && ++limit->queries;
+}
+
+/*
+ * Entry for this conversation, found or claimed; its index in *index. NULL: no place. A UDP query is
  * counted as outstanding here: an entry without one is anybody's. Look-up and claim are not one step, so either is looked at once
  * more: where another CPU was in between, this packet is dropped, and no answer of one conversation goes to another. Two CPUs
  * may take two places for one conversation: the agent sees two, and either place leads back to the same guest and ports.
+ * begins: it was counted already (may_begin).
  */
-inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 mask, __u32 *index, __u64 now)
+inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, int dns, int begins, __u32 *index, __u64 now)
 {
 	__u64 mix = p->destination[0] ^ p->destination[1] ^ p->source[1] ^ (__u64)p->source_port << 16 ^ (__u64)p->destination_port << 32 ^ p->proto;
 	__u32 hash = (mix * 0x9e3779b97f4a7c15ULL) >> 40;
 	struct redirect *free_entry = 0;
-	__u32 free_index = 0, free_state = 0;
+	__u32 free_index = 0, free_state = 0, mask = dns ? REDIRECTS - 1 : INTERCEPTED - 1;
 
 	for (int i = 0; i < REDIRECT_PROBES; i++) {
 		__u32 at = (hash + i) & mask;
@@ -71,7 +94,8 @@ inline_stage struct redirect *redirect_entry(struct pkt *p, void *table, __u32 m
 			free_state = state;
 		}
 	}
-	if (!free_entry || __sync_val_compare_and_swap(&free_entry->state, free_state, REDIRECT_CLAIMED) != free_state)
+	/* no SYN, and of no connection: the agent's kernel answers it */
+	if (!free_entry || (!begins && !may_begin(p, dns, now)) || __sync_val_compare_and_swap(&free_entry->state, free_state, REDIRECT_CLAIMED) != free_state)
 		return 0;
 	if (free_state == REDIRECT_LIVE && !redirect_expired(free_entry, now, p->global->hz)) {
 		__sync_val_compare_and_swap(&free_entry->state, REDIRECT_CLAIMED, REDIRECT_LIVE);
@@ -182,7 +206,8 @@ inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
 	if (p->fragment || (p->proto == IPPROTO_UDP && p->skb->gso_size))
 		return deny(p, REASON_FRAGMENT);
 	__u64 now = bpf_jiffies64();
-	struct redirect *e = redirect_entry(p, table, dns ? REDIRECTS - 1 : INTERCEPTED - 1, &index, now);
+	int begins = p->proto == IPPROTO_UDP || p->tcp_flags & TCP_SYN;
+	struct redirect *e = begins && !may_begin(p, dns, now) ? 0 : redirect_entry(p, table, dns, begins, &index, now);
 	if (!e)
 		return deny(p, REASON_REDIRECT_TABLE_FULL);
 	if (dns && p->proto == IPPROTO_UDP && !dns_may_wait(p, now)) {

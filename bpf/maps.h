@@ -44,8 +44,8 @@ struct {
 	__type(value, struct learned);
 } learned SEC(".maps");
 
-/* slot -> how many denial events went out this second, how many did not, when its flows were swept, and how many of its DNS
-   queries wait for the resolver. Written here. */
+/* slot -> how many denial events went out this second, how many did not, when its flows were swept, how many of its DNS
+   queries wait for the resolver, and what it began this second that the agent has to serve. Written here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_SANDBOXES);

@@ -4,7 +4,8 @@
  * ends on both sides, DNS over TLS and QUIC are refused so that clients fall back at once, and so is what needs the agent while
  * there is none.
  *
- *   TCP, from the guest   RST to the guest; where a connection was cut, the packet itself becomes a RST to the far end
+ *   TCP, from the guest   RST to the guest; where a connection was cut, the packet itself becomes a RST to the far end, unless that
+ *                         is the host by now, which never had the connection and to which nothing may come
  *   TCP, from outside     of a connection that was cut: becomes a keep-alive without payload, which the guest answers; that
  *                         answer is cut as above, with numbers that both sides accept
  *   UDP, from the guest   ICMP port unreachable
@@ -244,7 +245,7 @@ static __attribute__((noinline)) int refuse(struct pkt *p)
 		}
 		if (become_tcp(p, &r, room))
 			return CODE_DROP;
-		if (cut) {
+		if (cut && p->question.group != GROUP_HOST) {
 			skb->mark = REFUSAL_MARK;
 			bpf_clone_redirect(skb, skb->ifindex, 0);
 			r.back = 0;

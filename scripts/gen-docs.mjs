@@ -27,7 +27,7 @@ const meanings = {
   "ip-options": "IPv4 header with options",
   "flow-table-full": "the sandbox has as many living flows as its limit allows",
   "fragment-table-full": "a first fragment could not be remembered",
-  "redirect-table-full": "too many DNS conversations of this sandbox at one time",
+  "redirect-table-full": "too many DNS conversations, or connections that the agent looks into, of this sandbox at one time, or begun in one second",
 };
 
 const nothing = "Nothing.";
@@ -88,7 +88,7 @@ const advice = {
   gso: "Look at the guest: no ordinary network driver sends it.",
   "flow-table-full": "Raise `limits.flows`, or look at what in the guest opens so many connections.",
   "fragment-table-full": faulty,
-  "redirect-table-full": "Look at what in the guest asks so much: 512 questions and 2,048 connections that the agent looks into can be open at a time.",
+  "redirect-table-full": "Look at what in the guest asks so much: 512 questions and 2,048 connections that the agent looks into can be open at a time; how many may begin a second, and do, is in `enforcer_begun`.",
   "agent-gone": "Start the agent, or attach again. Until then names are not resolved, and connections by name that it would look into are refused.",
   "not-enforced": "Attach the tap. Until then it passes nothing through these programs.",
   "map-missing": faulty,
@@ -239,7 +239,7 @@ ${table(["metric", "type", "labels", "meaning"], metrics.map(({ name, type, labe
 | \`reason\` | of packets and of requests, see [REASONS.md](REASONS.md) |
 | \`outcome\` | of DNS queries, see below; of connections, see [REASONS.md](REASONS.md#connections-that-are-looked-into) |
 | \`map\` | \`flows\`, \`pins\` or \`fragments\` |
-| \`kind\` | \`name\`, \`address\`, or \`address-of-a-name\`: of the name that has most |
+| \`kind\` | of pins: \`name\`, \`address\`, or \`address-of-a-name\`: of the name that has most; of what a guest begins: \`query\` (over UDP), \`dns-connection\`, or \`connection\` that the agent looks into |
 | \`bound\` | \`names\`, \`addresses\`, \`addresses-per-name\` or \`rules-per-address\` |
 | \`source\` | who did not report: \`kernel\`, \`resolver\` or \`tls\` |
 | \`secret\` | the name of the secret, which is that of the guest's environment variable |

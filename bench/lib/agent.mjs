@@ -6,6 +6,7 @@
  */
 import { closeFd, createNetns, openNetns } from "../../native/index.js";
 import { ResolverClient } from "../../dist/agent/resolver-client.js";
+import { sizesOf } from "../../dist/agent/sandbox.js";
 import { formatAddress } from "../../dist/addresses/address.js";
 import { groupTable, packGroups } from "../../dist/addresses/groups.js";
 import { Globals } from "../../dist/kernel/globals.js";
@@ -65,7 +66,7 @@ export class BareAgent {
    */
   async add(slot, guest, policyText, upstreams = []) {
     const policy = policyOf(policyText);
-    const sizes = { flows: policy.limits.flows, pins: policy.limits.pins, eventsPerSecond: policy.limits.eventsPerSecond };
+    const sizes = sizesOf(policy);
     const generation = ++this.#generation;
     const tables = SandboxTables.make(this.instance, slot, generation, {
       ifindex: guest.ifindex, tapMac: macBytes("02:fc:00:00:01:01"), mac: macBytes(guest.mac), guest: guest.addresses.map((text) => prefix(`${text}/${text.includes(":") ? 128 : 32}`)),

@@ -45,7 +45,7 @@ import { quietly, text, type Parts } from "./parts.js";
 import { Predecessor, type Adoptable } from "./predecessor.js";
 import { ReaderClient } from "./reader-client.js";
 import type { RunDirectory } from "./run-directory.js";
-import { identityKey, identityOf, sizesOf, type AttachOptions, type KeptSandbox, type Sandbox } from "./sandbox.js";
+import { identityKey, identityOf, sizesOf, type AttachOptions, type KeptSandbox, type LimitCounters, type Sandbox } from "./sandbox.js";
 import type { Slices } from "./slices.js";
 import { Slots } from "./slots.js";
 import { nudge, swap, type Swapped } from "./swap.js";
@@ -483,12 +483,18 @@ export class Enforcer {
   /** Packets that belonged to no sandbox. */
   orphans(): Count[] { return readCounters(this.#instance.map("orphans")); }
 
-  /** Denial events: not told; told in the latest second that had one. And queries over UDP that the resolver has not answered yet. */
-  limitCounters(sandbox: Sandbox): { eventsLost: number; events: number; dnsWaiting: number } {
-    const { lost, sent, dns_waiting: waiting } = layouts.event_limit.fields;
+  /**
+   * Denial events: not told; told in the latest second that had one. Queries over UDP that the resolver has not answered yet. And what
+   * the guest began in the latest second that had something of it, and the agent had to serve.
+   */
+  limitCounters(sandbox: Sandbox): LimitCounters {
+    const { lost, sent, dns_waiting: waiting, queries, dns_connections: dnsConnections, connections } = layouts.event_limit.fields;
     const record = this.#instance.map("event_limits").lookup(slotKey(sandbox.slot));
-    if (record === null) return { eventsLost: 0, events: 0, dnsWaiting: 0 };
-    return { eventsLost: Math.max(0, Number(record.readBigUInt64LE(lost.offset)) - sandbox.tests.lost), events: record.readUInt32LE(sent.offset), dnsWaiting: Math.max(0, record.readInt32LE(waiting.offset)) };
+    if (record === null) return { eventsLost: 0, events: 0, dnsWaiting: 0, begun: { query: 0, "dns-connection": 0, connection: 0 } };
+    return {
+      eventsLost: Math.max(0, Number(record.readBigUInt64LE(lost.offset)) - sandbox.tests.lost), events: record.readUInt32LE(sent.offset), dnsWaiting: Math.max(0, record.readInt32LE(waiting.offset)),
+      begun: { query: record.readUInt32LE(queries.offset), "dns-connection": record.readUInt32LE(dnsConnections.offset), connection: record.readUInt32LE(connections.offset) },
+    };
   }
 
   /** Entries now and at most, of the tables that can be full. A table of a million is counted in parts. */

@@ -12,6 +12,7 @@ import type { TlsStats } from "../tls/protocol.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import type { Count } from "../kernel/counters.js";
 import type { Enforcer, Sandbox } from "./enforcer.js";
+import { begunKinds, begunLimits, type LimitCounters } from "./sandbox.js";
 import { Slices } from "./slices.js";
 
 /** Default: 127.0.0.1:9469. */
@@ -112,6 +113,8 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   counter("enforcer_dns_tcp_refused_total", "DNS connections closed because the guest had as many as it may have.", ["sandbox"], (add) => eachDns((sandbox, row) => add({ sandbox }, row.tcpRefused)));
   gauge("enforcer_dns_waiting", "UDP queries that the resolver has not answered yet; those over the limit are packets denied as redirect-table-full.", ["sandbox"], (set) => eachKernel(({ name, own }) => { if (own !== null) set({ sandbox: name }, own.dnsWaiting); }));
   gauge("enforcer_dns_waiting_limit", "UDP queries that may wait for the resolver at one time.", ["sandbox"], (set) => eachSandbox(({ name }) => set({ sandbox: name }, AbiLimit.DNS_WAITING)));
+  gauge("enforcer_begun", "What the guest began in the latest second that had something of the kind, and the agent had to serve; what is over the limit are packets denied as redirect-table-full.", ["sandbox", "kind"], (set) => eachKernel(({ name, own }) => { if (own !== null) for (const kind of begunKinds) set({ sandbox: name, kind }, own.begun[kind]); }));
+  gauge("enforcer_begun_limit", "As much of it as goes to the agent a second.", ["sandbox", "kind"], (set) => eachSandbox(({ name, policy }) => { for (const [kind, limit] of Object.entries(begunLimits(policy))) set({ sandbox: name, kind }, limit); }));
   gauge("enforcer_pins", "Pins now: names and addresses with a lease, and addresses of the name that has most.", ["sandbox", "kind"], (set) => eachDns((sandbox, { pins, addressesPerName }) => {
     set({ sandbox, kind: "name" }, pins.names);
     set({ sandbox, kind: "address" }, pins.addresses);
@@ -187,7 +190,7 @@ function shared<T>(read: () => Promise<T>): () => Promise<T> {
 interface KernelRow {
   readonly name: string;
   readonly counters: readonly Count[];
-  readonly own: { readonly fill: Awaited<ReturnType<Enforcer["fill"]>>; readonly memory: number; readonly events: number; readonly eventsLost: number; readonly dnsWaiting: number } | null;
+  readonly own: { readonly fill: Awaited<ReturnType<Enforcer["fill"]>>; readonly memory: number } & LimitCounters | null;
 }
 
 /** Once for all metrics of a scrape. */

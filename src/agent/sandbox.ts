@@ -5,12 +5,14 @@
  */
 import { createHash } from "node:crypto";
 import { formatAddress, formatPrefix, hasHostBits, isV4, maskPrefix, type Address, type Prefix } from "../addresses/address.js";
+import { dnsLimits } from "../dns/sandbox-policy.js";
 import { EnforcerError } from "../errors.js";
+import { AbiLimit } from "../kernel/layout.gen.js";
 import type { Identity, SandboxTables, TableSizes } from "../kernel/sandbox-tables.js";
 import type { Mechanism } from "../kernel/tap-link.js";
 import type { TapFacts, TapPreparation } from "../net/tap.js";
 import type { CompiledPolicy } from "../policy/compile.js";
-import type { Policy } from "../policy/types.js";
+import { CONNECTION_BURST, type Policy } from "../policy/types.js";
 import type { OwnFrames } from "./run-directory.js";
 
 export interface UpstreamAddress { readonly address: Address; readonly port: number }
@@ -129,4 +131,24 @@ export function digestOf(policy: Policy, floor: Policy | null): string {
   return createHash("sha256").update(plain).digest("hex");
 }
 
-export function sizesOf({ limits }: Policy): TableSizes { return { flows: limits.flows, pins: limits.pins, eventsPerSecond: limits.eventsPerSecond }; }
+/** The kernel lets through the most that the agent serves in any one second: within that, the agent refuses by its own rates, with a reason. */
+export function sizesOf(policy: Policy): TableSizes {
+  const { limits } = policy, { queriesPerSecond, burst } = dnsLimits(policy);
+  return {
+    flows: limits.flows, pins: limits.pins, eventsPerSecond: limits.eventsPerSecond,
+    queriesPerSecond: burst + queriesPerSecond, connectionsPerSecond: (CONNECTION_BURST + 1) * limits.connectionsPerSecond,
+  };
+}
+
+/** What a guest begins and the agent has to serve, by kind: queries over UDP, connections to port 53, connections that are looked into. */
+export const begunKinds = ["query", "dns-connection", "connection"] as const;
+export type Begun = Readonly<Record<(typeof begunKinds)[number], number>>;
+
+/** As much of it as the kernel lets through a second. */
+export function begunLimits(policy: Policy): Begun {
+  const { queriesPerSecond, connectionsPerSecond } = sizesOf(policy);
+  return { query: queriesPerSecond, "dns-connection": AbiLimit.DNS_CONNECTIONS, connection: connectionsPerSecond };
+}
+
+/** What the kernel counts beside packets; see Enforcer.limitCounters. */
+export interface LimitCounters { readonly eventsLost: number; readonly events: number; readonly dnsWaiting: number; readonly begun: Begun }

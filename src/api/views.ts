@@ -6,6 +6,7 @@
 import { clockMonotonicCoarse, libbpfVersion } from "../../native/index.js";
 import { formatAddress, formatPrefix } from "../addresses/address.js";
 import type { Agent, Known } from "../agent/daemon.js";
+import { begunKinds, begunLimits } from "../agent/sandbox.js";
 import { Slices } from "../agent/slices.js";
 import { protocolName } from "../agent/verdicts.js";
 import { flowParts, type FlowRow } from "../kernel/flows.js";
@@ -46,6 +47,9 @@ export function summaryView(known: Known): SandboxSummary {
   };
 }
 
+/** What a guest begins, for people. */
+const BEGUN = { query: "queries over UDP begun a second", "dns-connection": "DNS connections begun a second", connection: "connections looked into, begun a second" } as const;
+
 export async function statusView(agent: Agent, known: Known): Promise<SandboxStatus> {
   const summary = summaryView(known);
   const nothing = { slot: null, generation: null, bridge: null, gateways: [], guest: { given: [], mac: null, learned: null }, policy: null, hooks: [], settings: [], notes: [], counters: [], limits: [], events_lost: 0, queries: {}, connections: {} } as const;
@@ -58,7 +62,7 @@ export async function statusView(agent: Agent, known: Known): Promise<SandboxSta
     return { ...summary, ...nothing, slot: kept.slot, generation: kept.generation, hooks: enforcer.hooks(kept.ifindex), counters: counters(kept), policy: { uid: kept.tables.uid.toString(), file: null, floor: null } };
   }
   const { sandbox, source } = known;
-  const learned = enforcer.learned(sandbox), { eventsLost, events, dnsWaiting } = enforcer.limitCounters(sandbox);
+  const learned = enforcer.learned(sandbox), { eventsLost, events, dnsWaiting, begun } = enforcer.limitCounters(sandbox);
   const [dns, tls, fill] = await Promise.all([enforcer.resolverStats(), enforcer.tlsStats(), enforcer.fill(sandbox, new Slices())]);
   const own = ({ slot, generation }: { slot: number; generation: number }): boolean => slot === sandbox.slot && generation === sandbox.generation;
   const names = dns.sandboxes.find(own), looked = tls?.sandboxes.find(own);
@@ -80,7 +84,9 @@ export async function statusView(agent: Agent, known: Known): Promise<SandboxSta
         { what: "names", used: names.pins.names, limit: names.limits.names }, { what: "addresses of one name", used: names.addressesPerName, limit: names.limits.addressesPerName },
         { what: "queries in flight", used: names.inFlight, limit: names.limits.inFlight }, { what: "DNS connections", used: names.connections, limit: names.limits.connections },
       ]),
-      { what: "queries that the resolver has not answered", used: dnsWaiting, limit: AbiLimit.DNS_WAITING }, { what: "denials told a second", used: events, limit: sandbox.policy.limits.eventsPerSecond },
+      { what: "queries that the resolver has not answered", used: dnsWaiting, limit: AbiLimit.DNS_WAITING },
+      ...begunKinds.map((kind) => ({ what: BEGUN[kind], used: begun[kind], limit: begunLimits(sandbox.policy)[kind] })),
+      { what: "denials told a second", used: events, limit: sandbox.policy.limits.eventsPerSecond },
       ...(looked === undefined ? [] : [{ what: "connections looked into", used: looked.connections, limit: looked.limit }, { what: "octets kept for them", used: looked.buffered, limit: looked.bufferedLimit }]),
       { what: "rule bits", used: sandbox.compiled.bits.length, limit: AbiLimit.MAX_RULES },
     ],

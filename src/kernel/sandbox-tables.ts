@@ -29,7 +29,14 @@ export interface Identity {
   readonly dhcp: boolean;
 }
 
-export interface TableSizes { readonly flows: number; readonly pins: number; readonly eventsPerSecond: number }
+export interface TableSizes {
+  readonly flows: number;
+  readonly pins: number;
+  readonly eventsPerSecond: number;
+  /** Queries over UDP, and begins of connections that are looked into, that the kernel lets through to the agent a second. */
+  readonly queriesPerSecond: number;
+  readonly connectionsPerSecond: number;
+}
 
 /** See POLICY_FLOOR_UID in bpf/abi.h. */
 const FLOOR_UID = 1n << 63n;
@@ -275,6 +282,8 @@ export class SandboxTables {
     record.writeBigUInt64LE(policy, field.policy.offset);
     record.writeUInt32LE(this.generation, field.generation.offset);
     record.writeUInt32LE(sizes.eventsPerSecond, field.event_rate.offset);
+    record.writeUInt32LE(sizes.queriesPerSecond, field.query_rate.offset);
+    record.writeUInt32LE(sizes.connectionsPerSecond, field.connection_rate.offset);
     record.writeUInt32LE(identity.ifindex, field.ifindex.offset);
     record.set(identity.tapMac, field.tap_mac.offset);
     if (identity.mac !== null) record.set(identity.mac, field.mac.offset);

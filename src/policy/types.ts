@@ -172,6 +172,9 @@ export function protosOf(rule: Pick<Rule, "protos" | "ports">): readonly number[
 
 interface LimitKind { readonly key: string; readonly min: number; readonly max: number; readonly standard: number }
 
+/** So many times the connections of a second may begin at once. */
+export const CONNECTION_BURST = 10;
+
 /** Names in the file, ranges and defaults of the limits. */
 export const limitKinds: Readonly<Record<keyof Limits, LimitKind>> = {
   flows: { key: "flows", min: 16, max: 1_048_576, standard: 2048 },

@@ -19,7 +19,7 @@ import type { ResolverLink } from "../dns/link.js";
 import type { PlaceholderAsked } from "../dns/protocol.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import { interceptedAt, type Intercepted } from "../kernel/intercepted.js";
-import type { Policy, TlsPolicy } from "../policy/types.js";
+import { CONNECTION_BURST, type Policy, type TlsPolicy } from "../policy/types.js";
 import { describeViolation, isFor } from "../secrets/exchange.js";
 import { placeholderPath } from "../secrets/placeholder.js";
 import { SandboxSecrets } from "../secrets/sandbox-secrets.js";
@@ -55,8 +55,6 @@ const DESCRIPTORS = 3 / 4;
 export const HELLOS = 512;
 /** Octets kept of those hellos. */
 export const HELLO_OCTETS = 8 << 20;
-/** So many times the connections of a second may begin at once. */
-const BURST = 10;
 /** How often what is under way is counted, ms. */
 const COUNT_MS = 250;
 /** A peer that has gone without a word is found out after some times this, ms. */
@@ -671,7 +669,7 @@ function descriptorLimit(): number {
   }
 }
 
-function bucketOf({ limits: { connectionsPerSecond } }: Policy): TokenBucket { return new TokenBucket(connectionsPerSecond, BURST * connectionsPerSecond, performance.now()); }
+function bucketOf({ limits: { connectionsPerSecond } }: Policy): TokenBucket { return new TokenBucket(connectionsPerSecond, CONNECTION_BURST * connectionsPerSecond, performance.now()); }
 
 /** The CA that the policy names, read anew; null: it names none, or has no use for one. @throws EnforcerError E_CA. */
 function ownAuthority({ intercepts, authority }: ConnectionJudge): CertificateAuthority | null { return intercepts && authority !== null ? operatorAuthority(authority) : null; }

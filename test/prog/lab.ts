@@ -86,6 +86,8 @@ export interface SandboxOptions {
   readonly flows?: number;
   readonly pins?: number;
   readonly eventsPerSecond?: number;
+  readonly queriesPerSecond?: number;
+  readonly connectionsPerSecond?: number;
   readonly generation?: number;
   /** There is somebody who looks into connections. */
   readonly inspect?: boolean;
@@ -180,6 +182,13 @@ export class Lab {
     } : null);
   }
 
+  /** How many ticks the programs take for a second; default: as many as there are. So many that none is over while a test runs: what is bounded by the second is so until the test says otherwise. */
+  setSecond(ticks = hz): void {
+    const map = this.instance.map("globals"), record = map.lookup(slotKey(0))!;
+    record.writeUInt32LE(ticks, layouts.globals.fields.hz.offset);
+    map.update(slotKey(0), record);
+  }
+
   /** A device that exists and carries no sandbox; its index. */
   device(): number {
     const used = new Set([...this.sandboxes.values()].map(({ ifindex }) => ifindex));
@@ -267,6 +276,7 @@ export class LabSandbox {
     const generation = options.generation ?? lab.nextGeneration();
     this.tables = SandboxTables.make(lab.instance, slot, generation, this.identity(options.identity), {
       flows: options.flows ?? 2048, pins: options.pins ?? 1024, eventsPerSecond: options.eventsPerSecond ?? 1_000_000_000,
+      queriesPerSecond: options.queriesPerSecond ?? 1_000_000_000, connectionsPerSecond: options.connectionsPerSecond ?? 1_000_000_000,
     });
     this.#counters = this.tables.inner("counters")!;
     this.#counts = this.#counters.entries().values;
@@ -470,6 +480,13 @@ export class LabSandbox {
       map.update(slotKey(index), value);
     }
     map.close();
+  }
+
+  /** As if a second had gone by since the guest last began something that the agent serves. */
+  nextSecond(): void {
+    const map = this.#lab.instance.map("event_limits"), record = map.lookup(slotKey(this.slot))!;
+    record.writeBigUInt64LE(0n, layouts.event_limit.fields.begun_ticks.offset);
+    map.update(slotKey(this.slot), record);
   }
 
   /** Counters that moved since the last call. */

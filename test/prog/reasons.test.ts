@@ -10,7 +10,7 @@ import {
   addTags, arpFrame, type Bytes, concat, destinationOptions, echoFrame, ethernet, filler, fragment, fragmentHeader, fragments, hopByHop, icmp, icmpv6, ip, ipFrame,
   neighbourAdvertisement, neighbourSolicitation, PROTOCOL, redirect6, routerAdvertisement, routerSolicitation, routingHeader, solicitedNode, TCP, tcp, tcpFrame, udp, udpFrame,
 } from "../lib/frames.js";
-import { CODE, GUEST, HOST, Lab, type LabPin, type LabSandbox, prefix, RESOLVER, type RunOptions, SITE, type SandboxOptions } from "./lab.js";
+import { CODE, GUEST, HOST, hostGroups, Lab, type LabPin, type LabSandbox, type Outcome, prefix, RESOLVER, type RunOptions, SITE, type SandboxOptions } from "./lab.js";
 
 /** Reasons that no test run can bring about, and where they are tested. */
 const ELSEWHERE: Readonly<Record<string, string>> = {
@@ -382,7 +382,11 @@ function unheard(sandbox: LabSandbox, v6: boolean, shownPort: number, { port = 5
 
 function fillRedirects(sandbox: LabSandbox, v6: boolean): void {
   // The place of a query depends on its port: until every place is taken, some find theirs full. Over TCP they keep it for minutes.
-  for (let port = 6000; sandbox.redirects().length < 512; port += 64) for (let i = 0; i < 64; i++) sandbox.out(tcpFrame(sandbox.to(v6 ? "2620:fe::fe" : "9.9.9.9"), { sourcePort: port + i, destinationPort: 53 }));
+  for (let port = 6000; sandbox.redirects().length < 512; port += 64) {
+    sandbox.nextSecond();
+    for (let i = 0; i < 64; i++) sandbox.out(tcpFrame(sandbox.to(v6 ? "2620:fe::fe" : "9.9.9.9"), { sourcePort: port + i, destinationPort: 53 }));
+  }
+  sandbox.nextSecond();
 }
 
 /** Every place, where it depends on the port which one it is; the flows need a larger table. */
@@ -445,6 +449,67 @@ describe("reasons", () => {
       lab.setResolver(true);
       sandbox.close();
     }
+  });
+
+  test.each([["IPv4", false], ["IPv6", true]])("what a guest may begin in a second that the agent has to serve is bounded, apart for each kind, and what stands goes on (%s)", (_family, v6) => {
+    const options = pinned(v6), resolver = v6 ? "2620:fe::fe" : "9.9.9.9";
+    const [sandbox, sibling] = [0, 1].map(() => lab.sandbox({ ...options.sandbox, queriesPerSecond: 3, connectionsPerSecond: 4 })) as [LabSandbox, LabSandbox];
+    for (const one of [sandbox, sibling]) for (const pin of options.pins ?? []) one.pin(pin);
+    let port = 10_000;
+    const kinds = {
+      query: (one: LabSandbox) => one.out(dnsQuery(one, v6)).reason,
+      dns: (one: LabSandbox, flags: number = TCP.syn, from = ++port) => one.out(tcpFrame(one.to(resolver), { sourcePort: from, destinationPort: 53, flags })).reason,
+      https: (one: LabSandbox, flags: number = TCP.syn, from = ++port) => one.out(tcpFrame(one.to(site(v6)), { sourcePort: from, destinationPort: 443, flags })).reason,
+    };
+    /** How many pass before one does not. */
+    const most = (ask: () => string, passes: string): number => {
+      for (let count = 0; count < 2_000; count++) {
+        const reason = ask();
+        if (reason === passes) continue;
+        expect(reason).toBe("redirect-table-full");
+        return count;
+      }
+      return Infinity;
+    };
+    try {
+      lab.setSecond(1 << 28);
+      const first = { dns: port + 1 };
+      expect(most(() => kinds.query(sandbox), "dns-redirect")).toBe(3);
+      // On one port again and again, so that no table is full: a SYN makes the agent's kernel work whether or not it is known.
+      expect(most(() => kinds.dns(sandbox, TCP.syn, first.dns), "dns-redirect")).toBe(512);
+      const standing = port + 1;
+      expect(most(() => kinds.https(sandbox), "intercepted")).toBe(4);
+      // What is of no connection is answered by the agent's kernel: it counts as one.
+      expect(kinds.dns(sandbox, TCP.ack)).toBe("redirect-table-full");
+      for (const flags of [TCP.ack, TCP.ack | TCP.fin]) expect([kinds.dns(sandbox, flags, first.dns), kinds.https(sandbox, flags, standing)]).toEqual(["dns-redirect", "intercepted"]);
+      expect([kinds.query(sibling), kinds.dns(sibling), kinds.https(sibling)]).toEqual(["dns-redirect", "dns-redirect", "intercepted"]);
+      sandbox.nextSecond();
+      expect([kinds.query(sandbox), kinds.dns(sandbox), kinds.https(sandbox)]).toEqual(["dns-redirect", "dns-redirect", "intercepted"]);
+    } finally {
+      lab.setSecond();
+      for (const one of [sandbox, sibling]) one.close();
+    }
+  });
+
+  test.each([["IPv4", false], ["IPv6", true]])("a connection to an address that the host has taken is reset at the guest alone: nothing of it goes into the host's own stack (%s)", (_family, v6) => {
+    const frame = (one: LabSandbox, flags: number): Outcome => one.out(tcpFrame(one.to(site(v6)), { ...https, flags }));
+    const cut = (change: (one: LabSandbox) => void): number => {
+      const sandbox = lab.sandbox();
+      try {
+        expect(frame(sandbox, TCP.syn).reason).toBe("rule-allow");
+        change(sandbox);
+        const { reason, code } = frame(sandbox, TCP.ack);
+        expect(reason).toBe("policy-changed");
+        return code;
+      } finally {
+        lab.groups = hostGroups();
+        sandbox.close();
+      }
+    };
+    // The packet itself goes on as the far end's reset, or is the guest's.
+    expect(cut((sandbox) => sandbox.setPolicy("rules: []"))).toBe(CODE.next);
+    expect(cut(() => { lab.groups = hostGroups([site(v6)]); })).toBe(CODE.redirect);
+    expect(cut((sandbox) => { lab.groups = hostGroups([site(v6)]); sandbox.setPolicy("rules: []"); })).toBe(CODE.redirect);
   });
 
   test("none is without a row, and none is listed as tested elsewhere that has one", () => {

@@ -18,7 +18,7 @@ function held(slot: number): string[] {
   return [...OUTER.filter((name) => there(name, slot)), ...OF_POLICY.flatMap((name) => [0, 1, 2, 3].filter((part) => there(name, slot * 4 + part)).map((part) => `${name} ${part}`))];
 }
 
-const make = (): void => { SandboxTables.make(lab.instance, SLOT, 7, living.identity(), { flows: 16, pins: 16, eventsPerSecond: 1 }); };
+const make = (): void => { SandboxTables.make(lab.instance, SLOT, 7, living.identity(), { flows: 16, pins: 16, eventsPerSecond: 1, queriesPerSecond: 1, connectionsPerSecond: 1 }); };
 
 test.each<[string, () => void]>([
   ["an attach that has made tables", make],
