@@ -59,7 +59,7 @@ export const attachRequest = z.strictObject({
 export type AttachRequest = z.infer<typeof attachRequest>;
 
 /** Of a query: digits only. */
-const digits = (min: number, max: number) => z.string().regex(/^\d{1,9}$/, "a number is wanted").transform(Number).pipe(z.number().min(min).max(max)).optional();
+const digits = (min: number, max: number) => z.string().refine((text) => /^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max, `a whole number from ${min} to ${max} is wanted`).transform(Number).optional();
 
 export const flowsQuery = z.strictObject({ limit: digits(1, 1_048_576) });
 export const watchQuery = z.strictObject({

@@ -21,8 +21,8 @@ import { agentView, flowsView, pinsView, statusView, summaryView, versionView } 
 
 /** Connections at one time, watchers among them. */
 const CONNECTIONS = 256;
-/** Milliseconds in which a request must have come whole. */
-const REQUEST_WITHIN = 30_000;
+/** Milliseconds in which a request must have come whole; and how often that is looked at, by default half a minute. */
+const REQUEST_WITHIN = 30_000, LOOK_EVERY = 1_000;
 /** Octets that may wait for a watcher that does not read. */
 const WATCH_BACKLOG = 1 << 20;
 /** A line without meaning, so that both ends notice that the other has gone, ms. */
@@ -117,16 +117,25 @@ const routes: readonly Route[] = [
 
 export interface ApiServer { readonly path: string; close(): Promise<void> }
 
-/** @param path of the socket; one that is left over there is replaced, so the caller holds the agent's lock. @throws EnforcerError E_STATE. */
-export async function serveApi(agent: Agent, path: string): Promise<ApiServer> {
-  const server = createServer({ requestTimeout: REQUEST_WITHIN, headersTimeout: 10_000, maxHeaderSize: 16_384 }, (request, response) => {
-    answer(agent, request, response).catch((error: unknown) => fail(response, error));
+/**
+ * @param path of the socket; one that is left over there is replaced, so the caller holds the agent's lock.
+ * @param within in which a request must have come whole, ms.
+ * @throws EnforcerError E_STATE.
+ */
+export async function serveApi(agent: Agent, path: string, within = REQUEST_WITHIN): Promise<ApiServer> {
+  const server = createServer({ requestTimeout: within, headersTimeout: within, connectionsCheckingInterval: Math.min(within, LOOK_EVERY), maxHeaderSize: 16_384, requireHostHeader: false }, (request, response) => {
+    answer(agent, request, response).catch((error: unknown) => {
+      // Whoever asked has gone, or been sent away, before the request had come whole: nobody is there to be told.
+      if (!(error instanceof EnforcerError) && !request.complete && (error as NodeJS.ErrnoException | null)?.code === "ECONNRESET") return void response.destroy();
+      fail(response, error);
+    });
   });
   server.maxConnections = CONNECTIONS;
   // What is no request, or has not come whole in time; an answer that is under way is not written into.
   server.on("clientError", ({ code }: NodeJS.ErrnoException, socket) => {
-    if (!socket.writable || ("_httpMessage" in socket && socket._httpMessage !== null)) return void socket.destroy();
-    const [status, message] = code === "ERR_HTTP_REQUEST_TIMEOUT" ? ["408 Request Timeout", `the request had not come whole within ${REQUEST_WITHIN / 1000} s`]
+    const under = ("_httpMessage" in socket ? socket._httpMessage : null) as ServerResponse<IncomingMessage> | null;
+    if (!socket.writable || (under !== null && (under.headersSent || under.req.complete))) return void socket.destroy();
+    const [status, message] = code === "ERR_HTTP_REQUEST_TIMEOUT" ? ["408 Request Timeout", `the request had not come whole within ${within / 1000} s`]
       : code === "HPE_HEADER_OVERFLOW" ? ["431 Request Header Fields Too Large", "path and header fields are too long"] : ["400 Bad Request", "it is no HTTP request that this agent takes"];
     const text = `${JSON.stringify(refusal(message))}\n`;
     socket.end(`HTTP/1.1 ${status}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(text)}\r\n\r\n${text}`);

@@ -7,6 +7,7 @@ import { printJson } from "./table.js";
 export async function secrets(name: string, { json, runDir }: { json: boolean; runDir: string }): Promise<void> {
   const environment = await environmentOf(name, runDir);
   if (json) return printJson({ environment });
+  if (Object.keys(environment).length === 0) process.stderr.write(`enforcer: the policy of ${name} names no secrets\n`);
   // Letters, digits, `_`, `-` and `.` only: nothing that a shell reads otherwise.
   for (const [variable, placeholder] of Object.entries(environment)) process.stdout.write(`${variable}=${placeholder}\n`);
 }

@@ -29,7 +29,7 @@ function sandboxText(one: SandboxStatus): string {
       ["slot", `${one.slot}, generation ${one.generation}`] as const,
       ["guest", `${addresses.length === 0 ? "no address yet" : addresses.join(", ")}; ${mac ?? (learned?.mac === null || learned?.mac === undefined ? "no MAC yet" : `${learned.mac} (learned)`)}`] as const,
       ["gateways", one.gateways.join(", ") || "none"] as const,
-      ["policy", one.policy === null ? "unknown" : `${one.policy.file ?? (one.state === "kept" ? "unknown" : "of the command line")}, ${one.rules ?? "?"} rules, uid ${one.policy.uid}${one.policy.floor === null ? "" : `, under the floor ${one.policy.floor}`}`] as const,
+      ["policy", one.policy === null ? "unknown" : `${one.policy.file ?? (one.state === "kept" ? "unknown" : "of the command line")}, ${one.rules ?? "?"} rule${one.rules === 1 ? "" : "s"}, uid ${one.policy.uid}${one.policy.floor === null ? "" : `, under the floor ${one.policy.floor}`}`] as const,
     ]),
   ])];
   if (one.hooks.length > 0) parts.push(tableText(["hook", "how", "program", "id", "tag", "place", "chain"], one.hooks.map((hook) => [hook.hook, one.mechanism ?? "-", hook.program, String(hook.id), hook.tag, hook.position < 0 ? "NOT THERE" : `${hook.position + 1} of ${hook.chain.length}`, hook.chain.join(", ")])));

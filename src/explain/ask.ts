@@ -6,6 +6,7 @@
 import { clockMonotonicCoarse } from "../../native/index.js";
 import { parseAddress, type Address } from "../addresses/address.js";
 import type { Agent } from "../agent/daemon.js";
+import { protocolName } from "../agent/verdicts.js";
 import type { ExplainQuery } from "../api/schema.js";
 import { readHostResolvers } from "../dns/host-resolvers.js";
 import { labelsOf } from "../dns/wire.js";
@@ -23,6 +24,8 @@ const RESOLV_CONF = "/etc/resolv.conf";
 /** @throws EnforcerError E_REQUEST. */
 export function readQuestion({ destination, protocol, port, direction = "egress" }: ExplainQuery): ExplainQuestion {
   let host = destination, proto: number = Proto.tcp, chosen = port ?? 443;
+  /** The port that the destination names. */
+  let named: number | null = null;
   if (/^[a-z][a-z0-9+.-]*:\/\//i.test(destination)) {
     let url: URL;
     try {
@@ -33,14 +36,17 @@ export function readQuestion({ destination, protocol, port, direction = "egress"
     const standard = schemes[url.protocol];
     if (url.port === "" && standard === undefined && port === undefined) throw new EnforcerError("E_REQUEST", `${url.protocol} has no port that is known here`, { remedy: "give protocol and port" });
     host = url.hostname.startsWith("[") ? url.hostname.slice(1, -1) : url.hostname;
-    chosen = port ?? (url.port === "" ? standard! : Number(url.port));
+    // A URL parser leaves the port out that its scheme has by itself.
+    named = url.port !== "" ? Number(url.port) : /^[^/]*\/\/[^/?#]*:\d+(?:[/?#]|$)/.test(destination) ? standard ?? null : null;
+    chosen = port ?? named ?? standard!;
   } else {
     // As in a URL: NAME:PORT, [ADDRESS] or [ADDRESS]:PORT. An IPv6 address alone has more colons, and no brackets.
     const ended = /^(\[[0-9a-f:.]+\]|[^:[\]]+)(?::(\d{1,5}))?$/i.exec(destination);
     if (ended !== null) {
       host = ended[1]!.startsWith("[") ? ended[1]!.slice(1, -1) : ended[1]!;
       if (ended[2] !== undefined && Number(ended[2]) > 65535) throw new EnforcerError("E_REQUEST", `${destination} has no port`, { remedy: "a port is 0 to 65535" });
-      if (ended[2] !== undefined) chosen = port ?? Number(ended[2]);
+      if (ended[2] !== undefined) named = Number(ended[2]);
+      chosen = port ?? named ?? chosen;
     }
   }
   if (protocol !== undefined) {
@@ -48,6 +54,8 @@ export function readQuestion({ destination, protocol, port, direction = "egress"
     if (!parsed.ok) throw new EnforcerError("E_REQUEST", parsed.refusal.message, { remedy: "write tcp, udp, icmp, icmpv6 or a number from 0 to 255; a port comes behind it" });
     proto = parsed.value;
   }
+  if (port !== undefined && proto !== Proto.tcp && proto !== Proto.udp) throw new EnforcerError("E_REQUEST", `${protocolName(proto)} has no ports`, { remedy: "leave the port out, or ask about tcp or udp" });
+  if (port !== undefined && named !== null && named !== port) throw new EnforcerError("E_REQUEST", `two ports: ${named} of ${destination}, and ${port}`, { remedy: "name one" });
   const address = parseAddress(host);
   if (address !== null) return { direction, address, name: null, protocol: proto, port: chosen };
   const name = parseName(host);

@@ -129,7 +129,7 @@ export function policyText(report: PolicyReport): string {
   lines.push(
     "",
     `rule bits   ${report.bits.used} of ${report.bits.available}`,
-    `upstreams   ${dns.upstreams?.join(", ") ?? "the host's resolvers, followed when they change"}`,
+    `upstreams   ${dns.upstreams?.join(", ") ?? "none named: the agent's, or else the host's, followed when they change"}`,
     `rebinding   ${dns.rebind_protection ? `refused (${dns.on_rebind.toUpperCase()})` : "NOT refused: names may have private addresses in answers"}`,
     `block list  ${dns.block === 0 ? "empty" : `${dns.block.toLocaleString("en")} of ${BLOCK_NAMES.toLocaleString("en")} names, answered ${dns.on_blocked.toUpperCase()}`}`,
     ...Object.entries(dns.allow_private).map(([name, prefixes]) => `private     ${name}: ${prefixes.join(", ")}`),

@@ -8,7 +8,7 @@ import { request } from "node:http";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { Agent } from "../../src/agent/daemon.js";
 import { EVENTS_WAITING, WatchHub, type Watcher, type WatchEvent } from "../../src/agent/watch.js";
 import { attachRequest, type WatchQuery } from "../../src/api/schema.js";
@@ -124,7 +124,7 @@ describe("the API", () => {
   it.each([
     ["\u0016\u0003\u0001", /400[\s\S]*E_REQUEST/], ["GET http://[ HTTP/1.1\r\nhost: x", /400[\s\S]*E_REQUEST/], ["GET //[ HTTP/1.1\r\nhost: x", /400[\s\S]*E_REQUEST/],
     [`GET /v1/version HTTP/1.1\r\nhost: x\r\nx: ${"a".repeat(20_000)}`, /431[\s\S]*E_REQUEST/], [`GET /${"a".repeat(20_000)} HTTP/1.1\r\nhost: x`, /431[\s\S]*E_REQUEST/], ["GET /v1/sandboxes/%ff HTTP/1.1\r\nhost: x", /400[\s\S]*E_REQUEST/],
-    ["GET /v2/version HTTP/1.1\r\nhost: x", /404[\s\S]*version 1/], ["HEAD /v1/version HTTP/1.1\r\nhost: x", /^HTTP\/1.1 405/], ["DELETE /v1/version HTTP/1.1\r\nhost: x", /405[\s\S]*takes GET/], ["GET /v1/version?x=1 HTTP/1.1\r\nhost: x", /400[\s\S]*unknown: x/],
+    ["GET /v2/version HTTP/1.1\r\nhost: x", /404[\s\S]*version 1/], ["GET /v1/nothing HTTP/1.1\r\nconnection: close", /404[\s\S]*there is no/], ["HEAD /v1/version HTTP/1.1\r\nhost: x", /^HTTP\/1.1 405/], ["DELETE /v1/version HTTP/1.1\r\nhost: x", /405[\s\S]*takes GET/], ["GET /v1/version?x=1 HTTP/1.1\r\nhost: x", /400[\s\S]*unknown: x/],
     ["GET /v1/version?__proto__=1 HTTP/1.1\r\nhost: x", /400[\s\S]*unknown: __proto__/], ["GET /v1/sandboxes/a/flows?limit=1&limit=2 HTTP/1.1\r\nhost: x", /400[\s\S]*twice/],
     ...["", "0", "-1", "1e3", "0x10", "%201", "1.5", "99999999999"].map((limit): [string, RegExp] => [`GET /v1/sandboxes/a/flows?limit=${limit} HTTP/1.1\r\nhost: x`, /400[\s\S]*parameter limit/]),
     ["GET /v1/sandboxes/a/explain?destination=b&port= HTTP/1.1\r\nhost: x", /400[\s\S]*parameter port/], ["GET /v1/sandboxes/a/flows?limit=7 HTTP/1.1\r\nhost: x", /404[\s\S]*E_NO_SANDBOX/],
@@ -137,6 +137,32 @@ describe("the API", () => {
     expect(text).toMatch(answer);
     expect(text).not.toMatch(/E_FAULT/);
     await expect(client.sandbox("tap0")).rejects.toMatchObject({ code: "E_NO_SANDBOX" });
+  });
+
+  it("a request that does not come whole is told so in time; one whose sender goes away is no fault of the program", async () => {
+    const quick = path.join(folder, "quick", "agent.sock");
+    const other = await serveApi(agent, quick, 300);
+    const errors = vi.spyOn(process.stderr, "write").mockReturnValue(true);
+    try {
+      const begun = "POST /v1/sandboxes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+      const said = await Promise.all(["GET /v1/ver", begun].map((text) => new Promise<string>((resolve) => {
+        let heard = "";
+        connect(quick).on("data", (chunk: Buffer) => { heard += chunk.toString(); }).on("error", () => undefined).on("close", () => resolve(heard)).write(text);
+      })));
+      for (const one of said) expect(one).toMatch(/^HTTP\/1\.1 408 [\s\S]*E_REQUEST.*had not come whole within 0\.3 s/);
+      const gone = connect(quick);
+      gone.write(begun);
+      await expect.poll(() => gone.bytesWritten).toBe(begun.length);
+      await new AgentClient(quick).list();
+      gone.destroy();
+      await new Promise<void>((resolve) => gone.once("close", () => resolve()));
+      // Its end has been seen when a later one is served.
+      for (let i = 0; i < 3; i++) await new AgentClient(quick).list();
+      expect(errors.mock.calls.map(([text]) => String(text))).toEqual([]);
+    } finally {
+      errors.mockRestore();
+      await other.close();
+    }
   });
 
   it("refuses bodies beyond its bound, and goes on serving", async () => {

@@ -97,6 +97,15 @@ describe("explain", () => {
     expect(readQuestion({ destination })).toMatchObject(want);
   });
 
+  it.each([
+    [{ destination: "192.0.2.1", protocol: "icmp", port: 5 }, /icmp has no ports/], [{ destination: "192.0.2.1", protocol: "47", port: 5 }, /has no ports/], [{ destination: "192.0.2.1:80", port: 443 }, /two ports: 80 of 192\.0\.2\.1:80, and 443/],
+    [{ destination: "https://a.example:443/", port: 80 }, /two ports/], [{ destination: "foo://a.example:9/x", port: 80 }, /two ports/], [{ destination: "[2606:4700::1]:80", port: 443 }, /two ports/],
+    [{ destination: "https://a.example/", port: 8443 }, null], [{ destination: "https://u:9@a.example/", port: 8443 }, null], [{ destination: "https://[2606:4700::1]/", port: 8443 }, null], [{ destination: "a.example:80", port: 80 }, null], [{ destination: "http://a.example:8080/", protocol: "icmp" }, null],
+  ])("a port that is not one, or one of two: %j", (query, words) => {
+    if (words === null) expect(readQuestion(query).port).toBe("port" in query ? query.port : 8080);
+    else expect(() => readQuestion(query)).toThrow(expect.objectContaining({ code: "E_REQUEST", message: expect.stringMatching(words) as string }) as Error);
+  });
+
   it.each([["not a name"], ["foo://x"], ["http://"], ["1.2.3"], ["*.example.com"], ["[2606:4700::1]:99999"], ["[nothing]"], ["api.example:99999"], ["1.2.3.4:x"]])("refuses %s", (destination) => {
     expect(() => readQuestion({ destination })).toThrow(expect.objectContaining({ code: "E_REQUEST" }) as Error);
   });
