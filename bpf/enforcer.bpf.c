@@ -223,6 +223,16 @@ int sweep(struct __sk_buff *skb)
 }
 
 /*
+ * Never attached: the agent runs it to learn how many places the sandbox whose slot is in skb->mark takes in its tables of conversations:
+ * those of `redirects` in the low half, those of `intercepted` in the high one. Which are free again is so written once, too.
+ */
+SEC("tc")
+int taken(struct __sk_buff *skb)
+{
+	return places_taken(skb->mark, 1) | places_taken(skb->mark, 0) << 16;
+}
+
+/*
  * Never attached: the agent runs it so that the frame it gives passes the egress hook of the device in skb->ifindex, as if it came from
  * the world. A connection that a new policy forbids and that is silent hears of it so; see refuse.h.
  */

@@ -34,6 +34,45 @@ inline_stage int redirect_expired(const struct redirect *e, __u64 now, __u32 hz)
 	return !e->outstanding || idle > REDIRECT_UDP_IDLE * (__s64)hz;
 }
 
+struct occupancy {
+	__u64 now;
+	__u32 hz;
+	__u32 taken;
+};
+
+static long count_taken(void *map __attribute__((unused)), const void *key __attribute__((unused)), void *value, struct occupancy *ctx)
+{
+	const struct redirect *e = value;
+
+	ctx->taken += e->state == REDIRECT_CLAIMED || (e->state == REDIRECT_LIVE && !redirect_expired(e, ctx->now, ctx->hz));
+	return 0;
+}
+
+/* Places of a sandbox's table of conversations that nobody else could have now. Global: the verifier checks it once. */
+__attribute__((noinline)) int places_taken(__u32 slot, int dns)
+{
+	struct sandbox *sandbox = bpf_map_lookup_elem(&sandboxes, &slot);
+	__u32 zero = 0;
+	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+	struct occupancy ctx = { .now = bpf_jiffies64(), .hz = global ? global->hz : 0 };
+	void *table;
+
+	if (!sandbox || sandbox->state != SANDBOX_ENFORCED)
+		return 0;
+	/* a call of its own for each map: Linux 6.1 takes none for either */
+	if (dns) {
+		table = bpf_map_lookup_elem(&redirects, &slot);
+		if (table)
+			bpf_for_each_map_elem(table, count_taken, &ctx, 0);
+	} else {
+		table = bpf_map_lookup_elem(&intercepted, &slot);
+		if (table)
+			bpf_for_each_map_elem(table, count_taken, &ctx, 0);
+		barrier();
+	}
+	return ctx.taken;
+}
+
 inline_stage int redirect_is(const struct redirect *e, struct pkt *p)
 {
 	return e->state == REDIRECT_LIVE && e->proto == p->proto && e->guest_port == p->source_port &&

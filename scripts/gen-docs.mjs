@@ -238,7 +238,7 @@ ${table(["metric", "type", "labels", "meaning"], metrics.map(({ name, type, labe
 | \`verdict\` | \`allow\`, \`deny\` or \`redirect\` |
 | \`reason\` | of packets and of requests, see [REASONS.md](REASONS.md) |
 | \`outcome\` | of DNS queries, see below; of connections, see [REASONS.md](REASONS.md#connections-that-are-looked-into) |
-| \`map\` | \`flows\`, \`pins\` or \`fragments\` |
+| \`map\` | \`flows\`, \`pins\`, \`fragments\`; \`redirects\`: DNS conversations; \`intercepted\`: connections that the agent looks into, where the policy has any |
 | \`kind\` | of pins: \`name\`, \`address\`, or \`address-of-a-name\`: of the name that has most; of what a guest begins: \`query\` (over UDP), \`dns-connection\`, or \`connection\` that the agent looks into |
 | \`bound\` | \`names\`, \`addresses\`, \`addresses-per-name\` or \`rules-per-address\` |
 | \`source\` | who did not report: \`kernel\`, \`resolver\` or \`tls\` |

@@ -22,7 +22,7 @@ import { followEvents, type PacketEvent } from "../kernel/events.js";
 import { Globals } from "../kernel/globals.js";
 import { forgottenExpedite } from "../kernel/grace-period.js";
 import { inForce, Instance, instanceDirectory, refuseForeign, removePins } from "../kernel/instance.js";
-import { layouts } from "../kernel/layout.gen.js";
+import { AbiLimit, layouts } from "../kernel/layout.gen.js";
 import { slotKey } from "../kernel/sandbox-tables.js";
 import { countsOfGuest, selfTest } from "../kernel/self-test.js";
 import { attachHooks, chainOf, detachHooks, hooksHeld, linkedDevices, RESOLVER_HOOKS, TAP_HOOKS } from "../kernel/tap-link.js";
@@ -498,10 +498,13 @@ export class Enforcer {
   }
 
   /** Entries now and at most, of the tables that can be full. A table of a million is counted in parts. */
-  async fill(sandbox: Sandbox, slices: Slices): Promise<{ map: "flows" | "pins" | "fragments"; entries: number; limit: number }[]> {
+  async fill(sandbox: Sandbox, slices: Slices): Promise<Fill[]> {
     // All at once: after a pause the slot may be another sandbox's.
     const maps = [["flows", sandbox.tables.inner("flows")], ["pins", sandbox.tables.pins()], ["fragments", sandbox.tables.inner("fragments")]] as const;
-    const rows: { map: "flows" | "pins" | "fragments"; entries: number; limit: number }[] = [];
+    const places = this.#runOn("taken", sandbox.slot), intercepted = sandbox.tables.inner("intercepted");
+    intercepted?.close();
+    const rows: Fill[] = [{ map: "redirects", entries: places & 0xffff, limit: AbiLimit.REDIRECTS }];
+    if (intercepted !== null) rows.push({ map: "intercepted", entries: places >>> 16, limit: AbiLimit.INTERCEPTED });
     try {
       for (const [name, map] of maps) if (map !== null) rows.push({ map: name, entries: await countEntries(map, slices), limit: map.info.maxEntries });
     } finally {
@@ -669,12 +672,20 @@ export class Enforcer {
     const part = this.#sweeps++ % SWEEP_PARTS;
     for (const { slot } of this.#sandboxes.values()) {
       if (slot % SWEEP_PARTS !== part) continue;
-      const context = Buffer.alloc(SKB_SIZE);
-      context.writeUInt32LE(slot, SKB_MARK);
-      this.#instance.program("sweep").testRun({ data: new Uint8Array(64), context });
+      this.#runOn("sweep", slot);
     }
   }
+
+  /** What one of the programs that are never attached says of a slot. */
+  #runOn(program: "sweep" | "taken", slot: number): number {
+    const context = Buffer.alloc(SKB_SIZE);
+    context.writeUInt32LE(slot, SKB_MARK);
+    return this.#instance.program(program).testRun({ data: new Uint8Array(64), context }).returnValue;
+  }
 }
+
+/** How full a table is. */
+export interface Fill { readonly map: "flows" | "pins" | "fragments" | "redirects" | "intercepted"; readonly entries: number; readonly limit: number }
 
 /** Entries that are counted without a pause; first few, because most tables are nearly empty and room is not free. */
 const COUNTED_FIRST = 64, COUNTED_AT_ONCE = 4096;

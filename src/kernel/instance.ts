@@ -29,7 +29,7 @@ const PINNED = [...PER_SANDBOX, ...PER_POLICY, ...TAPS, ...SHARED] as const;
 
 export type MapName = (typeof PINNED)[number];
 /** What serving needs; the rest is for tests and benchmarks, and would be verified at each start for nothing. */
-const SERVING = ["from_guest", "to_guest", "from_resolver", "sweep", "nudge"] as const;
+const SERVING = ["from_guest", "to_guest", "from_resolver", "sweep", "taken", "nudge"] as const;
 const MEASURING = ["from_guest_long", "empty"] as const;
 export type ProgramName = (typeof SERVING)[number] | (typeof MEASURING)[number];
 

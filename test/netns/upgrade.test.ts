@@ -60,7 +60,7 @@ test("a process of the same version takes the programs that stand, and loads non
   expect(hooksInPlace(third, tap.ifindex, TAP_HOOKS)).toBe(false);
   attachHooks(third, tap.ifindex, "upgrade0", TAP_HOOKS);
   expect(hooksInPlace(third, tap.ifindex, TAP_HOOKS)).toBe(true);
-  expect(readdirSync(path.join(directory, pins[0]!)).sort()).toEqual(["from_guest", "from_resolver", "nudge", "sweep", "to_guest"]);
+  expect(readdirSync(path.join(directory, pins[0]!)).sort()).toEqual(["from_guest", "from_resolver", "nudge", "sweep", "taken", "to_guest"]);
   third.close();
 
   // Programs over other maps are not taken, whatever they are called.

@@ -470,6 +470,14 @@ export class LabSandbox {
     })).filter(({ state }) => state !== 0);
   }
 
+  /** Places that the kernel says are taken. */
+  taken(): { redirects: number; intercepted: number } {
+    const context = Buffer.alloc(SKB.size);
+    context.writeUInt32LE(this.slot, SKB.mark);
+    const { returnValue } = this.#lab.instance.program("taken").testRun({ data: new Uint8Array(64), context });
+    return { redirects: returnValue & 0xffff, intercepted: returnValue >>> 16 };
+  }
+
   /** The same for a table of conversations. */
   ageRedirects(seconds: number, of: "redirects" | "intercepted" = "redirects"): void {
     const map = this.tables.inner(of)!;

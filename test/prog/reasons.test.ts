@@ -491,6 +491,27 @@ describe("reasons", () => {
     }
   });
 
+  test.each([["IPv4", false], ["IPv6", true]])("places of conversations are counted as taken for as long as nobody else can have them (%s)", (_family, v6) => {
+    const options = pinned(v6), sandbox = lab.sandbox(options.sandbox), sibling = lab.sandbox(options.sandbox), resolver = v6 ? "2620:fe::fe" : "9.9.9.9";
+    try {
+      for (const pin of options.pins ?? []) sandbox.pin(pin);
+      expect(sandbox.taken()).toEqual({ redirects: 0, intercepted: 0 });
+      for (let i = 0; i < 3; i++) sandbox.out(dnsQuery(sandbox, v6));
+      sandbox.out(tcpFrame(sandbox.to(resolver), { sourcePort: 5001, destinationPort: 53 }));
+      for (const sourcePort of [5002, 5003, 5004]) sandbox.out(tcpFrame(sandbox.to(site(v6)), { sourcePort, destinationPort: 443 }));
+      expect(sandbox.taken()).toEqual({ redirects: 2, intercepted: 3 });
+      sandbox.out(tcpFrame(sandbox.to(site(v6)), { sourcePort: 5003, destinationPort: 443, flags: TCP.rst }));
+      expect(sandbox.taken()).toEqual({ redirects: 2, intercepted: 2 });
+      sandbox.ageRedirects(20);
+      expect(sandbox.taken()).toEqual({ redirects: 1, intercepted: 2 });
+      expect(sibling.taken()).toEqual({ redirects: 0, intercepted: 0 });
+      sandbox.tables.clear();
+      expect(sandbox.taken()).toEqual({ redirects: 0, intercepted: 0 });
+    } finally {
+      for (const one of [sandbox, sibling]) one.close();
+    }
+  });
+
   test.each([["IPv4", false], ["IPv6", true]])("a connection to an address that the host has taken is reset at the guest alone: nothing of it goes into the host's own stack (%s)", (_family, v6) => {
     const frame = (one: LabSandbox, flags: number): Outcome => one.out(tcpFrame(one.to(site(v6)), { ...https, flags }));
     const cut = (change: (one: LabSandbox) => void): number => {
