@@ -9,6 +9,7 @@
 import { createServer, type Server, type Socket } from "node:net";
 import { parseAddress } from "../addresses/address.js";
 import { classify, type Group, type GroupTable } from "../addresses/groups.js";
+import { DESCRIPTOR_PARTS, descriptorLimit } from "../descriptors.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
 import type { SandboxPolicy } from "./judge.js";
 import type { DnsLimits } from "./limits.js";
@@ -29,12 +30,14 @@ const SWEEP_PART_MS = 250;
 /** Pins looked at in one part, at least; reading a flow table counts as so many. */
 const SWEEP_PART = 2_048;
 const LOOK_COST = 512;
-/** TCP connections over all sandboxes; each has its share, so that none can take all. */
+/** TCP connections over all sandboxes, where the process may have descriptors for so many; each has its share, so that none can take all. */
 const MAX_CONNECTIONS = 8_192;
 /** Names told under open policies that are remembered, over all sandboxes. */
 const SHOWN_TOTAL = 131_072;
 
-export interface ServiceIo extends Omit<UpstreamIo, "onFault"> {
+export interface ServiceIo extends Omit<UpstreamIo, "onFault" | "descriptors"> {
+  /** How many descriptors the process may have; default: what its limit says. */
+  readonly descriptors?: number;
   nowSeconds(): number;
   onDenied(event: DenialEvent): void;
 }
@@ -129,7 +132,9 @@ export class DnsService {
   private readonly sweeper: NodeJS.Timeout;
   /** the slot that the sweep has come to (-1: it rests), what it may look at in one part, and when it began, ms. */
   private sweep = { slot: -1, part: SWEEP_PART, began: -SWEEP_MS };
-  private connectionShare = MAX_CONNECTIONS;
+  /** TCP connections of all sandboxes at one time, and of one. */
+  private readonly connectionRoom: number;
+  private connectionShare: number;
   private net6: Uint8Array | null = null;
   private suffixes: readonly (readonly string[])[] = [];
 
@@ -138,7 +143,9 @@ export class DnsService {
       this.faults++;
       this.lastFault = error;
     };
-    this.upstream = new UpstreamClient({ ...io, onFault }, this.upstreamCounters);
+    const descriptors = io.descriptors ?? descriptorLimit();
+    this.connectionShare = this.connectionRoom = Math.max(1, Math.min(MAX_CONNECTIONS, Math.floor(descriptors * DESCRIPTOR_PARTS.dns)));
+    this.upstream = new UpstreamClient({ ...io, descriptors, onFault }, this.upstreamCounters);
     this.resolver = new Resolver(this.upstream, (address) => classify(this.groups, address), { ...io, onFault });
     this.sweeper = setInterval(() => this.sweepPart(), SWEEP_PART_MS);
     this.sweeper.unref();
@@ -283,7 +290,8 @@ export class DnsService {
   private share(): void {
     const count = Math.max(1, this.count());
     this.resolver.share(count);
-    this.connectionShare = Math.max(1, Math.floor(MAX_CONNECTIONS / count));
+    this.upstream.owners = count;
+    this.connectionShare = Math.max(1, Math.floor(this.connectionRoom / count));
     for (const { pins } of this.sandboxes()) pins.shownShare = Math.max(16, Math.floor(SHOWN_TOTAL / count));
   }
 
@@ -332,7 +340,6 @@ export class DnsService {
   /** Opens a TCP listener in the calling thread's namespace; the namespace must not change before this resolves. */
   listenTcp(address: string, port: number): Promise<number> {
     const server = createServer({ allowHalfOpen: true, pauseOnConnect: false }, (socket) => this.accept(socket));
-    server.maxConnections = MAX_CONNECTIONS;
     return new Promise((resolve, reject) => {
       server.once("error", reject);
       server.listen({ host: address, port, exclusive: true }, () => {
@@ -345,7 +352,11 @@ export class DnsService {
     });
   }
 
-  private accept(socket: Socket): void {
+  /** TCP connections that a sandbox may have at one time. */
+  connectionLimit({ limits }: Sandbox): number { return Math.min(limits.connections, this.connectionShare); }
+
+  /** A connection at one of the listeners. */
+  accept(socket: Socket): void {
     const address = socket.remoteAddress === undefined ? null : parseAddress(socket.remoteAddress);
     const slot = address === null ? -1 : this.slotOfAddress(address, 0, socket.remoteFamily === "IPv4");
     const held = slot < 0 ? undefined : this.bySlot[slot];
@@ -355,7 +366,7 @@ export class DnsService {
       return;
     }
     const { sandbox } = held;
-    if (sandbox.connections >= Math.min(sandbox.limits.connections, this.connectionShare)) {
+    if (sandbox.connections >= this.connectionLimit(sandbox) || this.sockets.size >= this.connectionRoom) {
       sandbox.counters.tcpRefused++;
       socket.destroy();
       return;

@@ -8,6 +8,7 @@
  */
 import { randomBytes } from "node:crypto";
 import type { Socket } from "node:net";
+import { DESCRIPTOR_PARTS, fairShare } from "../descriptors.js";
 import { encodeQuery, parseReply, questionMatches, type Reply } from "./message.js";
 import type { UpstreamCounters } from "./metrics.js";
 import { encodePeer, samePeer, type DatagramSocket, type OnBatch } from "./peer.js";
@@ -29,7 +30,7 @@ const SOCKET_USES = 1_024;
 const SOCKETS = 4;
 /** Asks at one time, over all sandboxes; the resolver gives each sandbox its share. */
 export const MAX_ASKS = 32_768;
-/** Connections to upstreams at one time, in all and for the questions of one sandbox. */
+/** Connections to upstreams at one time, in all where the process may have descriptors for so many, and for the questions of one sandbox. */
 const MAX_TCP = 1_024;
 const OWNER_TCP = 64;
 /** Consecutive time-outs after which a server is passed over, and for how long at first and at most, ms. */
@@ -57,6 +58,8 @@ export interface UpstreamIo {
   createSocket(family: 4 | 6, onBatch: OnBatch): DatagramSocket;
   connect(server: UpstreamServer): Socket;
   nowMs(): number;
+  /** How many descriptors the process may have; default: enough. */
+  readonly descriptors?: number;
   /** A bug that a reply met: counted by whoever runs the service; the ask ends by its clock. */
   onFault(error: unknown): void;
 }
@@ -271,9 +274,13 @@ export class UpstreamClient {
   private streams = 0;
   /** by owner, those that have any. */
   private readonly streamsOf = new Map<number, number>();
+  private readonly streamRoom: number;
+  /** How many there are that ask. */
+  owners = 1;
   private closed = false;
 
   constructor(private readonly io: UpstreamIo, private readonly counters: UpstreamCounters) {
+    this.streamRoom = Math.max(1, Math.min(MAX_TCP, Math.floor((io.descriptors ?? Infinity) * DESCRIPTOR_PARTS.upstream)));
     this.pool = new SocketPool(io, counters, (attempt, data, offset, length, cut) => this.reply(attempt, data, offset, length, cut, false));
   }
 
@@ -384,8 +391,9 @@ export class UpstreamClient {
 
   private sendTcp(ask: Ask, server: Server): void {
     const own = this.streamsOf.get(ask.owner) ?? 0;
-    if (this.streams >= MAX_TCP || own >= OWNER_TCP) {
-      ask.starved ||= own >= OWNER_TCP;
+    const most = fairShare(this.streamRoom, this.streams, this.owners, OWNER_TCP);
+    if (this.streams >= this.streamRoom || own >= most) {
+      ask.starved ||= own >= most;
       ask.errors.add(server);
       return this.next(ask);
     }

@@ -292,7 +292,7 @@ class Worker {
         inFlight: s.inFlight, connections: s.connections, pins: { ...s.pins.counters },
         queriesLeft: s.bucket.left(nowMs()), addressesPerName: s.pins.largestName(),
         limits: {
-          queriesPerSecond: s.limits.queriesPerSecond, inFlight: s.limits.inFlight, connections: s.limits.connections,
+          queriesPerSecond: s.limits.queriesPerSecond, inFlight: s.limits.inFlight, connections: service.connectionLimit(s),
           names: s.limits.names, addresses: s.limits.addresses, addressesPerName: s.limits.addressesPerName,
         },
         eventsLost: this.report?.lost(s.slot, s.generation) ?? 0,

@@ -9,11 +9,12 @@
  * judged again.
  * Does not: listen (worker.ts), read HTTP (http/), know what becomes of secrets (src/secrets).
  */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { connect, Socket, type TcpNetConnectOpts } from "node:net";
 import type { BpfMap } from "../../native/index.js";
 import { formatAddress, isV4, parseAddress } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
+import { DESCRIPTOR_PARTS, descriptorLimit, fairShare } from "../descriptors.js";
 import { TokenBucket } from "../dns/limits.js";
 import type { ResolverLink } from "../dns/link.js";
 import type { PlaceholderAsked } from "../dns/protocol.js";
@@ -49,8 +50,6 @@ import { Turns, UNDER_WAY } from "./turns.js";
 
 /** Connections of one sandbox at one time: what the kernel's table has places for, less what its hash wastes. */
 export const CONNECTIONS = 1_536;
-/** The part of the process's descriptors that connections may take, two each: DNS, attaching and the host's addresses need the rest. */
-const DESCRIPTORS = 3 / 4;
 /** Of those, whose hello is not whole yet; for one more the oldest makes room. */
 export const HELLOS = 512;
 /** Octets kept of those hellos. */
@@ -141,7 +140,7 @@ export class TlsService {
   constructor(options: ServiceOptions) {
     this.#options = options;
     this.#groups = options.groups;
-    this.#room = Math.floor((options.descriptors ?? descriptorLimit()) * DESCRIPTORS / 2);
+    this.#room = Math.floor((options.descriptors ?? descriptorLimit()) * DESCRIPTOR_PARTS.lookedInto / 2);
     this.#pump = new PumpHolder({
       start: options.startPump ?? Pump.start,
       onChange: (failure) => options.onNotice(failure === null ? "the splicing thread runs: connections are passed on by it again" : `connections whose names were checked are passed on more slowly, because the splicing thread cannot be made or cannot have them; it is tried again: ${failure.message}`),
@@ -234,12 +233,11 @@ export class TlsService {
     };
   }
 
-  /** What a sandbox may have now. Half of the room is whoever's comes; of the other half each has its share for sure. */
+  /** What a sandbox may have now. */
   #limit(): number {
-    const half = this.#room / 2;
     let taken = 0;
     for (const { connections } of this.#sandboxes.values()) taken += connections.size;
-    return taken < half ? CONNECTIONS : Math.min(CONNECTIONS, Math.max(1, Math.floor(half / this.#sandboxes.size)));
+    return fairShare(this.#room, taken, this.#sandboxes.size, CONNECTIONS);
   }
 
   /** A connection at the listener, paused. */
@@ -657,16 +655,6 @@ function octetsOf(connections: Iterable<Connection>, bytesUp: number, bytesDown:
     bytesDown += down;
   }
   return { bytesUp, bytesDown };
-}
-
-/** RLIMIT_NOFILE of the process (proc(5)), which Node has raised as far as it may; where it cannot be read, what a process has without being given more. */
-function descriptorLimit(): number {
-  try {
-    const [, soft] = /^Max open files\s+(\d+|unlimited)/m.exec(readFileSync("/proc/self/limits", "latin1")) ?? [];
-    return soft === undefined ? 1_024 : soft === "unlimited" ? Infinity : Number(soft);
-  } catch {
-    return 1_024;
-  }
 }
 
 function bucketOf({ limits: { connectionsPerSecond } }: Policy): TokenBucket { return new TokenBucket(connectionsPerSecond, CONNECTION_BURST * connectionsPerSecond, performance.now()); }

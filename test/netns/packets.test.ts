@@ -353,17 +353,22 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
     const marks = taken.map(() => nextMark());
     const ping = (index: number): Bytes => echoFrame(stage.to(taken[index]!), { id: marks[index]!.port, payload: marks[index]!.bytes });
     const knock = (index: number): Bytes => udpFrame(stage.to(taken[index]!), { sourcePort: marks[index]!.port, destinationPort: 9469, payload: marks[index]!.bytes });
-    const frames = taken.flatMap((_, index) => [ping(index), knock(index)]);
+    const talk = (index: number, flags: number): Bytes => tcpFrame(stage.to(taken[index]!), { sourcePort: marks[index]!.port, destinationPort: 9469, flags, payload: marks[index]!.bytes });
+    const frames = (flags: number): Bytes[] => taken.flatMap((_, index) => [ping(index), knock(index), talk(index, flags)]);
     const of = (seen: readonly Bytes[]): string[] => seen.map(decode).filter((one) => taken.includes(one.source ?? "")).map((one) => `${one.source} ${one.protocol}`).sort();
     for (const world of stage.worlds) {
       // Port unreachable is an answer too, and a host gives one a second (icmp(7)).
       await world.host.must(["sh", "-c", "echo 0 > /proc/sys/net/ipv4/icmp_ratemask && echo 0 > /proc/sys/net/ipv6/icmp/ratelimit"]);
       // Twice: the second time the flows are established, and their packets go the short way.
-      for (let round = 0; round < 2; round++) expect((await stage.inject(world, frames)).captured.uplink.filter((frame) => marks.some((mark) => contains(frame, mark.bytes))).length).toBe(4);
+      for (let round = 0; round < 2; round++) expect((await stage.inject(world, frames(TCP.syn))).captured.uplink.filter((frame) => marks.some((mark) => contains(frame, mark.bytes))).length).toBe(6);
+      // What comes to the host's own stack.
+      await world.host.must(["nft", "-f", "-"], { input: `table inet taken {\n chain seen {\n type filter hook input priority 0;\n ip daddr ${taken[0]} meta l4proto tcp counter\n ip6 daddr ${taken[1]} meta l4proto tcp counter\n }\n}` });
+      const seen = async (): Promise<number[]> => [...(await world.host.must(["nft", "list", "table", "inet", "taken"])).matchAll(/packets (\d+)/g)].map(([, count]) => Number(count));
       await world.host.ip(`addr add ${taken[0]}/32 dev lo\naddr add ${taken[1]}/128 dev lo nodad`);
       if (world === stage.control) {
-        expect(of((await stage.inject(world, frames)).received), "control: the host answers").toEqual(
-          [`${taken[0]} ${PROTOCOL.icmp}`, `${taken[0]} ${PROTOCOL.icmp}`, `${taken[1]} ${PROTOCOL.icmpv6}`, `${taken[1]} ${PROTOCOL.icmpv6}`].sort());
+        expect(of((await stage.inject(world, frames(TCP.ack))).received), "control: the host answers").toEqual(
+          [`${taken[0]} ${PROTOCOL.icmp}`, `${taken[0]} ${PROTOCOL.icmp}`, `${taken[0]} ${PROTOCOL.tcp}`, `${taken[1]} ${PROTOCOL.icmpv6}`, `${taken[1]} ${PROTOCOL.icmpv6}`, `${taken[1]} ${PROTOCOL.tcp}`].sort());
+        expect(await seen(), "control: they come to the host's stack").toEqual([1, 1]);
       } else {
         for (const address of taken) {
           await until(`${address} in group host`, async () => {
@@ -371,9 +376,14 @@ describe.each([["routed", false], ["bridged", true]] as const)("%s tap", (_name,
             return stage.enforcer!.denials({ destination: address, reason: "default-host" }).length > 0;
           }, 3000);
         }
-        for (let round = 0; round < 3; round++) expect(of((await stage.inject(world, frames)).received)).toEqual([]);
+        // The guest is told that its connections are over, and nobody else is. What asked whether the host's addresses are known may have come to it.
+        const before = await seen();
+        expect(of((await stage.inject(world, frames(TCP.ack))).received)).toEqual(taken.map((address) => `${address} ${PROTOCOL.tcp}`).sort());
+        for (let round = 0; round < 3; round++) expect(of((await stage.inject(world, frames(TCP.ack))).received)).toEqual([]);
+        expect(await seen()).toEqual(before);
         await stage.alive();
       }
+      await world.host.must(["nft", "delete", "table", "inet", "taken"]);
       await world.host.ip(`addr del ${taken[0]}/32 dev lo\naddr del ${taken[1]}/128 dev lo`);
     }
   });

@@ -58,6 +58,37 @@ async function dial(options: WorldOptions = {}, given?: World): Promise<Guest> {
   return { world, socket, answers, closed, until: async (n) => { while (answers.length < n && !socket.destroyed) await new Promise<void>((resolve) => { wake = resolve; }); } };
 }
 
+describe("A23: bounds", () => {
+  it("where the process may have few descriptors, each sandbox has its share of those for DNS, and what is over it is closed and counted", async () => {
+    // 16 of them, 8 for each.
+    const world = new World({ tokens: ["allow@allowed.example"], descriptors: 256 }), other = world.add({ tokens: ["allow@allowed.example"] });
+    let from = 0;
+    const server = createServer({ allowHalfOpen: true }, (socket) => {
+      Object.defineProperties(socket, { remoteAddress: { value: `240.0.1.${from}` }, remoteFamily: { value: "IPv4" } });
+      world.service.accept(socket);
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const sockets: Socket[] = [];
+    open.push({ server, sockets });
+    const { port } = server.address() as AddressInfo;
+    /** How many of so many stay open: the others are closed before anything is said. */
+    const knock = async (slot: number, times: number): Promise<void> => {
+      from = slot;
+      for (let i = 0; i < times; i++) {
+        const socket = connect(port, "127.0.0.1"), accepted = new Promise((resolve) => server.once("connection", resolve));
+        socket.on("error", () => undefined);
+        sockets.push(socket);
+        await accepted;
+      }
+    };
+    expect([world.sandbox, other].map((sandbox) => world.service.connectionLimit(sandbox))).toEqual([8, 8]);
+    await knock(world.sandbox.slot, 20);
+    await knock(other.slot, 9);
+    expect([world.sandbox, other].map(({ connections, counters }) => [connections, counters.tcpRefused])).toEqual([[8, 12], [8, 1]]);
+    await world.service.close();
+  });
+});
+
 describe("A26: frames", () => {
   it("two messages in one segment are judged each alone; the denied one goes nowhere", async () => {
     const guest = await dial();

@@ -212,6 +212,23 @@ describe("TCP", () => {
     expect(addressesOf(await world.ask("allowed.example", 1, {}, other))).toEqual([PUBLIC]);
   });
 
+  it("nor do many of them together: from half of what there is on each has its share, and where the process may have few descriptors there is less", async () => {
+    for (const [descriptors, room] of [[1 << 20, 1_024], [1_024, 64]] as const) {
+      const world = make({ descriptors, limits: { inFlight: 1_000, queriesPerSecond: 10_000, burst: 10_000 }, upstream: (q, send) => send(cut(q)), tcp: (q, send) => { if (!q.toString("latin1").includes("hang")) send(good(q)); } });
+      const hostile = [world.sandbox, ...Array.from({ length: 18 }, () => world.add({ tokens: ["allow@*.wild.example"] }))], other = world.add({ tokens: ["allow@allowed.example"] });
+      const client = { stream: true, waited: 0, send: () => undefined, retain() { return this; } };
+      for (const [n, sandbox] of hostile.entries()) for (let i = 0; i < 70; i++) {
+        const question = query(`hang${n}x${i}.wild.example`);
+        world.service.resolver.handle(sandbox, question, 0, question.length, client);
+      }
+      await settle();
+      const taken = world.asked.filter(({ tcp }) => tcp).length;
+      expect(taken).toBeLessThan(room);
+      expect(taken).toBeGreaterThan(room / 2 - 1);
+      expect(addressesOf(await world.ask("allowed.example", 1, {}, other))).toEqual([PUBLIC]);
+    }
+  });
+
   it("whose bound is reached ends its own question only: another sandbox that waits for the same answer gets it", async () => {
     const world = make({ limits: { inFlight: 1_000 }, upstream: (q, send) => send(cut(q)), tcp: (q, send) => { if (!q.toString("latin1").includes("hang")) send(good(q)); } });
     const other = world.add({ tokens: ["allow@allowed.example"] });

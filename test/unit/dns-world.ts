@@ -186,6 +186,8 @@ export interface WorldOptions {
   readonly tokens?: readonly string[]; readonly yaml?: string; readonly defaultEgress?: "allow" | "deny"; readonly noRebind?: boolean;
   readonly policy?: SandboxPolicy; readonly limits?: Partial<DnsLimits>; readonly upstream?: Upstream; readonly servers?: readonly string[]; readonly groups?: GroupInput;
   readonly tcp?: Upstream;
+  /** that the process may have; default: enough. */
+  readonly descriptors?: number;
   /** the operator's policy beside the sandbox's own. */
   readonly floor?: WorldOptions;
 }
@@ -228,6 +230,7 @@ export class World {
     };
     this.service = new DnsService({
       nowMs: () => this.ms,
+      descriptors: options.descriptors ?? 1 << 20,
       nowSeconds: () => this.seconds,
       onDenied: (event) => this.denied.push(event),
       createSocket: (_family, onBatch) => this.socket(onBatch, record),
