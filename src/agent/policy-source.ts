@@ -3,7 +3,8 @@
  *
  * Holds always: the text is kept as it was given, so that a restart builds the same policy when the file has been changed or has
  * gone since; block lists and other files that it names are read again. Limits of the floor are the most that a policy may ask for.
- * A long text is read in a thread of its own before it is built, whoever names it: a request, the configuration, a state file.
+ * A long text, and one that may name files, is read in a thread of its own before it is built, whoever names it: a request, the
+ * configuration, a state file.
  */
 import type { PolicyRequest } from "../api/schema.js";
 import type { GroupTable } from "../addresses/groups.js";
@@ -22,6 +23,12 @@ export interface Floor { readonly file: string; readonly policy: Policy; readonl
 /** Letters of a text that takes no longer than some ten milliseconds, read where it is wanted. */
 const SHORT = 8 * 1024;
 
+/**
+ * Whether reading a text may take longer. Block lists and files of authorities are read with it; behind a backslash the words may
+ * be written otherwise.
+ */
+function takesLong(text: string): boolean { return text.length > SHORT || text.includes("\\") || text.includes("upstream_ca") || (text.includes("block") && text.includes("file")); }
+
 /** What was read ahead, until it is built, by the file as it was asked for. */
 const ahead = new WeakMap<object, PolicySource>();
 
@@ -30,8 +37,8 @@ export async function readAhead({ file }: PolicyRequest): Promise<void> {
   if (file !== undefined && !ahead.has(file)) ahead.set(file, await readPolicyApart(file.path, file.text));
 }
 
-/** Whether a request is read ahead: a short one is not, and so takes its place among others at once. */
-export function isLong(request: PolicyRequest | undefined): request is PolicyRequest { return (request?.file?.text.length ?? 0) > SHORT; }
+/** Whether a request is read ahead: a short one that names no files is not, and so takes its place among others at once. */
+export function isLong(request: PolicyRequest | undefined): request is PolicyRequest { return takesLong(request?.file?.text ?? ""); }
 
 /** What is read for many sandboxes at one time: each long text once, in a thread of its own. */
 export class Readings {
@@ -44,7 +51,7 @@ export class Readings {
 
   /** @throws EnforcerError E_POLICY, E_LIMIT. */
   async source({ path, text }: PolicyText): Promise<PolicySource> {
-    if (text.length <= SHORT) return parsePolicyText(text, path);
+    if (!takesLong(text)) return parsePolicyText(text, path);
     const key = `${path}\0${text}`;
     const source = this.#read.get(key) ?? await readPolicyApart(path, text);
     this.#read.set(key, source);

@@ -5,7 +5,7 @@
  * taken for one another; with a million entries the chance that any given name off the list is refused by mistake is about
  * 10^6 / 2^64, and a mistake can only refuse. The arrays are over shared memory, so passing a list to another thread copies
  * nothing.
- * Does not fetch lists.
+ * Whatever a file is, reading it takes bounded time and memory. Does not fetch lists.
  */
 import { readBounded } from "../bounded-file.js";
 import { parseAddress } from "../addresses/address.js";
@@ -17,8 +17,12 @@ import type { NamePattern, Place } from "./types.js";
 export const BLOCK_NAMES = 1_000_000;
 /** Largest block file, in octets. */
 const FILE_OCTETS = 256 * 1024 * 1024;
-/** Errors told of one file; more are counted. */
-const FILE_ERRORS = 10;
+/** Octets of all files of one policy, and words read in them, names that repeat among them: whoever is behind them waits. */
+const ALL_OCTETS = 4 * FILE_OCTETS, WORDS = 10 * BLOCK_NAMES;
+/** Errors told of one file; more are counted, until nobody can mean it for a list. */
+const FILE_ERRORS = 10, FILE_ERRORS_COUNTED = 1_000;
+/** Octets of a line, comments aside. */
+const LINE_OCTETS = 65_536;
 
 /** Hashes by kind of entry, each sorted ascending. */
 export interface BlockList {
@@ -72,6 +76,7 @@ class NameHash {
 }
 
 const DOT = 46;
+const HASH = 35;
 
 function contains(sorted: Uint32Array, low: number, high: number): boolean {
   let from = 0;
@@ -163,6 +168,9 @@ export class BlockListBuilder {
   readonly #hash = new NameHash();
   readonly #report: Report;
   #roomAt = BLOCK_NAMES;
+  #octets = 0;
+  #words = 0;
+  /** Nothing more is read. */
   #full = false;
 
   constructor(report: Report) {
@@ -179,7 +187,7 @@ export class BlockListBuilder {
   }
 
   #keep(kind: HashSetBuilder, place: Place): void {
-    if (this.#full) return;
+    if (this.#full || !this.#another(place)) return;
     this.#hash.finish();
     kind.add(this.#hash);
     const { exact, below, suffix } = this.#kinds;
@@ -192,6 +200,14 @@ export class BlockListBuilder {
     if (distinct > BLOCK_NAMES) this.#overflow(place);
   }
 
+  /** Whether one more word may be read. */
+  #another(place: Place): boolean {
+    if (++this.#words <= WORDS) return true;
+    this.#full = true;
+    this.#report.error(place, `the block lists have more than ${WORDS.toLocaleString("en")} entries, names that repeat among them`, "leave lists out, or make one of them that names each once");
+    return false;
+  }
+
   #overflow(place: Place): void {
     this.#full = true;
     this.#report.error(place, `the block list holds more than ${BLOCK_NAMES.toLocaleString("en")} names`, "leave names out; `suffix:` entries stand for many");
@@ -202,12 +218,18 @@ export class BlockListBuilder {
    * one label there are the machine's own and left out). `#` begins a comment.
    */
   addFile(path: string, place: Place): void {
+    if (this.#full) return;
     let text: Uint8Array;
     try {
       text = readBounded(path, FILE_OCTETS);
     } catch (error) {
       this.#report.error(place, `block list ${path} cannot be read: ${(error as Error).message}`, "name a readable file; a relative path starts at the policy file's directory");
       return;
+    }
+    this.#octets += text.length;
+    if (this.#octets > ALL_OCTETS) {
+      if (!this.#full) this.#report.error(place, `block lists have more than ${ALL_OCTETS / 1024 / 1024} MiB together`, "leave some out");
+      this.#full = true;
     }
     this.addText(text, path);
   }
@@ -222,11 +244,13 @@ export class BlockListBuilder {
     const latin = new TextDecoder("latin1");
     const utf8 = new TextDecoder("utf-8", { fatal: true });
     let line = 0;
-    for (let start = text.length >= 3 && text[0] === 0xef && text[1] === 0xbb && text[2] === 0xbf ? 3 : 0; start < text.length;) {
+    for (let start = text.length >= 3 && text[0] === 0xef && text[1] === 0xbb && text[2] === 0xbf ? 3 : 0; start < text.length && !this.#full && errors < FILE_ERRORS_COUNTED;) {
       let end = text.indexOf(10, start);
       if (end < 0) end = text.length;
       line++;
-      if (!this.#addPlain(text, afterNullAddress(text, start, end), end, file, line)) {
+      const empty = end === start || text[start] === HASH || (end === start + 1 && text[start] === 13);
+      if (!empty && end - start > LINE_OCTETS) failed(line, `the line has more than ${LINE_OCTETS.toLocaleString("en")} octets`, "name a list: one name a line, or a hosts file");
+      else if (!empty && !this.#addPlain(text, afterNullAddress(text, start, end), end, file, line)) {
         const octets = text.subarray(start, end);
         let content = "";
         try {
@@ -238,7 +262,8 @@ export class BlockListBuilder {
       }
       start = end + 1;
     }
-    if (errors > FILE_ERRORS) this.#report.error({ file, line: null, rule: null }, `${errors - FILE_ERRORS} more lines are not understood`, "mend these first; the format is one name a line, or a hosts file");
+    if (errors >= FILE_ERRORS_COUNTED) this.#report.error({ file, line, rule: null }, `it is not read further: ${FILE_ERRORS_COUNTED.toLocaleString("en")} lines are not understood`, "name a list: one name a line, or a hosts file");
+    else if (errors > FILE_ERRORS) this.#report.error({ file, line: null, rule: null }, `${errors - FILE_ERRORS} more lines are not understood`, "mend these first; the format is one name a line, or a hosts file");
   }
 
   /** The common case without making strings: one name of several labels in plain lower-case letters. */
@@ -281,7 +306,10 @@ export class BlockListBuilder {
     const isHosts = words.length > 1 && parseAddress(first.replace(/%.*$/, "")) !== null;
     if (words.length > 1 && !isHosts) return failed(line, `more than one word: ${JSON.stringify(content.trim().slice(0, 80))}`, "write one name a line, or lines of a hosts file");
     for (const word of isHosts ? words.slice(1) : words) {
-      if (isHosts && (!word.replace(/\.$/, "").includes(".") || parseAddress(word) !== null)) continue;
+      if (isHosts && (!word.replace(/\.$/, "").includes(".") || parseAddress(word) !== null)) {
+        if (!this.#another(place)) return;
+        continue;
+      }
       const pattern = parsePattern(word);
       if (pattern.ok) this.add(pattern.value, place);
       else failed(line, pattern.refusal.message, /^(\|\||@@|\/)/.test(word) ? "use the list's plain or hosts edition; filter syntax is not read" : pattern.refusal.remedy);

@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { Worker } from "node:worker_threads";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { isLong } from "../../src/agent/policy-source.js";
 import { BLOCK_NAMES, BlockJudge, type BlockList, BlockListBuilder, blockCount, emptyBlockList } from "../../src/policy/blocklist.js";
 import { PolicyError, Report, formatDiagnostic } from "../../src/policy/diagnostics.js";
 import { matchesPattern, parsePattern } from "../../src/policy/names.js";
@@ -59,6 +60,33 @@ describe("lines", () => {
     const { errors } = build("||x^\n".repeat(100));
     expect(errors).toHaveLength(11);
     expect(errors.at(-1)).toBe("list.txt: error: 90 more lines are not understood; mend these first; the format is one name a line, or a hosts file");
+  });
+});
+
+describe("whatever a file is, reading it ends", () => {
+  it("a line without an end is not quoted, and not turned into text", () => {
+    const { errors } = build(Buffer.alloc(200 << 20));
+    expect(errors).toEqual(["list.txt:1: error: the line has more than 65,536 octets; name a list: one name a line, or a hosts file"]);
+  }, SLOW);
+  it("of what is no list a thousand lines are read", () => {
+    const { errors } = build("||x^\n".repeat(1_000) + "a.example\n".repeat(10));
+    expect(errors).toHaveLength(11);
+    expect(errors.at(-1)).toBe("list.txt:1000: error: it is not read further: 1,000 lines are not understood; name a list: one name a line, or a hosts file");
+  });
+  it("names may repeat ten million times", () => {
+    expect(build(Buffer.alloc(4 * 10_000_000, "a.b\n")).errors).toEqual([]);
+    expect(build(Buffer.alloc(4 * 10_000_001, "a.b\n")).errors).toEqual(["list.txt:10000001: error: the block lists have more than 10,000,000 entries, names that repeat among them; leave lists out, or make one of them that names each once"]);
+  }, SLOW);
+  it("comments, also long ones, and empty lines are no entries", () => {
+    const { list, errors } = build(`#${"x".repeat(70_000)}\n\r\n\n#\r\na.example\n`);
+    expect(errors).toEqual([]);
+    expect(blocks(list, "a.example")).toBe(true);
+  });
+  it.each([
+    ["dns: {block: [{file: x}]}", true], ["dns:\n  block:\n  - 'file' : x", true], ['dns: {"bl\\x6fck": [{"f\\x69le": x}]}', true], ["tls: {upstream_ca: x.pem}", true], [`# ${"x".repeat(8192)}`, true],
+    ["rules: [{allow: public}]", false], ["dns: {block: [ads.example]}", false], ["secrets: {A: {from: {file: x}, allowed_hosts: [a.example]}}", false],
+  ])("the agent reads it in a thread of its own where it may take long: %j, %s", (text, apart) => {
+    expect(isLong({ file: { path: "/p.yaml", text } })).toBe(apart);
   });
 });
 
