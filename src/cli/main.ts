@@ -164,20 +164,27 @@ function outliveReaders(stays: boolean): void {
 /** Runs the command line and resolves with the exit status. */
 export async function main(argv: readonly string[]): Promise<number> {
   outliveReaders(argv[0] === "agent" || argv[0] === "attach");
-  const json = argv.includes("--json");
+  const json = argv.includes("--json"), root = program();
   try {
-    await program().parseAsync([...argv], { from: "user" });
+    await root.parseAsync([...argv], { from: "user" });
     return Number(process.exitCode ?? ExitStatus.ok);
   } catch (error) {
     if (error instanceof CommanderError) {
       if (error.exitCode === 0) return ExitStatus.ok;
       if (error.code === "commander.help") return ExitStatus.usage;
-      return fail(new EnforcerError("E_USAGE", error.message.replace(/^error: /, "")), json);
+      return fail(new EnforcerError("E_USAGE", error.message.replace(/^error: /, ""), { remedy: `see ${verbOf(root, argv)} --help` }), json);
     }
     if (error instanceof EnforcerError) return fail(error, json);
     process.stderr.write(`enforcer: a fault of the program itself: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
     return ExitStatus.software;
   }
+}
+
+/** The verb that a command line begins with, as it is asked for help. */
+function verbOf(root: Command, argv: readonly string[]): string {
+  const words = [root.name()];
+  for (let at: Command | undefined = root, i = 0; (at = at.commands.find((command) => command.name() === argv[i])) !== undefined; i++) words.push(at.name());
+  return words.join(" ");
 }
 
 function fail(error: EnforcerError, json: boolean): number {

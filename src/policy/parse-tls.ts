@@ -96,7 +96,8 @@ function certificates(reader: YamlReader, node: Node): string | null {
   const remedy = "name a file with certificates in PEM form";
   try {
     const file = resolve(dirname(reader.file), path);
-    const pem = readBounded(file, CA_OCTETS).toString("latin1").match(/-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g) ?? [];
+    // No hyphen within: from each beginning no further than to the next line of hyphens.
+    const pem = readBounded(file, CA_OCTETS).toString("latin1").match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? [];
     if (pem.length === 0) return reader.error(node, `${path} holds no certificate`, remedy);
     for (const one of pem) if (!new X509Certificate(one).ca) return reader.error(node, `${path} holds a certificate that is no authority's`, "name the authority's certificate, not the server's");
     return `${pem.join("\n")}\n`;

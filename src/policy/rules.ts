@@ -183,6 +183,8 @@ export function readRuleToken(token: string, number: number, report: Report): Un
     destinationText = (match[1] as string) + (match[2] ?? "");
     rest = match[3] as string;
     if (rest !== "" && !rest.startsWith(":")) return failed(`${JSON.stringify(rest)} after the bracket`, tokenForm);
+  } else if (/^[a-z][a-z0-9+.-]*:\/\//i.test(body)) {
+    return failed("a URL is no destination", "write the host's name alone, without scheme and path; the port as :tcp:PORT");
   } else {
     const colon = body.indexOf(":", body.startsWith("suffix:") ? 7 : 0);
     destinationText = colon < 0 ? body : body.slice(0, colon);

@@ -41,6 +41,12 @@ describe("what a policy or a command line names", () => {
     expect(() => readPolicyFile(at("giant"))).toThrow(/larger than 4 MiB/);
   });
 
+  it("certificates that never end are looked through once", () => {
+    writeFileSync(at("begun.pem"), "-----BEGIN CERTIFICATE-----".repeat(38_000));
+    // Twenty of them: each took nine seconds.
+    expect(() => parsePolicyText(`tls: {upstream_ca: [${Array(20).fill(at("begun.pem")).join(", ")}]}`, at("p.yaml"))).toThrow(/holds no certificate/);
+  });
+
   it("may be a pipe where a person names a policy", () => {
     expect(execFileSync("bash", ["-c", 'bin/enforcer policy check <(echo "rules: [{deny: private}]")'], { encoding: "utf8" })).toContain("private");
   });

@@ -50,6 +50,12 @@ it("one word too many is refused, also behind a policy file: the second file wou
   }
 });
 
+it("what is wrong with a verb's arguments leads to that verb's help", async () => {
+  for (const [args, verb] of [[["policy", "check", "--frob"], "enforcer policy check"], [["explain", "tap0"], "enforcer explain"], [["attach", "tap0", "--guest-mac", "x"], "enforcer attach"], [["--frob"], "enforcer"]] as const) {
+    expect((await run(args)).err).toContain(`\n  remedy: see ${verb} --help [E_USAGE]\n`);
+  }
+});
+
 it("two policy files are refused: one of them would not be read", async () => {
   for (const args of [["policy", "check", "a.yaml", "--policy", "b.yaml"], ["policy", "set", "tap0", "a.yaml", "--policy", "b.yaml"], ["policy", "diff", "tap0", "a.yaml", "--policy", "b.yaml"]]) {
     const { status, err } = await run(args);

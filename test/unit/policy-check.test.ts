@@ -1,4 +1,6 @@
 /** What `enforcer policy check` shows, and that a policy crosses to another thread whole. */
+import { readdirSync, readFileSync } from "node:fs";
+import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { buildPolicy } from "../../src/policy/build.js";
 import { policyReport, policyText } from "../../src/policy/check.js";
@@ -21,6 +23,11 @@ dns:
   block: [ads.example]
   allow_private: {"*.corp.example": [10.0.0.0/8]}
 `, "policy.yaml");
+
+it("the policies that a package has as examples are understood, and what is to be said of them is meant", () => {
+  const said = readdirSync("packaging/examples").sort().map((name) => [name, buildPolicy({ file: parsePolicyText(readFileSync(path.join("packaging/examples", name), "utf8"), name) }).warnings.map(({ message }) => message)]);
+  expect(said).toEqual([["build-worker.yaml", []], ["no-network.yaml", ["nothing is allowed outward: no rule of direction egress allows and the default denies"]], ["web-service.yaml", []]]);
+});
 
 describe("policy check", () => {
   it("for people", () => {

@@ -262,6 +262,7 @@ describe("tokens", () => {
   });
   const form = "write ACTION[:DIRECTION]@DESTINATION[:PROTOCOL[:PORTS]], such as allow@public:tcp:443 or deny@[2001:db8::]/32";
   it.each([
+    ["allow@https://example.com/", "a URL is no destination; write the host's name alone, without scheme and path; the port as :tcp:PORT"],
     ["public", `the token has no \`@\`; ${form}`],
     ["permit@any", 'unknown action "permit"; write one of: allow, deny'],
     ["alow@any", 'unknown action "alow"; did you mean allow?'],
