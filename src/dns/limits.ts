@@ -49,6 +49,12 @@ export class TokenBucket {
     return Math.floor(this.tokens);
   }
 
+  /** ms until a token is there; 0: one is. */
+  wait(nowMs: number): number {
+    this.left(nowMs);
+    return this.tokens >= 1 ? 0 : ((1 - this.tokens) * 1000) / this.rate;
+  }
+
   /** true and one token fewer, or false when there is none. */
   take(nowMs: number): boolean {
     this.left(nowMs);

@@ -247,6 +247,7 @@ export class Resolver {
   private take(sandbox: Sandbox, b: Buffer, offset: number, length: number, client: Client): void {
     const counters = sandbox.counters;
     if (length < 2 || (length > 2 && (b[offset + 2]! & 0x80) !== 0)) {
+      sandbox.bucket.take(this.io.nowMs()); // it costs as well
       counters.queries[outcomeIndex.ignored]!++;
       return;
     }

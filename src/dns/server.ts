@@ -373,7 +373,7 @@ export class DnsService {
     }
     this.sockets.add(socket);
     socket.on("close", () => this.sockets.delete(socket));
-    new TcpConnection(socket, sandbox, (s, b, offset, length, client) => this.resolver.handle(s, b, offset, length, client));
+    new TcpConnection(socket, sandbox, (s, b, offset, length, client) => this.resolver.handle(s, b, offset, length, client), () => this.io.nowMs());
   }
 
   private slotOf(peers: Uint8Array, at: number): number {

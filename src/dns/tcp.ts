@@ -3,7 +3,8 @@
  *
  * Holds always: each message of a stream is judged alone and answered as soon as it can be; a length that lies ends in an
  * idle close, never in a wait without end; a connection stops reading while its answers are not taken or too many of its
- * questions are open; connections per sandbox are bounded. A frame without room for an id closes the connection.
+ * questions are open, and while the sandbox has asked all that it may: refusing as fast as a guest can ask would cost the others; connections
+ * per sandbox are bounded. A frame without room for an id closes the connection.
  * Does not: know what a question is.
  */
 import type { Socket } from "node:net";
@@ -17,6 +18,8 @@ export const FRAME_MS = 10_000;
 export const OPEN_QUESTIONS = 64;
 /** Nothing of a connection has moved for so long, ms: what waits because of the bounds is handled all the same. */
 const STALL_MS = 400;
+/** A connection that waits because of the sandbox's rate looks again after this at the earliest, ms. */
+const PACE_MS = 20;
 /** Octets of answers not yet taken before it stops reading. */
 const HIGH_WATER = 64 << 10;
 /** Frames handled in one turn of the loop, so that one connection does not hold up the rest. */
@@ -30,6 +33,7 @@ export class TcpConnection implements Client {
   private open = 0;
   private frameTimer: NodeJS.Timeout | null = null;
   private stallTimer: NodeJS.Timeout | null = null;
+  private paceTimer: NodeJS.Timeout | null = null;
   private stalled = false;
   /** performance.now() since which whole frames wait; 0: none do. */
   private waitingSince = 0;
@@ -42,8 +46,8 @@ export class TcpConnection implements Client {
   private ended = false;
   private closed = false;
 
-  /** Counts itself among the sandbox's connections until it is closed. */
-  constructor(private readonly socket: Socket, private readonly sandbox: Sandbox, private readonly handle: Handle) {
+  /** Counts itself among the sandbox's connections until it is closed. @param nowMs the time of the sandbox's bucket. */
+  constructor(private readonly socket: Socket, private readonly sandbox: Sandbox, private readonly handle: Handle, private readonly nowMs: () => number) {
     sandbox.connections++;
     sandbox.counters.tcpConnections++;
     socket.setNoDelay(true);
@@ -54,6 +58,7 @@ export class TcpConnection implements Client {
       sandbox.connections--;
       if (this.frameTimer !== null) clearTimeout(this.frameTimer);
       if (this.stallTimer !== null) clearTimeout(this.stallTimer);
+      if (this.paceTimer !== null) clearTimeout(this.paceTimer);
     });
     socket.on("data", (chunk: Buffer) => {
       this.buffered = this.buffered.length === 0 ? chunk : Buffer.concat([this.buffered, chunk]);
@@ -119,7 +124,7 @@ export class TcpConnection implements Client {
     while (b.length - at >= 2) {
       if (this.backlog() > HIGH_WATER || frames >= FRAMES_PER_TURN) break;
       // At its bounds the stream waits for its open questions rather than having the next ones refused.
-      if (!this.stalled && (this.open >= OPEN_QUESTIONS || (this.open > 0 && this.sandbox.inFlight >= this.sandbox.limits.inFlight))) break;
+      if (!this.stalled && (this.open >= OPEN_QUESTIONS || (this.open > 0 && this.sandbox.inFlight >= this.sandbox.limits.inFlight) || this.pace())) break;
       const length = b.readUInt16BE(at);
       if (length < 2 || this.sandbox.closed) {
         this.flush();
@@ -135,6 +140,8 @@ export class TcpConnection implements Client {
     }
     if (at > 0) this.buffered = at === b.length ? Buffer.alloc(0) : b.subarray(at);
     const whole = this.whole();
+    // So many at a time, also of those that are handled all the same.
+    if (frames >= FRAMES_PER_TURN) this.stalled = false;
     if (at > 0) this.clock(false);
     this.clock(this.buffered.length > 0 && !whole);
     if ((at > 0 || !whole) && this.stallTimer !== null) {
@@ -157,6 +164,17 @@ export class TcpConnection implements Client {
       if (frames >= FRAMES_PER_TURN) this.later();
     } else if (this.open >= OPEN_QUESTIONS || this.backlog() > HIGH_WATER) this.socket.pause();
     else this.socket.resume();
+  }
+
+  /** Whether the sandbox has asked all that it may for now; then it goes on by itself. */
+  private pace(): boolean {
+    const wait = this.sandbox.bucket.wait(this.nowMs());
+    if (wait === 0) return false;
+    this.paceTimer ??= setTimeout(() => {
+      this.paceTimer = null;
+      this.work();
+    }, Math.max(PACE_MS, wait));
+    return true;
   }
 
   /** Whether a whole frame waits to be handled. */

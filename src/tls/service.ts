@@ -16,6 +16,7 @@ import { formatAddress, isV4, parseAddress } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
 import { DESCRIPTOR_PARTS, descriptorLimit, fairShare } from "../descriptors.js";
 import { TokenBucket } from "../dns/limits.js";
+import { dnsLimits } from "../dns/sandbox-policy.js";
 import type { ResolverLink } from "../dns/link.js";
 import type { PlaceholderAsked } from "../dns/protocol.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
@@ -103,6 +104,8 @@ interface Sandbox {
   readonly hellos: Set<Connection>;
   helloOctets: number;
   bucket: TokenBucket;
+  /** Of questions over TLS: as many as the resolver would answer. */
+  questions: TokenBucket;
   /** Octets under way when they were last counted. */
   buffered: number;
   readonly told: { second: number; count: number };
@@ -156,7 +159,7 @@ export class TlsService {
     this.#sandboxes.set(slot, {
       slot, generation, name, judge, intercepted, secrets, cutOff: false,
       certificates: judge.intercepts ? this.#certificates(name, own) : null,
-      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bucket: bucketOf(policy), buffered: 0, bytesUp: 0, bytesDown: 0, told: { second: 0, count: 0 }, eventsLost: 0,
+      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bucket: bucketOf(policy), questions: questionsOf(policy), buffered: 0, bytesUp: 0, bytesDown: 0, told: { second: 0, count: 0 }, eventsLost: 0,
     });
   }
 
@@ -170,6 +173,7 @@ export class TlsService {
     if (sandbox.secrets !== null) await this.#tellPlaceholders(slot, generation, sandbox.secrets);
     const former = sandbox.judge, { tls: before, secrets: secretsBefore } = former.policy;
     if (sandbox.judge.policy.limits.connectionsPerSecond !== policy.limits.connectionsPerSecond) sandbox.bucket = bucketOf(policy);
+    if (sandbox.judge.policy.limits.queriesPerSecond !== policy.limits.queriesPerSecond) sandbox.questions = questionsOf(policy);
     sandbox.judge = judge;
     sandbox.intercepted.close();
     sandbox.intercepted = intercepted;
@@ -476,7 +480,7 @@ export class TlsService {
       const server = sandbox.certificates.server(name === null ? { kind: "address", address: meant.remote } : { kind: "name", labels: name }, alpn.includes("dot") ? ["dot"] : []);
       const stream = await serverHandshake(socket, server, name === null ? null : name.join("."), httpLimits.handshakeMs);
       this.#bump(sandbox, "dot");
-      const under = serveDot(stream, (message) => this.#options.resolver.answer(sandbox.slot, sandbox.generation, message));
+      const under = serveDot(stream, () => sandbox.questions, (message) => this.#options.resolver.answer(sandbox.slot, sandbox.generation, message));
       connection.held = () => under() + socket.readableLength + socket.writableLength;
     });
   }
@@ -658,6 +662,11 @@ function octetsOf(connections: Iterable<Connection>, bytesUp: number, bytesDown:
 }
 
 function bucketOf({ limits: { connectionsPerSecond } }: Policy): TokenBucket { return new TokenBucket(connectionsPerSecond, CONNECTION_BURST * connectionsPerSecond, performance.now()); }
+
+function questionsOf(policy: Policy): TokenBucket {
+  const { queriesPerSecond, burst } = dnsLimits(policy);
+  return new TokenBucket(queriesPerSecond, burst, performance.now());
+}
 
 /** The CA that the policy names, read anew; null: it names none, or has no use for one. @throws EnforcerError E_CA. */
 function ownAuthority({ intercepts, authority }: ConnectionJudge): CertificateAuthority | null { return intercepts && authority !== null ? operatorAuthority(authority) : null; }

@@ -3,7 +3,7 @@ import { createSocket } from "node:dgram";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import type { AddressInfo } from "node:net";
 import fc from "fast-check";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import { parseAddress } from "../../src/addresses/address.js";
 import { openDatagram } from "./datagram.js";
 import { upstreamServer } from "../../src/dns/host-resolvers.js";
@@ -18,6 +18,7 @@ const frame = (b: Buffer): Buffer => Buffer.concat([u16(b.length), b]);
 const open: { server: Server; sockets: Socket[] }[] = [];
 
 afterEach(async () => {
+  vi.useRealTimers();
   for (const { server, sockets } of open.splice(0)) {
     for (const socket of sockets) socket.destroy();
     await new Promise((resolve) => server.close(resolve));
@@ -34,7 +35,7 @@ async function dial(options: WorldOptions = {}, given?: World): Promise<Guest> {
   const sockets: Socket[] = [];
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     sockets.push(socket);
-    new TcpConnection(socket, world.sandbox, (s, b, offset, length, client) => world.service.resolver.handle(s, b, offset, length, client));
+    new TcpConnection(socket, world.sandbox, (s, b, offset, length, client) => world.service.resolver.handle(s, b, offset, length, client), () => world.ms);
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   open.push({ server, sockets });
@@ -198,6 +199,27 @@ describe("A26: frames", () => {
     guest.socket.write(Buffer.concat([...Array.from({ length: 40 }, () => frame(query("allowed.example", 1, { id: 1, flags: 0x8180 }))), frame(query("allowed.example", 1, { id: 2 }))]));
     await guest.until(1);
     expect(guest.answers[0]!.id).toBe(2);
+  });
+
+  it("over the sandbox's rate a stream waits: its questions are not refused as fast as it asks them, and few of them when nothing moves", async () => {
+    const guest = await dial({ limits: { queriesPerSecond: 100, burst: 40 } }), { world } = guest;
+    const turns = async (): Promise<void> => { for (let i = 0; i < 50; i++) await new Promise((resolve) => setImmediate(resolve)); };
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    // What gets no answer takes its part: a half of them.
+    guest.socket.write(Buffer.concat(Array.from({ length: 200 }, (_, id) => [frame(query("allowed.example", 1, { id, flags: 0x8180 })), frame(query("allowed.example", 1, { id }))]).flat()));
+    for (let answers = 20; answers <= 100; answers += 20) {
+      await guest.until(answers);
+      await turns();
+      expect([guest.answers.length, world.count("answered"), world.count("ignored")]).toEqual([answers, answers, answers]);
+      world.ms += 400;
+      vi.advanceTimersByTime(20);
+    }
+    await guest.until(120);
+    await turns();
+    vi.advanceTimersByTime(400);
+    await guest.until(136);
+    await turns();
+    expect([guest.answers.length, world.count("answered"), world.count("rate-limit")]).toEqual([136, 120, 16]);
   });
 
   it("a guest that closes its side after asking still gets its answers, and then the end", async () => {

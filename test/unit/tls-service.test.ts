@@ -786,6 +786,24 @@ describe("DNS over TLS, TLS test 31", () => {
     expect(asked).toBe(QUESTIONS);
   });
 
+  test("over the sandbox's rate questions wait, over all its connections, instead of being asked and refused as fast as the guest can", async () => {
+    const answers = [0, 0];
+    vi.useFakeTimers({ toFake: ["performance"] }); // so that none comes back meanwhile
+    answered = (question) => question;
+    const streams = [await dot("{intercept: true}\nlimits: {queries_per_second: 1}", {}), await secure({ rejectUnauthorized: false })];
+    for (const [i, stream] of streams.entries()) {
+      stream.on("data", (data: Buffer) => { answers[i]! += data.length / framed("question one").length; });
+      stream.write(Buffer.concat(Array.from({ length: 1_500 }, () => framed("question one"))));
+    }
+    const asked = (): number => answers[0]! + answers[1]!;
+    await seen(() => expect(asked()).toBe(2_000));
+    // Both look whether they may go on, again and again.
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    expect(asked()).toBe(2_000);
+    vi.advanceTimersByTime(3_000);
+    await seen(() => expect(asked()).toBe(2_003));
+  });
+
   test("where it is not terminated it is reset", async () => {
     await expect(dot("{intercept: true, dot: block}", {})).rejects.toThrow();
   });
