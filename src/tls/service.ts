@@ -93,7 +93,7 @@ interface Sandbox {
   judge: ConnectionJudge;
   /** null: the policy never had any. */
   secrets: SandboxSecrets | null;
-  /** A secret's `on_violation: terminate`: nothing is taken from it any more. */
+  /** A secret's `on_violation: terminate`: nothing is taken from it, until somebody gives it another policy than the one that cuts it off. */
   cutOff: boolean;
   intercepted: BpfMap;
   certificates: SandboxCertificates | null;
@@ -174,6 +174,8 @@ export class TlsService {
     const former = sandbox.judge, { tls: before, secrets: secretsBefore } = former.policy;
     if (sandbox.judge.policy.limits.connectionsPerSecond !== policy.limits.connectionsPerSecond) sandbox.bucket = bucketOf(policy);
     if (sandbox.judge.policy.limits.queriesPerSecond !== policy.limits.queriesPerSecond) sandbox.questions = questionsOf(policy);
+    // The policy under which nothing passes has come, and now another: somebody has given it. One that was on its way meanwhile ends nothing.
+    if (former.policy.noNet) sandbox.cutOff = false;
     sandbox.judge = judge;
     sandbox.intercepted.close();
     sandbox.intercepted = intercepted;

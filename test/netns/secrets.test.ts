@@ -207,12 +207,15 @@ ${extra}`}`;
     expect(() => assertNowhere(ROTATED, { files: [file] })).toThrow(/token/);
   });
 
-  test("on_violation: terminate cuts the sandbox off, and it stays so", async () => {
+  test("on_violation: terminate cuts the sandbox off, and it stays so until somebody gives it another policy", async () => {
     await agent.client.setPolicy("tap0", request(policy("", "terminate")));
     await curl("tenant.example", "-H", `Authorization: ${placeholder}`, "https://tenant.example/").catch(() => undefined);
     await agent.notice(/tap0 is cut off: the placeholder of secret TOKEN/);
     await until("a policy that denies all", async () => (await agent.client.policy("tap0")).request?.no_net === true);
     expect((await curl("shop.example", "https://shop.example/")).status).toBe("000");
+    await agent.client.setPolicy("tap0", request(policy()));
+    await tell(world, "shop.example");
+    expect((await curl("shop.example", "-H", `Authorization: ${placeholder}`, "https://shop.example/")).status).toBe("200");
     rmSync(file, { force: true });
   });
 });
