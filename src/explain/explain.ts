@@ -11,6 +11,7 @@ import { type Group, type GroupTable, classify, place } from "../addresses/group
 import { metadataPrefixes, specialPurpose } from "../addresses/tables.gen.js";
 import { protocolName } from "../agent/verdicts.js";
 import { ruleText } from "../policy/bits.js";
+import { BlockJudge } from "../policy/blocklist.js";
 import { coversAddress, coversName, explicitGroups, patternsOf } from "../policy/coverage.js";
 import { judgeFlow, speaksOf, type FlowVerdict } from "../policy/flow-judge.js";
 import { inspectionOf } from "../policy/inspection.js";
@@ -193,8 +194,10 @@ export function explainFlow(facts: ExplainFacts, question: ExplainQuestion, addr
   if (name !== null) {
     const judge = new ConnectionJudge(policy, floor), spoken = judge.judge(groups, { address, port, labels: name, pinned: live.some(({ labels }) => same(labels, name)) });
     connection = spoken.reason;
-    why.push(`a connection that names ${display(name)} ${spoken.reason === "allowed" ? `is let through${spoken.rule === null ? "" : ` by ${ruleWords(ruleFact(spoken.rule))}`}` : spoken.reason === "not-pinned" ? "is refused: this sandbox was not told that the name is there" : `is refused${spoken.rule === null ? ": no rule allows the name" : ` by ${ruleWords(ruleFact(spoken.rule))}`}`}`);
+    const blocking = ([["", policy], ["in the floor, ", floor]] as const).flatMap(([whose, of]) => (of !== null && new BlockJudge(of.dns.block).blocks(name) ? [whose] : []));
+    why.push(`a connection that names ${display(name)} ${spoken.reason === "allowed" ? `is let through${spoken.rule === null ? "" : ` by ${ruleWords(ruleFact(spoken.rule))}`}` : spoken.reason === "not-pinned" ? "is refused: this sandbox was not told that the name is there" : `is refused${spoken.rule === null ? blocking.length > 0 ? ": the name is on the block list" : ": no rule allows the name" : ` by ${ruleWords(ruleFact(spoken.rule))}`}`}`);
     if (spoken.reason === "not-pinned") change.push(`let the guest look ${display(name)} up and use the address that it is told`);
+    else if (spoken.reason === "name-denied" && blocking.length > 0) change.push(...blocking.map((whose) => `${whose}take ${display(name)} off the block list`));
     else if (spoken.reason === "name-denied") change.push(spoken.rule === null ? `allow the name: \`allow: ${display(name)}\`` : `change ${ruleWords(ruleFact(spoken.rule))}`);
     else if (judge.intercepts && !plain) why.push(judge.decrypts(name) ? `its TLS is ended by the agent and begun again toward the server (tls.intercept${policy.tls.intercept ? "" : " of the floor"})` : "its TLS is passed on as it is (tls.bypass)");
     for (const { rules } of [policy, ...(floor === null ? [] : [floor])]) {

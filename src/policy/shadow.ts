@@ -35,8 +35,9 @@ function without(ranges: readonly PortRange[], taken: readonly PortRange[]): Por
   return left;
 }
 
-function prefixKey(prefix: Prefix): string {
-  return `prefix ${prefix.family} ${formatPrefix(prefix)}`;
+/** Octets as letters: it is made for every rule and every length of prefix that rules have. */
+function prefixKey({ family, length, bytes }: Prefix): string {
+  return `prefix ${family} ${length} ${String.fromCharCode(...bytes)}`;
 }
 
 /**

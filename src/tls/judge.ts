@@ -3,10 +3,12 @@
  * by the operator's floor.
  *
  * Holds always: pure; both must allow; a name opens an address only where the sandbox was told that the name is there (its pin),
- * while a name that is denied is denied wherever it is said to be; no name, no way, unless nothing in the policy is about names.
+ * while a name that is denied is denied wherever it is said to be, and no rule by name opens one on the block list; no name, no way,
+ * unless nothing in the policy is about names.
  */
 import type { Address } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
+import { BlockJudge } from "../policy/blocklist.js";
 import { coversName, patternsOf } from "../policy/coverage.js";
 import { authorityOf, decryptsName, trustOf } from "../policy/floor.js";
 import { judgeFlow, speaksOf } from "../policy/flow-judge.js";
@@ -30,15 +32,19 @@ export interface NameAnswer { readonly reason: NameReason; readonly rule: Rule |
 /** One policy (or floor), made ready. */
 class View {
   readonly #unpinned: Policy;
+  readonly #block: BlockJudge;
 
   constructor(readonly policy: Policy) {
+    this.#block = new BlockJudge(policy.dns.block);
     // A name that was not told opens nothing, and what it is denied it stays denied.
     this.#unpinned = { ...policy, rules: policy.rules.filter((rule) => rule.action === "deny" || patternsOf(rule).length === 0) };
   }
 
   judge(groups: GroupTable, { address, port, labels, pinned }: NameQuestion): NameAnswer {
     const names = [labels];
-    const question = { direction: "egress", address, protocol: Proto.tcp, port, names } as const;
+    // What was told before the name came to be on the block list opens nothing any more.
+    const guarded = this.#block.blocks(labels) ? names : [];
+    const question = { direction: "egress", address, protocol: Proto.tcp, port, names, guarded } as const;
     const { verdict, rule } = judgeFlow(pinned ? this.policy : this.#unpinned, groups, question);
     const found = rule === null ? null : (this.policy.rules[rule] as Rule);
     if (verdict === "allow") return { reason: "allowed", rule: found };

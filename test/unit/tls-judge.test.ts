@@ -36,6 +36,17 @@ describe("policy and pin", () => {
     expect(ask(SHOP, "a.cdn.example", { floor })).toBe("allowed");
   });
 
+  test("no rule by name opens a name on the block list, though it was told before it came there; what an address opens stays open", () => {
+    const block = "dns: {block: [bad.cdn.example]}\n";
+    for (const pinned of [true, false]) {
+      expect(ask(SHOP + block, "bad.cdn.example", { pinned })).toBe("name-denied");
+      expect(ask(SHOP, "bad.cdn.example", { pinned, floor: `rules: [{allow: public}]\n${block}` })).toBe(pinned ? "allowed" : "not-pinned");
+      expect(ask(SHOP, "bad.cdn.example", { pinned, floor: SHOP + block })).toBe(pinned ? "name-denied" : "not-pinned");
+    }
+    expect(ask(SHOP + block, "a.cdn.example")).toBe("allowed");
+    expect(ask(`tls: {intercept: true}\nrules: [{allow: public}]\n${block}`, "bad.cdn.example")).toBe("allowed");
+  });
+
   test("a pin opens nothing in a group that names do not open", () => expect(ask(SHOP, "shop.example", { address: "169.254.169.254" })).toBe("name-denied"));
 });
 
