@@ -6,6 +6,7 @@
  */
 import { type Prefix, formatPrefix, mask, maskPrefix, prefixWithin } from "../addresses/address.js";
 import { type Group, groups, staticGroups } from "../addresses/groups.js";
+import { BlockJudge } from "./blocklist.js";
 import { decidesEveryName, decidesNames, explicitGroups, onlyGroup } from "./coverage.js";
 import type { Report } from "./diagnostics.js";
 import { formatPorts, formatProto } from "./rules.js";
@@ -118,9 +119,10 @@ export function findWarnings(policy: Policy, places: { defaults: Place }, report
   const earlier = new Map<string, Rule[]>();
   const lengths = new Set<number>();
   const open = policy.rules.find(decidesEveryName);
+  const block = new BlockJudge(policy.dns.block);
   for (const rule of policy.rules) {
     warnNarrow(rule, report);
-    if (warnUnreachable(rule, report)) continue;
+    if (warnUnreachable(rule, block, report)) continue;
     const covering = shadowedBy(rule, coveringKeys(rule, lengths)
       .flatMap((key) => earlier.get(`${rule.direction} ${key}`) ?? []).filter((other) => countsWhere(other, rule)).sort((a, b) => a.index - b.index));
     if (covering !== null) {
@@ -162,8 +164,17 @@ function shadowedBy(rule: Rule, candidates: readonly Rule[]): Rule[] | null {
 }
 
 /** Rules that no packet satisfies, whatever stands before them. */
-function warnUnreachable(rule: Rule, report: Report): boolean {
+function warnUnreachable(rule: Rule, block: BlockJudge, report: Report): boolean {
   const { destination } = rule;
+  if (destination.kind === "name" && rule.action === "allow") {
+    const { kind, labels } = destination.pattern;
+    // No name has a label of this letter: what covers it covers all names there.
+    const blocked = (kind === "below" || block.blocks(labels)) && (kind === "exact" || block.blocks(["*", ...labels]));
+    if (blocked) {
+      report.warn(rule.place, `the rule can never match: dns.block holds ${kind === "exact" ? "the name" : "every name that it covers"}`, "remove the rule, or take the entry off the block list, which wins over every allow");
+      return true;
+    }
+  }
   const protos = protosOf(rule);
   if (destination.kind === "prefix" && rule.protos !== null) {
     const { family } = destination.prefix, ping = protos.includes(family === 4 ? Proto.icmpv6 : Proto.icmp);

@@ -103,6 +103,16 @@ describe("others", () => {
   ])("%s", (rules, expected) => {
     expect(warnings(rules)).toEqual(expected);
   });
+  it("names that the block list holds", () => {
+    const list = (rules: string, block: string): string[] => build(`rules: [${rules}]\ndns: {block: [${block}]}`).warnings.map(({ rule, message }) => `${rule}: ${message}`);
+    const one = "the rule can never match: dns.block holds the name", all = "the rule can never match: dns.block holds every name that it covers";
+    for (const [rule, block, message] of [
+      ["{allow: a.example}", "a.example", one], ["{allow: a.example}", "'*.example.org', suffix:a.example", one], ["{allow: a.b.example, direction: ingress}", "'*.b.example'", one],
+      ["{allow: '*.b.example'}", "'*.b.example'", all], ["{allow: '*.a.b.example'}", "suffix:b.example", all], ["{allow: suffix:b.example}", "suffix:b.example", all],
+      ["{allow: suffix:b.example}", "'*.b.example', b.example", all], ["{allow: suffix:b.example}", "'*.b.example'", null], ["{allow: '*.b.example'}", "b.example, a.b.example", null],
+      ["{allow: a.example}", "'*.a.example', b.a.example", null], ["{deny: a.example}", "a.example", null], ["{allow: 192.0.2.1}", "a.example", null],
+    ] as const) expect(list(`{allow: public}, ${rule}`, block).filter((text) => text.includes("block")), `${rule} ${block}`).toEqual(message === null ? [] : [`2: ${message}`]);
+  });
   it("a default that allows", () => {
     const list = (text: string): string[] => build(text).warnings.map(({ message }) => message);
     expect(list("default_egress: allow")).toEqual(["default_egress: allow opens host, metadata, loopback as well"]);
