@@ -43,11 +43,14 @@ src/kernel/layout.gen.ts: bpf/build/enforcer.bpf.o scripts/gen-layout.mjs
 src/addresses/tables.gen.ts: $(wildcard data/*.tsv) scripts/gen-tables.mjs
 	node scripts/gen-tables.mjs
 
+src/policy/suffixes.gen.ts: node_modules/.package-lock.json scripts/gen-suffixes.mjs
+	node scripts/gen-suffixes.mjs
+
 native/build/Release/enforcer_native.node: $(wildcard native/src/*) native/binding.gyp node_modules/.package-lock.json
 	npx node-gyp rebuild -C native --loglevel=warn $(NODE_HEADERS)
 	@touch $@
 
-dist/cli/main.js: $(shell find src -name '*.ts' -not -name '*.gen.ts') src/kernel/layout.gen.ts src/addresses/tables.gen.ts tsconfig.json node_modules/.package-lock.json
+dist/cli/main.js: $(shell find src -name '*.ts' -not -name '*.gen.ts') src/kernel/layout.gen.ts src/addresses/tables.gen.ts src/policy/suffixes.gen.ts tsconfig.json node_modules/.package-lock.json
 	npx tsc -p tsconfig.json
 	@touch $@
 
@@ -95,4 +98,4 @@ bench-check: build ## fails when a ratio is worse than the recorded one (root)
 	@node bench/check.mjs
 
 clean: ## removes what build made
-	rm -rf dist bin native/build bpf/build test/tools/build packaging/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts
+	rm -rf dist bin native/build bpf/build test/tools/build packaging/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts src/policy/suffixes.gen.ts

@@ -8,6 +8,7 @@
 import { domainToASCII, domainToUnicode } from "node:url";
 import { parse as parsePublicSuffix } from "tldts";
 import { parseAddress } from "../addresses/address.js";
+import { suffixHolders } from "./suffixes.gen.js";
 import type { NamePattern } from "./types.js";
 
 /** A reading that failed: what is wrong and what to write instead. */
@@ -69,8 +70,8 @@ export function parsePattern(text: string): Parsed<NamePattern> {
 
 /**
  * Whether a pattern covers a public suffix, or names under different owners right below it: "icann" (`*.com`, `*.co.uk`,
- * `suffix:com`), "private" (`*.github.io`: section PRIVATE of the public suffix list), or null. A top-level label that the
- * list does not know (`*.lan`) is nobody's public suffix.
+ * `suffix:com`, and `*.za`, which is none itself), "private" (`*.github.io`, `*.amazonaws.com`: section PRIVATE of the public
+ * suffix list), or null. A top-level label that the list does not know (`*.lan`) is nobody's public suffix.
  */
 export function publicSuffix(pattern: NamePattern): "icann" | "private" | null {
   if (pattern.kind === "exact") return null;
@@ -80,6 +81,15 @@ export function publicSuffix(pattern: NamePattern): "icann" | "private" | null {
     if (found.publicSuffix !== name) continue;
     if (found.isIcann === true) return "icann";
     if (found.isPrivate === true) return "private";
+  }
+  return suffixBelow(pattern)?.section ?? null;
+}
+
+/** A public suffix that lies deeper below a pattern's name, which is none itself; null: none does, or the pattern is a name. */
+export function suffixBelow({ kind, labels }: NamePattern): { readonly section: "icann" | "private"; readonly name: string } | null {
+  const base = labels.join(".");
+  for (const section of kind === "exact" ? [] : ["icann", "private"] as const) {
+    if (Object.hasOwn(suffixHolders[section], base)) return { section, name: suffixHolders[section][base] as string };
   }
   return null;
 }

@@ -7,7 +7,7 @@
 import { formatPrefix, hasHostBits, isV4, maskPrefix, parsePrefix } from "../addresses/address.js";
 import { groupOfPrefix, groups, staticGroups } from "../addresses/groups.js";
 import { type Report, nearest, suggest } from "./diagnostics.js";
-import { type Parsed, accepted, formatPattern, parsePattern, publicSuffix, refused } from "./names.js";
+import { type Parsed, accepted, formatPattern, parsePattern, publicSuffix, refused, suffixBelow } from "./names.js";
 import { type Action, type Destination, type Direction, type NamePattern, type Place, type PortRange, Proto, type Rule } from "./types.js";
 import type { Prefix } from "../addresses/address.js";
 
@@ -38,15 +38,15 @@ export function parseRulePattern(text: string, action: Action, place: Place, rep
     return null;
   }
   const suffix = publicSuffix(pattern.value);
-  const name = pattern.value.labels.join(".");
+  const name = pattern.value.labels.join("."), deeper = suffixBelow(pattern.value);
   if (suffix === "icann") {
-    report.error(place, `${JSON.stringify(text)} covers a public suffix: anybody can register names there`, action === "allow"
-      ? `name the domains you mean, such as *.example.${name}`
+    report.error(place, `${JSON.stringify(text)} covers ${deeper === null ? "a public suffix" : `public suffixes such as ${deeper.name}`}: anybody can register names there`, action === "allow"
+      ? `name the domains you mean, such as *.example.${deeper?.name ?? name}`
       : `name the domains you mean; to refuse all of ${name}, put the pattern into a file and name that under dns.block`);
     return null;
   }
   if (suffix === "private" && action === "allow") {
-    report.warn(place, `${JSON.stringify(text)}: customers of ${name} can all create names there`, "name the ones you mean if you can");
+    report.warn(place, `${JSON.stringify(text)}${deeper === null ? "" : ` covers ${deeper.name} and the like`}: customers of ${name} can all create names there`, "name the ones you mean if you can");
   }
   return pattern.value;
 }

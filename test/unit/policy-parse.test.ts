@@ -95,6 +95,8 @@ describe("files: refusals", () => {
     ["allow: [a.example, b.example]", "allow must be text; write one value; a list of them needs one rule (or entry) each"],
     ["allow: 1.1", 'allow must be text, not a number; put quotes around it: "1.1"'],
     ["allow: '*.com'", '"*.com" covers a public suffix: anybody can register names there; name the domains you mean, such as *.example.com'],
+    ["allow: '*.za'", '"*.za" covers public suffixes such as ac.za: anybody can register names there; name the domains you mean, such as *.example.ac.za'],
+    ["deny: suffix:vestfold.no", '"suffix:vestfold.no" covers public suffixes such as sande.vestfold.no: anybody can register names there; name the domains you mean; to refuse all of vestfold.no, put the pattern into a file and name that under dns.block'],
     ["allow: '*.co.uk'", '"*.co.uk" covers a public suffix: anybody can register names there; name the domains you mean, such as *.example.co.uk'],
     ["allow: suffix:com", '"suffix:com" covers a public suffix: anybody can register names there; name the domains you mean, such as *.example.com'],
     ["allow: '*.kawasaki.jp'", '"*.kawasaki.jp" covers a public suffix: anybody can register names there; name the domains you mean, such as *.example.kawasaki.jp'],
@@ -393,6 +395,7 @@ describe("tls and secrets", () => {
     ["tls: {intercept: true}\nrules: [{allow: api.example.com, paths: [/a/../b]}]", "is not in normal form"],
     ["tls: {intercept: true}\nrules: [{allow: api.example.com, paths: ['/a/**/b']}]", "at the end only"],
     ["tls: {intercept: true}\nsecrets: {A: {from: {env: A}, allowed_hosts: ['*.github.io']}}", "others can register names there, and would get the secret A"],
+    ["tls: {intercept: true}\nsecrets: {A: {from: {env: A}, allowed_hosts: ['*.amazonaws.com']}}", "others can register names there, and would get the secret A"],
     ["secrets: {A: {from: {env: A}, allowed_hosts: ['*.com']}}", "public suffix"],
   ])("%j is refused", (text, words) => {
     expect(() => read(text)).toThrow(words);

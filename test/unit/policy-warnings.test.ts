@@ -1,10 +1,12 @@
 /** Warnings: rules that can never match, and rules that cover less or more than they seem to. */
 import fc from "fast-check";
+import { parse } from "tldts";
 import { describe, expect, it } from "vitest";
 import { parseAddress } from "../../src/addresses/address.js";
 import { groupTable } from "../../src/addresses/groups.js";
 import { buildPolicy } from "../../src/policy/build.js";
 import { parsePolicyText } from "../../src/policy/parse.js";
+import { suffixHolders } from "../../src/policy/suffixes.gen.js";
 import { type PacketFacts, referenceName, referenceVerdict } from "../lib/model.js";
 
 /** Milliseconds: a busy machine must not fail a property. */
@@ -95,6 +97,9 @@ describe("others", () => {
     ["{allow: a.example, direction: ingress}, {allow: public}", ["1: a name in a rule of direction ingress stands only for addresses that the guest itself has resolved"]],
     ["{allow: '*.github.io'}", ['1: "*.github.io": customers of github.io can all create names there']],
     ["{deny: '*.github.io'}, {allow: public}", []],
+    ["{allow: '*.amazonaws.com'}", ['1: "*.amazonaws.com" covers s3.amazonaws.com and the like: customers of amazonaws.com can all create names there']],
+    ["{allow: suffix:eu-west-1.amazonaws.com}", ['1: "suffix:eu-west-1.amazonaws.com" covers s3.eu-west-1.amazonaws.com and the like: customers of eu-west-1.amazonaws.com can all create names there']],
+    ["{allow: amazonaws.com}, {allow: '*.example.com'}, {deny: '*.amazonaws.com'}", []],
     ["{allow: public}, {deny: ads.example}", ["2: the rule comes too late for lookups: rule 1 before it lets every name be resolved"]],
     ["{allow: any}, {deny: doh}", ["2: the rule comes too late for lookups: rule 1 before it lets every name be resolved"]],
     ["{allow: public, ports: [443]}, {allow: a.example, ports: [22]}, {deny: b.example, ports: [22]}", []],
@@ -112,6 +117,18 @@ describe("others", () => {
       ["{allow: suffix:b.example}", "'*.b.example', b.example", all], ["{allow: suffix:b.example}", "'*.b.example'", null], ["{allow: '*.b.example'}", "b.example, a.b.example", null],
       ["{allow: a.example}", "'*.a.example', b.a.example", null], ["{deny: a.example}", "a.example", null], ["{allow: 192.0.2.1}", "a.example", null],
     ] as const) expect(list(`{allow: public}, ${rule}`, block).filter((text) => text.includes("block")), `${rule} ${block}`).toEqual(message === null ? [] : [`2: ${message}`]);
+  });
+  it("names that hold public suffixes are none themselves, and the one that is told is one", () => {
+    for (const [section, names] of Object.entries(suffixHolders)) {
+      expect(Object.keys(names).length, section).toBeGreaterThan(5);
+      for (const [name, suffix] of Object.entries(names)) {
+        // tldts takes a top-level label that it has no rule for as a suffix, of no section.
+        expect(parse(name, { allowPrivateDomains: true }), name).not.toMatchObject({ publicSuffix: name, isIcann: true });
+        const facts = parse(suffix.replace("*", "x"), { allowPrivateDomains: true });
+        expect([suffix, facts.publicSuffix, facts.isIcann, facts.isPrivate]).toEqual([suffix, suffix.replace("*", "x"), section === "icann", section === "private"]);
+        expect(suffix.endsWith(`.${name}`), suffix).toBe(true);
+      }
+    }
   });
   it("a default that allows", () => {
     const list = (text: string): string[] => build(text).warnings.map(({ message }) => message);
