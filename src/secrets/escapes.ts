@@ -63,7 +63,7 @@ export function percentPlain(octets: Buffer): Buffer {
   return out.subarray(0, to);
 }
 
-/** `\uXXXX` as UTF-8 (a surrogate alone stays as it is), and the short escapes. */
+/** `\uXXXX` as UTF-8, also two of them for what is beyond the basic plane (a surrogate alone stays as it is), and the short escapes. */
 export function jsonDecoded(source: Mapped): Mapped {
   return decoded(source, (octets, i) => {
     if (octets[i] !== BACKSLASH) return 0;
@@ -75,15 +75,20 @@ export function jsonDecoded(source: Mapped): Mapped {
       return 2;
     }
     if (kind !== U) return 0;
-    let code = 0;
-    for (let k = 2; k < 6; k++) {
-      const digit = octets[i + k];
-      if (digit === undefined) return -1;
-      const value = hex[digit] as number;
-      if (value < 0) return 0;
-      code = code << 4 | value;
+    let code = fourDigits(octets, i + 2), taken = 6;
+    if (code < 0) return code === UNFINISHED ? -1 : 0;
+    if (code >= 0xd800 && code < 0xe000) {
+      if (code >= 0xdc00) return 0;
+      if (octets[i + 6] === undefined) return -1;
+      if (octets[i + 6] !== BACKSLASH) return 0;
+      if (octets[i + 7] === undefined) return -1;
+      if (octets[i + 7] !== U) return 0;
+      const low = fourDigits(octets, i + 8);
+      if (low === UNFINISHED) return -1;
+      if (low < 0xdc00 || low >= 0xe000) return 0;
+      code = 0x10000 + ((code & 0x3ff) << 10 | (low & 0x3ff));
+      taken = 12;
     }
-    if (code >= 0xd800 && code < 0xe000) return 0;
     if (code < 0x80) {
       scratch[0] = code;
       written = 1;
@@ -91,17 +96,39 @@ export function jsonDecoded(source: Mapped): Mapped {
       scratch[0] = 0xc0 | code >> 6;
       scratch[1] = 0x80 | (code & 63);
       written = 2;
-    } else {
+    } else if (code < 0x10000) {
       scratch[0] = 0xe0 | code >> 12;
       scratch[1] = 0x80 | (code >> 6 & 63);
       scratch[2] = 0x80 | (code & 63);
       written = 3;
+    } else {
+      scratch[0] = 0xf0 | code >> 18;
+      scratch[1] = 0x80 | (code >> 12 & 63);
+      scratch[2] = 0x80 | (code >> 6 & 63);
+      scratch[3] = 0x80 | (code & 63);
+      written = 4;
     }
-    return 6;
+    return taken;
   });
 }
 
-const scratch = Buffer.alloc(3);
+/** Fewer than four digits, and the text's end. */
+const UNFINISHED = -2;
+
+/** What four hexadecimal digits say; -1: they are none. */
+function fourDigits(octets: Buffer, start: number): number {
+  let code = 0;
+  for (let k = start; k < start + 4; k++) {
+    const digit = octets[k];
+    if (digit === undefined) return UNFINISHED;
+    const value = hex[digit] as number;
+    if (value < 0) return -1;
+    code = code << 4 | value;
+  }
+  return code;
+}
+
+const scratch = Buffer.alloc(4);
 let written = 0;
 
 /** @param at octets of the escape at a place, its meaning put into `scratch`; 0: none; -1: one that is not finished. */

@@ -6,7 +6,7 @@
  * HTML templates write their special characters, and as forms write blanks.
  *
  * Holds always: cost of octets without escapes is a few native searches; only the neighbourhood of an escape is decoded. What
- * must be kept of what went before is bounded (`reach`). Values under eight octets are not looked for: they would be found by
+ * must be kept of what went before is bounded (`reach` of pending). Values under eight octets are not looked for: they would be found by
  * chance. Pure.
  * Does not find: other encodings (hexadecimal, compression, encryption, base64 broken into lines, one octet at a time).
  */
@@ -18,6 +18,8 @@ import type { Form } from "./types.js";
 export const FOUND_FROM = 8;
 /** Source octets for one octet: `%25%36%37`. */
 const STRETCH = 9;
+/** The same at most: the six of a JSON escape, each written so. */
+const STRETCH_MAX = 6 * STRETCH;
 const PERCENT = 0x25, BACKSLASH = 0x5c;
 /** The short escapes alone are written out in the needles. */
 const JSON_ESCAPE = Buffer.from("\\u");
@@ -40,8 +42,8 @@ interface Needle { readonly octets: Buffer; readonly wanted: Wanted; readonly fo
 type Found = { start: number; end: number; needle: Needle };
 
 export class Finder {
-  /** Octets of the past that a match may begin in. */
-  readonly reach: number;
+  /** Octets around an escape within which all is that belongs to a match with it. */
+  readonly #reach: number;
   readonly #longest: number;
   /** Needles by their first octet. */
   readonly #byFirst: Buffer[][] = [];
@@ -58,7 +60,7 @@ export class Finder {
     const markers = marker === null || this.#marked.length === 0 ? [] : [Buffer.from(marker, "latin1"), ...[0, 1, 2].map((shift) => base64Of(Buffer.from(marker, "latin1"), shift))];
     this.#scanner = new Scanner([...this.#plain.map(({ octets }) => octets), ...markers]);
     this.#longest = needles.reduce((longest, { octets }) => Math.max(longest, octets.length), 0);
-    this.reach = STRETCH * this.#longest;
+    this.#reach = STRETCH * this.#longest;
     for (const { octets } of needles) (this.#byFirst[octets[0] as number] ??= []).push(octets);
   }
 
@@ -81,22 +83,28 @@ export class Finder {
   }
 
   /**
-   * How many of the last octets may be the beginning of a match that is not there yet; and how many decoded octets of it those
-   * are: few may be chance.
+   * How many of the last octets may be the beginning of a match that is not there yet; how many decoded octets of it those
+   * are: few may be chance; and how many of the past a match may begin in (`reach`).
    */
-  pending(octets: Buffer): { readonly octets: number; readonly matched: number } {
-    const tail = octets.subarray(Math.max(0, octets.length - this.reach));
-    const base = octets.length - tail.length;
+  pending(octets: Buffer): { readonly octets: number; readonly matched: number; readonly reach: number } {
+    // Where escapes stand close together, what they say is less than the longest that is wanted: further back, then.
+    for (let reach = this.#reach; ; reach *= 2) {
+      const tail = octets.subarray(Math.max(0, octets.length - reach)), base = octets.length - tail.length;
+      const written = escapes(tail, 0).length > 0 ? views(identity(tail, base)) : [];
+      // What is cut at the front of the tail may say more there than it does.
+      const enough = this.#longest + STRETCH_MAX;
+      if (base === 0 || reach >= STRETCH_MAX * this.#longest || written.every(([, view]) => view.octets.length >= enough)) return { ...this.#pendingIn(octets, tail, written), reach };
+    }
+  }
+
+  #pendingIn(octets: Buffer, tail: Buffer, written: readonly [Form, Mapped][]): { readonly octets: number; readonly matched: number } {
     let matched = this.#overlap(tail), begins = octets.length - matched;
-    const at = escapes(tail, 0);
-    if (at.length > 0) {
-      for (const [, view] of views(identity(tail, base))) {
-        const overlap = this.#overlap(view.octets);
-        const begin = overlap > 0 ? (view.from[view.octets.length - overlap] as number) : (view.unfinished ?? octets.length);
-        const count = overlap + (view.unfinished === null ? 0 : 1);
-        if (count > 0 && begin < begins) begins = begin;
-        matched = Math.max(matched, count);
-      }
+    for (const [, view] of written) {
+      const overlap = this.#overlap(view.octets);
+      const begin = overlap > 0 ? (view.from[view.octets.length - overlap] as number) : (view.unfinished ?? octets.length);
+      const count = overlap + (view.unfinished === null ? 0 : 1);
+      if (count > 0 && begin < begins) begins = begin;
+      matched = Math.max(matched, count);
     }
     return { octets: octets.length - begins, matched };
   }
@@ -115,9 +123,9 @@ export class Finder {
   #searchEscaped(octets: Buffer, found: Found[]): void {
     const at = escapes(octets, 0);
     for (let i = 0; i < at.length;) {
-      const start = Math.max(0, (at[i] as number) - this.reach);
-      let end = (at[i] as number) + this.reach;
-      while (++i < at.length && (at[i] as number) - this.reach <= end) end = (at[i] as number) + this.reach;
+      const start = Math.max(0, (at[i] as number) - this.#reach);
+      let end = (at[i] as number) + this.#reach;
+      while (++i < at.length && (at[i] as number) - this.#reach <= end) end = (at[i] as number) + this.#reach;
       const around = octets.subarray(start, end);
       if (!this.#suspicious(around)) continue;
       for (const [written, view] of views(identity(around, start))) {

@@ -30,6 +30,8 @@ export class Pass {
   /** What has left and may still be the beginning of a match, then what has not. */
   #held: Buffer = NOTHING;
   #left = 0;
+  /** Octets of the past that a match may begin in. */
+  #reach = 0;
 
   /** @param rewrites matches must be whole when they are met, so their beginnings are held back from the first octet on. */
   constructor(sought: Sought, rewrites: boolean, onHit: OnHit) {
@@ -60,8 +62,9 @@ export class Pass {
       barrier = hit.end;
     }
     const rest = window.subarray(barrier);
-    const pending = last ? { octets: 0, matched: 0 } : finder.pending(rest);
+    const pending = last ? { octets: 0, matched: 0, reach: 0 } : finder.pending(rest);
     this.matched = pending.matched;
+    this.#reach = pending.reach;
     const chance = pending.matched <= CHANCE;
     this.loose = this.#rewrites && chance && pending.octets > 0;
     const held = chance && !this.#rewrites ? 0 : pending.octets;
@@ -87,7 +90,7 @@ export class Pass {
 
   #release(window: Buffer, until: number, place: number, barrier: number, out: Buffer[]): void {
     if (until > place) out.push(window.subarray(place, until));
-    const keep = Math.max(barrier, until - this.#sought.finder.reach, 0);
+    const keep = Math.max(barrier, until - this.#reach, 0);
     // A copy: a slice would keep whole chunks alive.
     this.#held = Buffer.from(window.subarray(keep));
     this.#left = until - keep;
