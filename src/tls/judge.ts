@@ -13,7 +13,7 @@ import { coversName, patternsOf } from "../policy/coverage.js";
 import { authorityOf, decryptsName, trustOf } from "../policy/floor.js";
 import { judgeFlow, speaksOf } from "../policy/flow-judge.js";
 import { type CaFiles, type Policy, Proto, type Rule, type TlsPolicy } from "../policy/types.js";
-import type { Fields } from "./http/fields.js";
+import { namesMethod, type Fields } from "./http/fields.js";
 import { plainPath } from "./http/identity.js";
 import type { RequestFacts } from "./http/passage.js";
 
@@ -87,6 +87,11 @@ export class ConnectionJudge {
   /** Whose leaves the guest sees where TLS is ended; null: of a CA that is made for the sandbox. */
   get authority(): CaFiles | null { return authorityOf(this.policy, this.#views[1]?.policy ?? null); }
 
+  /** Whether a rule for this name and port says which methods there may be. */
+  speaksOfMethods({ port, labels }: Pick<NameQuestion, "port" | "labels">): boolean {
+    return this.#views.some(({ policy }) => policy.rules.some((rule) => rule.http?.methods != null && rule.direction === "egress" && speaksOf(rule, Proto.tcp, port) && coversName(rule, labels)));
+  }
+
   /**
    * Which rule stops a request, where rules by name speak of methods and paths: of the rules that cover the name and port, the
    * first that also covers the request decides. null: none stops it. `ambiguous`: its path can be read in two ways.
@@ -113,16 +118,19 @@ export class ConnectionJudge {
   }
 }
 
-export type JudgedRequest = Pick<RequestFacts, "method" | "target" | "fields">;
+export interface JudgedRequest extends Pick<RequestFacts, "method" | "target" | "fields"> {
+  /** Methods that its body names. */
+  readonly asked?: readonly string[];
+}
 
 /** What common frameworks and servers take for the method or the target instead of the request's own (Rack, Symfony, Express, IIS); `_` is read as `-` by CGI. */
 const methodFields = new Set(["x-http-method-override", "x-http-method", "x-method-override"]);
 const targetFields = new Set(["x-original-url", "x-rewrite-url"]);
 
 /** Why a request is not one that the rule means, or may be taken for another one; null: it is. */
-function outside({ http }: Rule, { method, target, fields }: JudgedRequest): "rule-method" | "rule-path" | "path-ambiguous" | null {
+function outside({ http }: Rule, { method, target, fields, asked = [] }: JudgedRequest): "rule-method" | "rule-path" | "path-ambiguous" | null {
   const methods = http?.methods ?? null;
-  if (methods !== null && ![method, ...otherMethods(target, fields)].every((one) => methods.includes(one))) return "rule-method";
+  if (methods !== null && ![method, ...asked, ...otherMethods(target, fields)].every((one) => methods.includes(one))) return "rule-method";
   if (http?.paths == null) return null;
   const path = plainPath(target);
   if (path === null || said(fields, targetFields).length > 0) return "path-ambiguous";
@@ -132,7 +140,8 @@ function outside({ http }: Rule, { method, target, fields }: JudgedRequest): "ru
 /** As a server may read them that takes another method than the request's own from a field or the query. */
 function otherMethods(target: string, fields: Fields): string[] {
   const mark = target.indexOf("?");
-  const asked = mark < 0 ? [] : new URLSearchParams(target.slice(mark + 1)).getAll("_method");
+  // Some split queries at `;` as well.
+  const asked = mark < 0 ? [] : [...new URLSearchParams(target.slice(mark + 1).replaceAll(";", "&"))].filter(([name]) => namesMethod(name)).map(([, value]) => value);
   return [...said(fields, methodFields).flatMap((value) => value.split(",")), ...asked].map((value) => value.trim().toUpperCase());
 }
 

@@ -33,14 +33,15 @@ import { keepOperators, keptAuthority, operatorAuthority } from "./certificates/
 import { serveDot } from "./dot.js";
 import { type ClientHello, canonicalLabels, HelloReader } from "./hello.js";
 import { isDnsContent, isDnsMessage } from "./http/fields.js";
+import { guardMethods } from "./http/form.js";
 import { interceptTls } from "./http/intercept.js";
 import { httpLimits } from "./http/limits.js";
-import type { HttpCounters, Passage, RequestFacts } from "./http/passage.js";
+import { isRefusal, type ExchangeFilter, type HttpCounters, type Passage, type RequestFacts } from "./http/passage.js";
 import { proxyPlainHttp } from "./http/plain.js";
 import { refuse, type HttpReason, type Refusal } from "./http/refusal.js";
 import { trustContext } from "./http/trust.js";
 import { Watch } from "./http/watch.js";
-import { ConnectionJudge, type NameQuestion } from "./judge.js";
+import { ConnectionJudge, type JudgedRequest, type NameQuestion } from "./judge.js";
 import { matchesPattern } from "../policy/names.js";
 import type { TlsDenial, TlsStats } from "./protocol.js";
 import { type ConnectionOutcome, connectionOutcomes, refusedOutcomes } from "./reasons.js";
@@ -510,9 +511,15 @@ export class TlsService {
         return this.#judgeRequest(sandbox, asked, request, question === null ? "host-denied" : "policy");
       },
       judgeAnswer: (fields) => (sandbox.judge.deniesDoh && isDnsContent(fields) ? refuse(403, "dns-message") : null),
-      filter: (request) => sandbox.secrets?.exchange({
-        labels: question?.labels ?? connection.question?.labels ?? [], port: meant.remotePort, intercepted: question !== null, verified: question !== null, pinned: question?.pinned === true,
-      }, request) ?? null,
+      filter: (request) => {
+        const asked = question ?? connection.question;
+        const filter = sandbox.secrets?.exchange({
+          labels: asked?.labels ?? [], port: meant.remotePort, intercepted: question !== null, verified: question !== null, pinned: question?.pinned === true,
+        }, request) ?? null;
+        const mayBe = asked === null || !sandbox.judge.speaksOfMethods(asked) ? null : (method: string) => this.#judgeRule(sandbox, asked, { ...request, asked: [method] });
+        const guarded = (found: ExchangeFilter | Refusal | null): ExchangeFilter | Refusal | null => (isRefusal(found) ? found : guardMethods(found, request, mayBe, sandbox));
+        return filter instanceof Promise ? filter.then(guarded) : guarded(filter);
+      },
       refused: (refusal, { method, host }) => this.#told(sandbox, meant, refusal.reason, host, method === "" ? null : method, refusal.message, refusal.violation),
     };
   }
@@ -528,6 +535,10 @@ export class TlsService {
     const { judge } = sandbox, { target, fields, host } = request;
     if (judge.judge(this.#groups, question).reason !== "allowed") return refuse(otherwise === "policy" ? 403 : 421, otherwise, `${host} is not allowed here`, true);
     if (judge.deniesDoh && isDnsMessage(fields, target)) return refuse(403, "dns-message");
+    return this.#judgeRule(sandbox, question, request);
+  }
+
+  #judgeRule({ judge }: Sandbox, question: NameQuestion, request: JudgedRequest): Refusal | null {
     const stopped = judge.request(question, request);
     // By number: the guest is not told where the host keeps its policy.
     return stopped === null ? null : refuse(stopped.why === "path-ambiguous" ? 400 : 403, stopped.why, `rule ${stopped.rule.index + 1} does not allow this ${stopped.why === "rule-method" ? "method" : "path"}`);

@@ -64,6 +64,7 @@ describe("methods and paths", () => {
   test.each<[string, string, string, string[], string | null]>([
     ["api.example", "POST", "/issues", ["X-HTTP-Method-Override", "DELETE"], "rule-method"], ["api.example", "POST", "/issues", ["x_http_method", "delete"], "rule-method"], ["api.example", "POST", "/issues", ["X-Method-Override", "POST, DELETE"], "rule-method"],
     ["api.example", "POST", "/issues", ["X-HTTP-Method-Override", "post"], null], ["api.example", "POST", "/issues?_method=DELETE", [], "rule-method"], ["api.example", "POST", "/issues?a=b&%5Fmethod=put", [], "rule-method"], ["api.example", "POST", "/issues?method=DELETE", [], null],
+    ["api.example", "POST", "/issues?a;_method=DELETE", [], "rule-method"], ["api.example", "POST", "/issues?+.method=DELETE", [], "rule-method"], ["api.example", "POST", "/issues?%5bmethod%00x=DELETE", [], "rule-method"], ["api.example", "POST", "/issues?a.method=DELETE", [], null],
     ["api.example", "GET", "/me", ["X-Original-URL", "/admin"], "path-ambiguous"], ["api.example", "GET", "/me", ["X_Rewrite-Url", "/me"], "path-ambiguous"], ["other.example", "GET", "/me", ["X-Original-URL", "/admin", "X-HTTP-Method-Override", "DELETE"], null],
   ])("A47: %s %s %s with %j: %s", (name, method, target, fields, why) => expect(stopped(name, method, target, ...fields)).toBe(why));
 

@@ -696,13 +696,15 @@ describe("another policy, another sandbox", () => {
     ["an answer in JSON", "GET /resolve?name=a.example", "application/dns-json; charset=utf-8", "dns-message"],
     ["another answer", "GET /resolve?name=a.example", "application/json", null],
     ["another method by a field", "POST /a\r\nX-HTTP_Method-Override: delete", "text/plain", "rule-method"],
+    ["another method by a form", "POST /a\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: 14\r\n\r\n_method=delete", "text/plain", "rule-method"],
+    ["the same method by a form", "POST /a\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: 12\r\n\r\n_method=post", "text/plain", null],
     ["another target by a field", "GET /resolve\r\nx-original-url: /admin", "text/plain", "path-ambiguous"],
   ])("%s, where the policy says something of that", async (_what, request, type, reason) => {
     remotePort = 80;
     origin.removeAllListeners("connection").on("connection", (socket: Socket) => { servers.push(socket); socket.on("data", () => socket.write(`HTTP/1.1 200 OK\r\ncontent-type: ${type}\r\ncontent-length: 2\r\n\r\nok`)); });
     await service.setPolicy(SLOT, GENERATION, policyOf("rules:\n  - {allow: shop.example, methods: [GET], paths: [/dns-query, /resolve]}\n  - {allow: shop.example, methods: [POST], paths: [/a]}\ntls: {intercept: true, deny_doh: true}\n"), null, table(() => remotePort));
-    const [line, ...fields] = request.split("\r\n");
-    const asked = await knock(Buffer.from(`${[`${line} HTTP/1.1`, "host: shop.example", ...fields].join("\r\n")}\r\n\r\n`));
+    const [head, body = ""] = request.split("\r\n\r\n") as [string, string?], [line, ...fields] = head.split("\r\n");
+    const asked = await knock(Buffer.from(`${[`${line} HTTP/1.1`, "host: shop.example", ...fields].join("\r\n")}\r\n\r\n${body}`));
     await seen(() => expect(asked.octets().toString()).toMatch(reason === null ? /ok$/ : `"reason":"${reason}"`));
     expect(reasons()).toEqual(reason === null ? [] : [reason]);
   });

@@ -102,3 +102,6 @@ export function isDnsMessage(fields: Fields, target: string): boolean {
   const query = new URLSearchParams(target.slice(mark + 1));
   return query.getAll("dns").some((value) => /^[A-Za-z0-9_-]{16,}/.test(value)) || query.getAll("ct").some((type) => dnsTypes.has(type.toLowerCase()));
 }
+
+/** Whether a field of that name is read as `_method`. PHP leaves out blanks in front, ends a name at a NUL, and takes `.`, `[` and a blank for `_`. */
+export function namesMethod(name: string): boolean { return /^ *[_.[]method(?:\0|$)/.test(name); }
