@@ -634,6 +634,40 @@ describe("A54, 29: floods end the session; another one goes on", () => {
     expect(client.frames.find((one) => one.type === GOAWAY)?.payload.readUInt32BE(4)).toBe(constants.NGHTTP2_ENHANCE_YOUR_CALM);
     expect(w.world.counters.refused["limit"]).toBe(1);
   });
+  it("interim answers, some octets on the wire and 60 KB each, that the guest does not take", async () => {
+    // By hand: the far side says by PING that it has said all, and hears when all of that was read.
+    let far: TLSSocket | null = null, asked = 0, pongs = 0;
+    const status = Buffer.concat([Buffer.of(0x08), literal("103")]), again = Buffer.alloc(20, 0xbe), pings = frame(PING, 0, 0, Buffer.alloc(8));
+    const w = await h2(ok, { onOrigin: (socket) => {
+      far = socket;
+      socket.on("error", () => undefined);
+      socket.write(frame(SETTINGS, 0, 0));
+      let held = Buffer.alloc(0), preface = 24;
+      socket.on("data", (chunk: Buffer) => {
+        held = Buffer.concat([held, chunk]);
+        for (let length; held.length >= preface + 9 && held.length >= (length = preface + 9 + held.readUIntBE(preface, 3)); held = held.subarray(length), preface = 0) {
+          const type = held[preface + 3] as number;
+          if (type === HEADERS) asked++;
+          if (type === PING) pongs++;
+        }
+      });
+    } });
+    const client = new RawClient((await w.world.guest()).socket as TLSSocket);
+    client.socket.pause();
+    await until(() => w.world.watch.size === 1);
+    const over = (): boolean => w.world.watch.size === 0;
+    const told = async (frames: Buffer, more: number): Promise<void> => {
+      const before = pongs;
+      far?.write(Buffer.concat([...Array.from({ length: more }, () => frames), pings]));
+      await until(() => pongs > before || over());
+    };
+    client.ask(1, GOOD);
+    await until(() => asked === 1);
+    await told(frame(HEADERS, END_HEADERS, 1, Buffer.concat([status, Buffer.of(0x40), literal("x-b"), literal("a".repeat(3_000))])), 1);
+    for (let i = 0; i < 10 && !over(); i++) await told(frame(HEADERS, END_HEADERS, 1, Buffer.concat([status, again])), 100);
+    expect(w.world.counters.refused["limit"]).toBe(1);
+    expect(over()).toBe(true);
+  });
   it("PING without reading the answers", async () => {
     const w = await h2(ok);
     const client = new RawClient((await w.world.guest()).socket as TLSSocket);

@@ -28,6 +28,12 @@ const { NGHTTP2_CANCEL, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_FLAG_END_STREAM, NGHT
 
 /** Megabytes that one session may hold in queues and tables. */
 const SESSION_MEMORY = 16;
+/** Octets of heads and trailers that one side of a session may leave untaken: a few octets on the wire may say 64 KiB, and nobody else counts them. */
+const UNTAKEN_MAX = SESSION_MEMORY * 1024 * 1024;
+/** What nghttp2 keeps beside the fields of one. */
+const FRAME_OCTETS = 256;
+/** Of those, how many are remembered before it is looked which of them have gone. */
+const UNTAKEN_FRAMES = 1_024;
 /** SETTINGS frames of one session: peers send one or two. */
 const SETTINGS_MAX = 32;
 /** PING frames of one session between two looks at it: gRPC's bandwidth probes are some a second. */
@@ -79,8 +85,37 @@ export function openHttp2(socket: TLSSocket, name: string, limits: HttpLimits): 
  */
 export function serveHttp2(guest: TLSSocket, raw: Socket, passage: Passage, upstream: ClientHttp2Session | UpstreamError): void { new Http2Leg(guest, raw, passage, upstream); }
 
+/** Heads and trailers that were given to a session for its peer, which may not take them: nghttp2 keeps them, also those of streams that have ended meanwhile. */
+class Untaken {
+  /** Octets of each, in the order in which they go out. */
+  #sizes: number[] = [];
+  #sum = 0;
+
+  constructor(private readonly session: Http2Session) {}
+
+  get octets(): number {
+    if (this.#sum === 0) return 0;
+    // The last ones wait, and no more of them than frames do.
+    const waiting = this.session.destroyed ? 0 : (this.session.state.outboundQueueSize ?? 0), gone = Math.max(0, this.#sizes.length - waiting);
+    for (let i = 0; i < gone; i++) this.#sum -= this.#sizes[i] as number;
+    if (gone > 0) this.#sizes = this.#sizes.slice(gone);
+    return this.#sum;
+  }
+
+  /** @param fields given already. @returns whether it is too much. */
+  add(fields: Fields): boolean {
+    const size = FRAME_OCTETS + sizeOf(fields);
+    this.#sizes.push(size);
+    this.#sum += size;
+    // What has gone is looked for only where it matters: each look costs a microsecond.
+    return (this.#sum > UNTAKEN_MAX || this.#sizes.length > UNTAKEN_FRAMES) && this.octets > UNTAKEN_MAX;
+  }
+}
+
 class Http2Leg implements Watched {
   readonly #guest: ServerHttp2Session;
+  readonly #toGuest: Untaken;
+  readonly #toUpstream: Untaken | null;
   readonly #upstream: ClientHttp2Session | UpstreamError;
   /** guest streams and theirs upstream, null while there is none yet. */
   readonly #streams = new Map<ServerHttp2Stream, ClientHttp2Stream | null>();
@@ -112,6 +147,8 @@ class Http2Leg implements Watched {
       maxConcurrentStreams: Math.min(remote.maxConcurrentStreams ?? limits.streams, limits.streams), ...(remote.enableConnectProtocol === true ? { enableConnectProtocol: true } : {}),
     }));
     const guest = this.#guest;
+    this.#toGuest = new Untaken(guest);
+    this.#toUpstream = upstream instanceof UpstreamError ? null : new Untaken(upstream);
     guest.setLocalWindowSize(limits.window);
     endsWith(guest, socket);
     // The fourth argument is documented, and missing in the types.
@@ -136,7 +173,7 @@ class Http2Leg implements Watched {
 
   /** Octets that one side has sent and the other has not taken, as far as they are seen from here, and what is kept of streams. */
   #held(): number {
-    let sum = this.raw.writableLength;
+    let sum = this.raw.writableLength + this.#toGuest.octets + (this.#toUpstream?.octets ?? 0);
     for (const [stream, up] of this.#streams) {
       sum += STREAM_OCTETS + stream.readableLength + stream.writableLength + (this.#kept.get(stream) ?? 0);
       if (up !== null) sum += up.readableLength + up.writableLength;
@@ -273,6 +310,7 @@ class Http2Leg implements Watched {
     if (secret.length > 0) (outgoing as { [sensitiveHeaders]?: string[] })[sensitiveHeaders] = secret;
     const up = session.request(outgoing, ended ? { endStream: true } : { endStream: false, waitForTrailers: true });
     this.#streams.set(stream, up);
+    if (this.#toUpstream?.add(fields) === true) this.#cutAll();
     up.on("error", () => undefined); // its close tells
     up.once("close", () => {
       filter?.done();
@@ -288,7 +326,9 @@ class Http2Leg implements Watched {
       if (!open(stream) || stream.headersSent || status < 102 || status > 199) return;
       const plain = responseFields(flat(interim));
       const passed = filter === null ? plain : filter.responseHead(status, "", plain)?.fields;
-      if (passed !== undefined) stream.additionalHeaders({ ":status": status, ...objectOf(passed) });
+      if (passed === undefined) return;
+      stream.additionalHeaders({ ":status": status, ...objectOf(passed) });
+      this.#given(passed);
     }));
     up.once("response", (incoming, flags) => this.#guard(stream, up, () => this.#answer(stream, up, incoming, flags, filter)));
   }
@@ -348,8 +388,10 @@ class Http2Leg implements Watched {
       up.once("trailers", (received: IncomingHttpHeaders) => {
         const plain = plainTrailers(flat(received));
         const checked = filter === null ? plain : filter.responseTrailers(plain);
-        if (checked !== null) trailers = objectOf(checked);
-        else {
+        if (checked !== null) {
+          trailers = objectOf(checked);
+          this.#given(checked);
+        } else {
           up.close(NGHTTP2_CANCEL);
           this.#cutOff(stream, NGHTTP2_INTERNAL_ERROR);
         }
@@ -357,6 +399,7 @@ class Http2Leg implements Watched {
       stream.once("wantTrailers", () => this.#guard(stream, up, () => { if (!stream.destroyed) stream.sendTrailers(trailers); }));
     }
     stream.respond({ ":status": status, ...objectOf(fields) }, options);
+    this.#given(fields);
     if (ended || !open(stream) || stream.writableEnded) return;
     up.on("data", passing);
     if (scrub === null) up.pipe(stream);
@@ -407,6 +450,16 @@ class Http2Leg implements Watched {
     this.#resets = Math.max(0, this.#resets - (now - this.#resetsAt) * RESETS_PER_MS) + 1;
     this.#resetsAt = now;
     if (this.#resets > RESETS_MAX) this.#calm();
+  }
+
+  #given(fields: Fields): void { if (this.#toGuest.add(fields)) this.#cutAll(); }
+
+  /** A side does not take what it is told: it would not take a word about that either. */
+  #cutAll(): void {
+    if (this.#guest.destroyed) return;
+    countRefusal(this.passage.counters, "limit");
+    this.#guest.destroy();
+    this.raw.destroy();
   }
 
   /** Too much of something: what is under way ends, and so does the session. */
