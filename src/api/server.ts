@@ -16,6 +16,7 @@ import { makeDirectories } from "../make-directory.js";
 import { explainQuestion } from "../explain/ask.js";
 import { policyReport } from "../policy/check.js";
 import { faultText } from "./faults.js";
+import { parseStrictJson } from "./json.js";
 import { API_VERSION, attachRequest, BODY_OCTETS, explainQuery, flowsQuery, noQuery, policyRequest, watchQuery, type ApiError } from "./schema.js";
 import { agentView, flowsView, pinsView, statusView, summaryView, versionView } from "./views.js";
 
@@ -226,9 +227,9 @@ async function jsonBody(request: IncomingMessage): Promise<unknown> {
     chunks.push(chunk as Buffer);
   }
   try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(Buffer.concat(chunks))) as unknown;
+    return parseStrictJson(new TextDecoder("utf-8", { fatal: true }).decode(Buffer.concat(chunks)));
   } catch (cause) {
-    throw new EnforcerError("E_REQUEST", `the body is not JSON: ${(cause as Error).message}`, { cause });
+    throw new EnforcerError("E_REQUEST", `the body is not JSON that is taken: ${(cause as Error).message}`, { cause });
   }
 }
 

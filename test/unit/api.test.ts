@@ -8,12 +8,14 @@ import { request } from "node:http";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { Agent } from "../../src/agent/daemon.js";
 import { EVENTS_WAITING, WatchHub, type Watcher, type WatchEvent } from "../../src/agent/watch.js";
 import { attachRequest, type WatchQuery } from "../../src/api/schema.js";
 import { errorKinds, type ErrorCode } from "../../src/errors.js";
 import { AgentClient, EnforcerError } from "../../src/index.js";
+import { parseStrictJson } from "../../src/api/json.js";
 import { serveApi, type ApiServer } from "../../src/api/server.js";
 
 const folder = mkdtempSync(path.join(tmpdir(), "enforcer-api-"));
@@ -279,6 +281,30 @@ describe("the API", () => {
     for (const ending of endings) ending.abort();
     await Promise.all(running);
     await expect.poll(() => watchers.size).toBe(0);
+  });
+});
+
+describe("JSON of a request", () => {
+  it.each(["{}", "[]", "null", '"a"', '{"a":{"a":[{"a":1},{"a":2}],"b":"{\\"a\\":1,\\"a\\":2}"},"b":{"a":1}}', '[{"a":1},{"a":1}]', '{"":1,"\\\\":"\\\\","\\"":"\\\\\\""}', '{"__proto__":1,"a":"__proto__"}', ' { "a" : [ "a" , "a" ] , "b" : "a" } '])("%s is read as it stands", (text) => {
+    expect(parseStrictJson(text)).toEqual(JSON.parse(text));
+  });
+
+  it.each(['{"a":1,"a":1}', '{"a":1,"\\u0061":2}', '[0,{"x":{"a":[],"b":{},"a":0}}]', '{"":1,"":2}', '{"a\\"":1,"a\\"":2}', '{"x":"\\\\","a":1,"a":2}', '{"__proto__":1,"__proto__":2}', '{"x":{"a":1},"b":[{"a":1}],"x":1}'])("%s is refused: a key is there twice", (text) => {
+    JSON.parse(text);
+    expect(() => parseStrictJson(text)).toThrow(/is there twice/);
+  });
+
+  it("what random objects are written as is read", () => {
+    fc.assert(fc.property(fc.json(), (text) => { expect(parseStrictJson(text)).toEqual(JSON.parse(text)); }), { numRuns: 2_000 });
+  });
+
+  it("is refused with the request", async () => {
+    asked.length = 0;
+    const answer = await new Promise<string>((resolve, reject) => {
+      request({ socketPath: socket, method: "POST", path: "/v1/sandboxes", headers: { "content-type": "application/json" } }, (response) => { response.setEncoding("utf8").on("data", resolve); }).on("error", reject).end('{"tap":"tap0","tap":"tap1"}');
+    });
+    expect(answer).toMatch(/E_REQUEST.*\\"tap\\" is there twice/);
+    expect(asked).toEqual([]);
   });
 });
 
