@@ -148,11 +148,16 @@ export function program(): Command {
   return root;
 }
 
+/** main() runs more than once in one process where pages are made of what it says. */
+let outlived = false;
+
 /**
  * Whoever reads the output may end first, as head does: that is no fault, and what was asked for is done all the same. Output that
  * cannot be written for another reason is an error, but for who stays: an enforcer goes on without its log.
  */
 function outliveReaders(stays: boolean): void {
+  if (outlived) return;
+  outlived = true;
   process.stdout.on("error", ({ code, message }: NodeJS.ErrnoException) => {
     if (code === "EPIPE" || stays) return;
     process.stderr.write(`enforcer: the output cannot be written: ${message}\n`);
