@@ -27,6 +27,16 @@ export function codingOf(tokens: readonly string[]): Coding | null | "unknown" {
   }
 }
 
+/** Octets of the past that a Brotli stream may refer to, and that its decoder so keeps (RFC 7932 section 9.1). @param first octet of the stream. */
+export function brotliWindow(first: number): number {
+  if ((first & 1) === 0) return 1 << 16;
+  const above = first >> 1 & 7, below = first >> 4 & 7;
+  return 1 << (above !== 0 ? 17 + above : below !== 0 ? 8 + below : 17);
+}
+
+/** What gzip's and deflate's decoder keeps, octets. */
+const INFLATE_KEPT = 48 * 1024;
+
 function decoderOf(coding: Coding): Gunzip | Inflate | BrotliDecompress {
   switch (coding) {
     case "gzip": return createGunzip();
@@ -41,13 +51,14 @@ abstract class Decoding extends TakingTurns {
   #in = 0;
   #out = 0;
   #ended = false;
+  #window: number | null = null;
   /** A piece that came out waits for its turn. */
   protected waits = false;
   /** What goes on when all that came out was looked through. */
   #then: (() => void) | null = null;
 
   /** @param strict nothing may stand behind the coded octets; else it is left out. */
-  constructor(coding: Coding, owner: object, private readonly strict: boolean) {
+  constructor(private readonly coding: Coding, owner: object, private readonly strict: boolean) {
     super(owner);
     this.decoder = decoderOf(coding);
     this.decoder.on("error", (error) => this.destroy(error));
@@ -69,6 +80,12 @@ abstract class Decoding extends TakingTurns {
     });
   }
 
+  /** Octets that are kept for it. */
+  get kept(): number {
+    if (this.destroyed || this.#ended) return this.readableLength + this.writableLength;
+    return this.readableLength + this.writableLength + this.decoder.readableLength + (this.coding === "br" ? Math.min(this.#out, this.#window ?? 0) : INFLATE_KEPT);
+  }
+
   /** @param then called once, unless the stream ends before. */
   #whenLookedThrough(then: () => void): void {
     const all = !this.waits && this.decoder.readableLength === 0;
@@ -79,6 +96,7 @@ abstract class Decoding extends TakingTurns {
   protected abstract decoded(chunk: Buffer): void;
 
   protected feed(chunk: Buffer, done: () => void): void {
+    if (this.coding === "br" && chunk.length > 0) this.#window ??= brotliWindow(chunk[0] as number);
     this.#in += chunk.length;
     if (this.#ended) {
       if (this.strict) this.#more();

@@ -252,6 +252,8 @@ class Exchange implements ExchangeFilter {
   #keeps = false;
   /** The answer is a WebSocket's octets. */
   #framed = false;
+  /** What decodes. */
+  readonly #decoding: (InspectedStream | DecodedStream)[] = [];
 
   constructor(set: SecretSet, gate: Gate, request: RequestFacts, target: string, fields: string[], used: Set<KnownSecret>, values: ReadonlyMap<KnownSecret, Buffer | null>, open: ReadonlySet<KnownSecret>, here: readonly KnownSecret[]) {
     this.#set = set;
@@ -315,7 +317,9 @@ class Exchange implements ExchangeFilter {
     if (coding === null || coding === "unknown") return new PassStream(this.#bodyPass(rewrites, sized), this.#set);
     // What stands in a block that is not compressed is found twice, as it comes and decoded: let pass, it is told once.
     const told = new Map<string, number>();
-    return new InspectedStream(coding, this.#codedPass(told), this.#codedPass(told), this.#set);
+    const stream = new InspectedStream(coding, this.#codedPass(told), this.#codedPass(told), this.#set);
+    this.#decoding.push(stream);
+    return stream;
   }
 
   /** Of a body in a coding one of two. @param told what either of them told, by secret and form: as often as the one that found it most often. */
@@ -455,7 +459,10 @@ class Exchange implements ExchangeFilter {
       this.#count(hit);
       return scrub.replacement(hit, octets.length, this.#keeps || !changesLength);
     });
-    return { transform: coding === null ? new PassStream(pass, this.#set) : new DecodedStream(coding, pass, this.#set), changesLength };
+    if (coding === null) return { transform: new PassStream(pass, this.#set), changesLength };
+    const transform = new DecodedStream(coding, pass, this.#set);
+    this.#decoding.push(transform);
+    return { transform, changesLength };
   }
 
   responseTrailers(fields: Fields): string[] | null {
@@ -469,6 +476,10 @@ class Exchange implements ExchangeFilter {
     }
     return out;
   }
+
+  held(): number { return this.#decoding.reduce((sum, { kept }) => sum + kept, 0); }
+
+  release(): void { for (const stream of this.#decoding) stream.destroy(); }
 
   done(): void { /* nothing is held beyond the streams */ }
 

@@ -2,7 +2,8 @@
 import { connect as h2connect, createSecureServer, type ClientHttp2Session, type IncomingHttpHeaders, type OutgoingHttpHeaders } from "node:http2";
 import { createHash } from "node:crypto";
 import type { TLSSocket } from "node:tls";
-import { constants, createDeflate, gzipSync, inflateSync } from "node:zlib";
+import { brotliCompressSync, constants, createDeflate, gzipSync, inflateSync } from "node:zlib";
+import { brotliWindow } from "../../src/secrets/coding.js";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { SecretSpec } from "../../src/policy/types.js";
 import { Finder } from "../../src/secrets/finder.js";
@@ -268,6 +269,27 @@ describe("HTTP/1.1", () => {
       }
     }
     expect(find.mock.calls.length).toBeLessThan(COUNT / 10);
+  });
+  it("A54: what a decoder keeps counts as kept, by some octets on the wire, until the request is over", async () => {
+    for (let bits = 10; bits <= 24; bits++) expect(brotliWindow(brotliCompressSync("x".repeat(999), { params: { [constants.BROTLI_PARAM_LGWIN]: bits } })[0] as number)).toBe(1 << bits);
+    const OCTETS = 48 << 20, coded = brotliCompressSync(Buffer.alloc(OCTETS, "a"), { params: { [constants.BROTLI_PARAM_LGWIN]: 24, [constants.BROTLI_PARAM_QUALITY]: 5 } });
+    expect(coded.length).toBeLessThan(100);
+    const w = await world(EVIL);
+    const guest = await w.guest(), find = vi.spyOn(Finder.prototype, "find");
+    guest.write(`POST / HTTP/1.1\r\nHost: ${NAME}\r\nContent-Encoding: br\r\nTransfer-Encoding: chunked\r\n\r\n${coded.length.toString(16)}\r\n${coded.toString("latin1")}\r\n`);
+    let looked = 0, at = 0;
+    await until(() => {
+      for (; at < find.mock.calls.length; at++) looked += find.mock.calls[at]?.[0].length ?? 0;
+      return looked > OCTETS / 2;
+    });
+    expect(w.held()).toBeGreaterThan(16 << 20);
+    await until(() => {
+      for (; at < find.mock.calls.length; at++) looked += find.mock.calls[at]?.[0].length ?? 0;
+      return looked >= OCTETS;
+    });
+    guest.write("0\r\n\r\n");
+    await until(() => seen(w).endsWith("0\r\n\r\n"));
+    expect(w.held()).toBeLessThan(1 << 20);
   });
   it("38: a rotation counts for the next request of an open connection, a removal too", async () => {
     await open({ ttl: 60 });

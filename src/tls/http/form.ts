@@ -187,6 +187,8 @@ export function guardMethods(filter: ExchangeFilter | null, request: RequestFact
     responseBody: () => filter?.responseBody() ?? null,
     responseTrailers: (trailers) => (filter === null ? [...trailers] : filter.responseTrailers(trailers)),
     tunnel: () => filter?.tunnel?.() ?? null,
+    held: () => filter?.held?.() ?? 0,
+    release: () => filter?.release?.(),
     done: () => filter?.done(),
   };
 }

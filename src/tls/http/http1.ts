@@ -103,6 +103,8 @@ class Http1Leg implements Watched {
   #active: Turn | null = null;
   #outgoing: ClientRequest | null = null;
   #incoming: IncomingMessage | null = null;
+  /** What the exchange under way passes through. */
+  #filter: ExchangeFilter | null = null;
   /** Octets of a body that is gathered before it goes on: what it will have. */
   #whole = 0;
   /** No further request is taken. */
@@ -190,7 +192,7 @@ class Http1Leg implements Watched {
   /** Octets that one side has sent and the other has not taken, as far as they are seen from here, and what is kept of requests that wait: a packet may hold thousands. */
   #held(): number {
     const { guest } = this, upstream = this.#upstream, turn = this.#active;
-    let sum = guest.readableLength + guest.writableLength + this.#whole;
+    let sum = guest.readableLength + guest.writableLength + this.#whole + (this.#filter?.held?.() ?? 0);
     // A head that is not whole is in the parser.
     if (turn === null) sum += Math.min(HEAD_MAX, guest.bytesRead - this.#readAtIdle);
     for (const { request } of this.#queue) sum += WAITING_OCTETS + request.rawHeaders.reduce((octets, field) => octets + field.length, request.readableLength);
@@ -246,7 +248,7 @@ class Http1Leg implements Watched {
     }
     this.#active = null;
     const outgoing = this.#outgoing;
-    this.#outgoing = this.#incoming = null;
+    this.#outgoing = this.#incoming = this.#filter = null;
     this.#whole = 0;
     if (!response.writableFinished) {
       outgoing?.destroy();
@@ -302,6 +304,7 @@ class Http1Leg implements Watched {
       filter?.done();
       return;
     }
+    this.#filter = filter;
     if (this.#upstream === null && this.#dial !== null) {
       try {
         this.#take(await this.#dial());
@@ -714,6 +717,7 @@ class Http1Leg implements Watched {
     this.#closed = true;
     this.#ending = true;
     this.passage.watch.delete(this);
+    this.#filter?.release?.();
     this.#outgoing?.destroy();
     this.#upstream?.destroy();
     this.#agent.destroy();

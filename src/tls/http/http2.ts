@@ -123,6 +123,8 @@ class Http2Leg implements Watched {
   readonly #methods = new WeakMap<ServerHttp2Stream, string>();
   /** octets of heads, and of bodies that are gathered before they go on. */
   readonly #kept = new WeakMap<ServerHttp2Stream, number>();
+  /** What streams pass through. */
+  readonly #filters = new WeakMap<ServerHttp2Stream, ExchangeFilter>();
   /** of requests whose trailers have come: they may stand right behind the head, before the request is judged. */
   readonly #trailers = new WeakMap<ServerHttp2Stream, Fields>();
   #refused = 0;
@@ -175,7 +177,7 @@ class Http2Leg implements Watched {
   #held(): number {
     let sum = this.raw.writableLength + this.#toGuest.octets + (this.#toUpstream?.octets ?? 0);
     for (const [stream, up] of this.#streams) {
-      sum += STREAM_OCTETS + stream.readableLength + stream.writableLength + (this.#kept.get(stream) ?? 0);
+      sum += STREAM_OCTETS + stream.readableLength + stream.writableLength + (this.#kept.get(stream) ?? 0) + (this.#filters.get(stream)?.held?.() ?? 0);
       if (up !== null) sum += up.readableLength + up.writableLength;
     }
     return sum;
@@ -258,6 +260,7 @@ class Http2Leg implements Watched {
       this.#refuse(stream, filter);
       return;
     }
+    if (filter !== null) this.#filters.set(stream, filter);
     if (stream.closed || stream.destroyed) {
       filter?.done();
       return;
@@ -485,6 +488,7 @@ class Http2Leg implements Watched {
   #over(stream: ServerHttp2Stream): void {
     const up = this.#streams.get(stream);
     this.#streams.delete(stream);
+    this.#filters.get(stream)?.release?.();
     this.#streamAt = performance.now();
     const code = stream.rstCode ?? NGHTTP2_NO_ERROR;
     if (code !== NGHTTP2_NO_ERROR && !this.#cut.has(stream)) this.#countReset();

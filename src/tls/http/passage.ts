@@ -41,6 +41,10 @@ export interface ExchangeFilter {
   responseTrailers(fields: Fields): string[] | null;
   /** What a WebSocket's octets go through in each direction; null: nothing. */
   tunnel?(): { readonly fromGuest: Duplex; readonly toGuest: Duplex | null } | null;
+  /** Octets that it keeps; absent: none to speak of. */
+  held?(): number;
+  /** Nothing of it passes any more, whatever was under way. */
+  release?(): void;
   /** The exchange is over, well or not. */
   done(): void;
 }
