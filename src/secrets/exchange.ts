@@ -252,8 +252,8 @@ class Exchange implements ExchangeFilter {
   #keeps = false;
   /** The answer is a WebSocket's octets. */
   #framed = false;
-  /** What decodes. */
-  readonly #decoding: (InspectedStream | DecodedStream)[] = [];
+  /** What bodies pass through. */
+  readonly #streams: (PassStream | InspectedStream | DecodedStream)[] = [];
 
   constructor(set: SecretSet, gate: Gate, request: RequestFacts, target: string, fields: string[], used: Set<KnownSecret>, values: ReadonlyMap<KnownSecret, Buffer | null>, open: ReadonlySet<KnownSecret>, here: readonly KnownSecret[]) {
     this.#set = set;
@@ -314,11 +314,14 @@ class Exchange implements ExchangeFilter {
   }
 
   #stream(coding: ReturnType<typeof codingOf>, rewrites: boolean, sized: boolean): Duplex {
-    if (coding === null || coding === "unknown") return new PassStream(this.#bodyPass(rewrites, sized), this.#set);
+    if (coding === null || coding === "unknown") return this.#kept(new PassStream(this.#bodyPass(rewrites, sized), this.#set));
     // What stands in a block that is not compressed is found twice, as it comes and decoded: let pass, it is told once.
     const told = new Map<string, number>();
-    const stream = new InspectedStream(coding, this.#codedPass(told), this.#codedPass(told), this.#set);
-    this.#decoding.push(stream);
+    return this.#kept(new InspectedStream(coding, this.#codedPass(told), this.#codedPass(told), this.#set));
+  }
+
+  #kept<T extends PassStream | InspectedStream | DecodedStream>(stream: T): T {
+    this.#streams.push(stream);
     return stream;
   }
 
@@ -459,10 +462,7 @@ class Exchange implements ExchangeFilter {
       this.#count(hit);
       return scrub.replacement(hit, octets.length, this.#keeps || !changesLength);
     });
-    if (coding === null) return { transform: new PassStream(pass, this.#set), changesLength };
-    const transform = new DecodedStream(coding, pass, this.#set);
-    this.#decoding.push(transform);
-    return { transform, changesLength };
+    return { transform: this.#kept(coding === null ? new PassStream(pass, this.#set) : new DecodedStream(coding, pass, this.#set)), changesLength };
   }
 
   responseTrailers(fields: Fields): string[] | null {
@@ -477,9 +477,9 @@ class Exchange implements ExchangeFilter {
     return out;
   }
 
-  held(): number { return this.#decoding.reduce((sum, { kept }) => sum + kept, 0); }
+  held(): number { return this.#streams.reduce((sum, { kept }) => sum + kept, 0); }
 
-  release(): void { for (const stream of this.#decoding) stream.destroy(); }
+  release(): void { for (const stream of this.#streams) stream.destroy(); }
 
   done(): void { /* nothing is held beyond the streams */ }
 

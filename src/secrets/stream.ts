@@ -72,6 +72,9 @@ export class Pass {
     return out;
   }
 
+  /** Octets that are kept. */
+  get kept(): number { return this.#held.length; }
+
   /** What went before is no part of what comes. */
   reset(): void {
     this.#held = NOTHING;
@@ -138,6 +141,8 @@ export class PassStream extends TakingTurns {
     super(owner);
     this.#pass = pass;
   }
+
+  get kept(): number { return this.readableLength + this.writableLength + this.#pass.kept; }
 
   protected override takePiece(chunk: Buffer, done: TransformCallback): void { this.#through(chunk, false, done); }
 
