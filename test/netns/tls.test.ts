@@ -153,6 +153,14 @@ tls: {intercept: true, upstream_ca: [root.pem], bypass: [bank.example]}
     for (const [target, status] of [["/public/a/b", "200"], ["/private", "403"], ["/public/%2e%2e/private", "400"]] as const) {
       expect((await curl(world, "--path-as-is", "--cacert", ca, "--resolve", at("shop.example", ADDRESS.site4), "-o", "/dev/null", "-w", "%{http_code}", `https://shop.example${target}`)).out).toBe(status);
     }
+    // A47: by the body of a form, as common frameworks take it.
+    const before = origin.lines.length;
+    for (const version of ["--http1.1", "--http2"]) {
+      const put = (...body: string[]): ReturnType<typeof curl> => curl(world, version, "--cacert", ca, "--resolve", at("shop.example", ADDRESS.site4), "-X", "PUT", ...body, "https://shop.example/x");
+      for (const body of [["-d", "a=b&_method=DELETE"], ["-F", "a=b", "-F", "_method=DELETE"], ["-H", "content-type: application/json", "-d", '{"_method":"DELETE"}']]) expect((await put(...body)).out).toMatch(/rule 1 .*method/);
+    }
+    expect(origin.lines.length).toBe(before);
+    expect((await curl(world, "--cacert", ca, "--resolve", at("shop.example", ADDRESS.site4), "-X", "PUT", "-F", "_method=get", "https://shop.example/x")).out).toContain("origin shop.example /x");
   });
 
   test("a bypassed name shows the origin's own certificate", async () => {
