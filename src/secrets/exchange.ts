@@ -252,8 +252,8 @@ class Exchange implements ExchangeFilter {
   #keeps = false;
   /** The answer is a WebSocket's octets. */
   #framed = false;
-  /** What bodies pass through. */
-  readonly #streams: (PassStream | InspectedStream | DecodedStream)[] = [];
+  /** What bodies and messages pass through. */
+  readonly #streams: (PassStream | InspectedStream | DecodedStream | FrameStream)[] = [];
 
   constructor(set: SecretSet, gate: Gate, request: RequestFacts, target: string, fields: string[], used: Set<KnownSecret>, values: ReadonlyMap<KnownSecret, Buffer | null>, open: ReadonlySet<KnownSecret>, here: readonly KnownSecret[]) {
     this.#set = set;
@@ -320,7 +320,7 @@ class Exchange implements ExchangeFilter {
     return this.#kept(new InspectedStream(coding, this.#codedPass(told), this.#codedPass(told), this.#set));
   }
 
-  #kept<T extends PassStream | InspectedStream | DecodedStream>(stream: T): T {
+  #kept<T extends PassStream | InspectedStream | DecodedStream | FrameStream>(stream: T): T {
     this.#streams.push(stream);
     return stream;
   }
@@ -417,13 +417,13 @@ class Exchange implements ExchangeFilter {
       const refusal = violate(this.#set, this.#gate, this.#request, hit, "websocket", null, hit.form);
       return refusal === null ? null : new SecretStop(refusal);
     });
-    return new FrameStream(make(), make, this.#set);
+    return this.#kept(new FrameStream(make(), make, this.#set));
   }
 
   tunnel(): { readonly fromGuest: Duplex; readonly toGuest: Duplex | null } {
     if (this.#scrub === null) return { fromGuest: this.#frames(), toGuest: null };
     const make = (): Pass => new Pass(this.#sought(), false, (hit) => this.#stopped(hit));
-    return { fromGuest: this.#frames(), toGuest: new FrameStream(make(), make, this.#set) };
+    return { fromGuest: this.#frames(), toGuest: this.#kept(new FrameStream(make(), make, this.#set)) };
   }
 
   // ---- response -----------------------------------------------------------------------------------------------------
@@ -454,7 +454,7 @@ class Exchange implements ExchangeFilter {
     if (scrub === null) return null;
     if (this.#framed) {
       const make = (): Pass => new Pass(this.#sought(), false, (hit) => this.#stopped(hit));
-      return { transform: new FrameStream(make(), make, this.#set), changesLength: false };
+      return { transform: this.#kept(new FrameStream(make(), make, this.#set)), changesLength: false };
     }
     const coding = this.#coding === "unknown" ? null : this.#coding;
     const changesLength = coding !== null || (scrub.changesLength && !this.#keeps);

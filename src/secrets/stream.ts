@@ -42,8 +42,10 @@ export class Pass {
 
   /** Whether something is held back that may be chance only. */
   loose = false;
-  /** Octets at the end that may be the beginning of a match. */
+  /** Decoded octets at the end that may be the beginning of a match. */
   matched = 0;
+  /** In how many of the last octets that beginning is. */
+  pending = 0;
 
   /** @param last nothing follows. @throws what onHit gave. */
   push(chunk: Buffer, last: boolean): Buffer[] {
@@ -64,6 +66,7 @@ export class Pass {
     const rest = window.subarray(barrier);
     const pending = last ? { octets: 0, matched: 0, reach: 0 } : finder.pending(rest);
     this.matched = pending.matched;
+    this.pending = pending.octets;
     this.#reach = pending.reach;
     const chance = pending.matched <= CHANCE;
     this.loose = this.#rewrites && chance && pending.octets > 0;
@@ -78,7 +81,7 @@ export class Pass {
   /** What went before is no part of what comes. */
   reset(): void {
     this.#held = NOTHING;
-    this.#left = this.matched = 0;
+    this.#left = this.matched = this.pending = 0;
     this.loose = false;
   }
 

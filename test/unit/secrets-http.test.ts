@@ -226,6 +226,64 @@ describe("HTTP/1.1", () => {
     assertNowhere(VALUE, { texts: { got } });
     expect(got).not.toContain(VALUE.slice(0, 12));
   });
+  describe("A54: WebSocket messages that may go on as a secret", () => {
+    /** A binary frame, not masked: nobody looks whether it is. */
+    const frame = (payload: string, opcode: number, fin: boolean): Buffer => {
+      const head = Buffer.alloc(10);
+      head[0] = (fin ? 0x80 : 0) | opcode;
+      head[1] = 127;
+      head.writeBigUInt64BE(BigInt(payload.length), 2);
+      return Buffer.concat([head, Buffer.from(payload)]);
+    };
+    const ping = Buffer.concat([Buffer.of(0x89, 100), Buffer.alloc(100, "p")]);
+    async function upgraded(): Promise<{ w: World; guest: Awaited<ReturnType<World["guest"]>>; got: () => number }> {
+      let got = -1;
+      const w = await world(EVIL, { onOrigin: (socket: TLSSocket) => {
+        socket.once("data", () => {
+          got = 0;
+          socket.on("data", (chunk: Buffer) => { got += chunk.length; });
+          socket.write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n");
+        });
+      } });
+      const guest = await w.guest();
+      guest.write(`GET / HTTP/1.1\r\nHost: ${NAME}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n`);
+      await guest.until("101");
+      return { w, guest, got: () => got };
+    }
+    it("pieces that each end in a beginning are held one at a time", async () => {
+      const { w, guest, got } = await upgraded();
+      let sent = 0;
+      // Each in a TLS record of its own.
+      for (let i = 0; i < 200; i++) {
+        const piece = frame(`${"x".repeat(8_000)}${P.slice(0, 12)}`, i === 0 ? 2 : 0, false);
+        guest.socket.write(piece);
+        sent += piece.length;
+        await until(() => got() >= sent - piece.length || w.held() > 4 * piece.length);
+      }
+      expect(w.held()).toBeLessThan(200_000);
+      expect(got()).toBeGreaterThan(sent - 200_000);
+    });
+    it("other frames behind a beginning are held up to a bound, and then the connection ends", async () => {
+      const { w, guest } = await upgraded();
+      guest.socket.write(frame(P.slice(0, 12), 2, false));
+      for (let i = 0; i < 100 && !guest.socket.destroyed; i++) {
+        guest.socket.write(Buffer.concat(Array.from({ length: 300 }, () => ping)));
+        await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+      await guest.closed;
+      await until(() => w.watch.size === 0);
+    });
+    it("a whole message that ends in one, and a ping, go on at once; a control frame that is too long does not", async () => {
+      const { w, guest, got } = await upgraded();
+      const whole = Buffer.concat([frame(P.slice(0, 12), 2, true), Buffer.of(0x89, 12), Buffer.from(P.slice(0, 12))]);
+      guest.socket.write(whole);
+      await until(() => got() === whole.length);
+      guest.socket.write(frame("x".repeat(126), 9, true));
+      await guest.closed;
+      await until(() => w.watch.size === 0);
+      expect(got()).toBe(whole.length);
+    });
+  });
   it.each(["a chunked body", "a body coded piece by piece", "a WebSocket's fragments"])("A54: %s, in thousands of pieces full of escapes, is looked through in few looks, and all of it passes", async (what) => {
     // Each look goes over what is kept of a long placeholder in a hundred ways of writing it: ten thousand would take many seconds.
     await open({ placeholder: { prefix: "", sameLength: false, jwt: true } });
