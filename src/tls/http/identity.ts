@@ -82,7 +82,7 @@ export function parseTarget(method: string, target: string): Target | null {
 
 /**
  * The path of a request in the one form that a rule about paths is held against and that is passed on; null when readers
- * could differ: dot segments, doubled slashes, backslashes, escapes that hide a slash, a dot, a percent sign or a control
+ * could differ: segments of dots, doubled slashes, backslashes, escapes that hide a slash, a dot, a percent sign or a control
  * character, or that are not escapes.
  * @param target origin form, query included. @returns the path without the query.
  */
@@ -90,7 +90,10 @@ export function plainPath(target: string): string | null {
   const [path] = target.split("?", 1) as [string];
   if (!path.startsWith("/") || path.includes("//") || path.includes("\\") || path.includes(";")) return null;
   if (/%(?![0-9a-fA-F]{2})/.test(path) || /%(2[ef5]|5c|3b|[01][0-9a-f]|7f)/i.test(path)) return null;
-  if (path.split("/").some((segment) => segment === "." || segment === "..")) return null;
+  // With blanks around them too, as file systems of Windows read them.
+  if (path.includes(".") && path.split("/").some((segment) => /^(?:\.|%20)+$/.test(segment) && segment.includes("."))) return null;
+  // A dot or a slash in more octets than it has (RFC 3629 section 3), which lenient readers take for one.
+  if (/%(?:c[01]|e0%[89]|f0%8)/i.test(path)) return null;
   // An escape of what needs none is another spelling of the same path.
   if (/%(4[1-9a-f]|5[0-9a]|6[1-9a-f]|7[0-9a]|3[0-9]|2d|5f|7e)/i.test(path)) return null;
   return path;
