@@ -53,19 +53,23 @@ class FormReading extends Reading {
   /** What comes belongs to a field of another name, up to the next one. */
   #passing = false;
 
-  protected override look(text: string, last: boolean): string {
-    for (let rest = text; rest !== "";) {
-      const first = rest.charCodeAt(0);
-      if (!this.#passing && (first === 0x2b || first === 0x20 || first === 0x25)) rest = rest.replace(/^(?:\+|%20| )+/, "");
-      const end = rest.search(/[&;]/), ended = end >= 0 || last;
-      if (!this.#passing) {
-        const field = end < 0 ? rest : rest.slice(0, end);
-        if (!ended && field.length <= FIELD) return rest;
-        if (/^(?:[_.[]|%5f|%2e|%5b)/i.test(field)) this.#field(field.slice(0, FIELD), ended && field.length <= FIELD);
-      }
-      this.#passing = end < 0;
-      rest = end < 0 ? "" : rest.slice(end + 1);
+  protected override look(octets: string, last: boolean): string {
+    let text = octets;
+    if (this.#passing) {
+      const end = text.search(/[&;]/);
+      if (end < 0) return "";
+      text = text.slice(end + 1);
     }
+    // The last field may not be whole.
+    const tail = Math.max(text.lastIndexOf("&"), text.lastIndexOf(";")) + 1;
+    for (const { index, 0: { length } } of text.slice(0, tail).matchAll(/(?:^|[&;])(?:\+|%20| )*(?=[_.[]|%5f|%2e|%5b)/gi)) {
+      const field = text.slice(index + length, index + length + FIELD), end = field.search(/[&;]/);
+      this.#field(end < 0 ? field : field.slice(0, end), end >= 0);
+    }
+    const field = text.slice(tail).replace(/^(?:\+|%20| )+/, "");
+    this.#passing = !last && field.length > FIELD;
+    if (!last && !this.#passing) return field;
+    this.#field(field.slice(0, FIELD), field.length <= FIELD);
     return "";
   }
 
@@ -84,18 +88,25 @@ function unescaped(text: string): string {
 /** Whatever the boundary is said to be: readers differ about it. */
 class MultipartReading extends Reading {
   protected override look(text: string, last: boolean): string {
-    const says = /content-disposition[ \t]{0,8}:/gi;
+    const says = /content-disposition[ \t]{0,8}:/gi, empty = /\r?\n\r?\n/g;
+    let end = empty.exec(text);
     for (let found = says.exec(text); found !== null; found = says.exec(text)) {
-      const start = found.index, head = text.slice(start, start + PART), end = /\r?\n\r?\n/.exec(head);
-      if (end === null) {
+      const start = found.index;
+      if (end !== null && end.index < start) {
+        empty.lastIndex = start;
+        end = empty.exec(text);
+      }
+      if (end === null || end.index > start + PART) {
+        const long = text.length > start + PART;
         // A line of it in a file's text may be followed by anything.
-        if (head.length === PART && (start === 0 || text[start - 1] === "\n" || partOfMethod(head))) this.unclear();
-        if (head.length === PART) continue;
+        if (long && (start === 0 || text[start - 1] === "\n")) this.unclear();
+        if (long) continue;
+        if (last) return "";
         return text.slice(Math.max(0, start - 1));
       }
-      says.lastIndex = start + end.index + 1;
-      if (!partOfMethod(head.slice(0, end.index))) continue;
-      const from = start + end.index + end[0].length, value = text.slice(from, from + VALUE), until = /\r?\n--/.exec(value);
+      says.lastIndex = end.index + 1;
+      if (!partOfMethod(text.slice(start, end.index))) continue;
+      const from = end.index + end[0].length, value = text.slice(from, from + VALUE), until = /\r?\n--/.exec(value);
       if (until === null && value.length === VALUE) this.unclear();
       if (until === null && !last) return text.slice(Math.max(0, start - 1));
       this.judge(until === null ? value : value.slice(0, until.index));
@@ -106,7 +117,8 @@ class MultipartReading extends Reading {
 }
 
 function partOfMethod(head: string): boolean {
-  return /[;:\s]name\*?\d?\*?\s*=\s*(?:[\w-]*'[^']*')?["']?(?:\s|%20)*(?:[_.[]|%5f)method(?=["';\s\0[]|%00|$)/i.test(head.replaceAll("\\", ""));
+  // In one blank each, and in time that grows with the length.
+  return /[;: ]name\*?\d?\*? ?= ?(?:[\w-]*'[^']*')?["']? ?(?:[_.[]|%5f)method(?=["'; \0[]|%00|$)/i.test(head.replaceAll("\\", "").replace(/(?:\s|%20)+/g, " "));
 }
 
 const spelled = [..."_method"].map((char) => `(?:${char}|\\\\u00${[...char.charCodeAt(0).toString(16)].map((digit) => (digit >= "a" ? `[${digit}${digit.toUpperCase()}]` : digit)).join("")})`).join("");
