@@ -29,7 +29,7 @@ export async function attach(options: AttachFlags): Promise<void> {
   if (options.agentsOwn.length > 0) process.stderr.write(`enforcer: ${options.agentsOwn.join(" and ")} ${options.agentsOwn.length > 1 ? "are" : "is"} the agent's to say (its configuration), and not regarded\n`);
   const { tap, name, netns, wait, gateways, guest, mac, upstreams } = options;
   checkInterfaceName(tap);
-  const policy = policyRequestOf({ ...options, file: options.policy });
+  const policy = policyRequestOf(options);
   const { sandbox, warnings } = await (await agentAt(options.runDirectory)).attach({
     tap, ...(name === null ? {} : { name }), ...(netns === null ? {} : { netns }), ...(wait ? { wait } : {}),
     ...(policy === null ? {} : { policy }),

@@ -20,18 +20,12 @@ import { checkInterfaceName, findLink, findTap } from "../net/links.js";
 import { formatDiagnostic } from "../policy/diagnostics.js";
 import { buildPolicy } from "../policy/build.js";
 import type { Policy } from "../policy/types.js";
-import { policyInput } from "./policy.js";
+import { policyInput, type PolicyArguments } from "./policy.js";
 import { describeViolation } from "../secrets/exchange.js";
 import { connectionLine, describeConnection, describePacket, describeQuery, packetLine, queryLine } from "../agent/verdicts.js";
 
-export interface AttachArguments {
+export interface AttachArguments extends PolicyArguments {
   readonly tap: string;
-  readonly policy: string | null;
-  readonly rules: readonly string[];
-  readonly defaultEgress: "allow" | "deny" | null;
-  readonly defaultIngress: "allow" | "deny" | null;
-  readonly noNet: boolean;
-  readonly noRebindProtection: boolean;
   readonly gateways: readonly Address[];
   readonly guest: readonly Prefix[];
   readonly mac: Uint8Array | null;
@@ -50,7 +44,7 @@ export interface AttachArguments {
 /** Resolves when a signal ended it. @throws EnforcerError. */
 export async function attachForeground(options: AttachArguments): Promise<void> {
   checkInterfaceName(options.tap);
-  const input = policyInput({ ...options, file: options.policy });
+  const input = policyInput(options);
   const { policy: draft, warnings } = buildPolicy(input);
   const out = new Output(options.json);
   for (const warning of warnings) out.notice(formatDiagnostic(warning));

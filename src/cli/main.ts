@@ -55,10 +55,9 @@ export function program(): Command {
     .option("--bpffs <dir>", "where the BPF file system is mounted, or a directory in it, where no agent runs", word, DEFAULT_BPFFS)
     .action(async (tap: string, flags: AttachFlags, command: Command) => {
       requireRoot("attaching");
-      const { attach } = await import("./attach.js");
+      const { attach } = await import("./attach.js"), { policyArguments } = await import("./policy.js");
       await attach({
-        tap, policy: flags.policy ?? null, rules: flags.rule ?? [], defaultEgress: flags.netDefaultEgress ?? null, defaultIngress: flags.netDefaultIngress ?? null,
-        noNet: !flags.net, noRebindProtection: !flags.dnsRebindProtection, gateways: flags.gateway ?? [], guest: flags.guestIp ?? [], mac: flags.guestMac ?? null,
+        tap, ...policyArguments(null, flags), gateways: flags.gateway ?? [], guest: flags.guestIp ?? [], mac: flags.guestMac ?? null,
         upstreams: flags.upstream ?? [], metrics: flags.metrics === "off" ? null : flags.metrics, metricsAsked: command.getOptionValueSource("metrics") === "cli", json: flags.json === true, runDirectory: flags.runDir, bpffs: flags.bpffs,
         name: flags.name ?? null, netns: flags.netns ?? null, wait: flags.wait === true, foreground: flags.foreground === true,
         agentsOwn: (["metrics", "bpffs"] as const).filter((name) => command.getOptionValueSource(name) === "cli").map((name) => `--${name}`),
