@@ -36,6 +36,7 @@ enum abi_limit {
 	ADDR_CACHE = 1024,          /* per-CPU entries of the address cache; power of two */
 	RECENT_FLOWS = 512,         /* per-CPU entries of flows seen lately; power of two */
 	DENIAL_CACHE = 512,         /* per-CPU entries of the denial cache; power of two */
+	MAX_PLACES = 4096,          /* network namespaces with taps, the agent's own (0) included */
 	SANDBOX_ADDR_OFFSET = 256,  /* keeps slot 0 away from the resolver subnet's own first addresses */
 };
 
@@ -160,6 +161,29 @@ struct tap {
 	__u32 _pad;
 };
 
+/*
+ * A network namespace other than the agent's own has a number, its place, from 1 on: devices' numbers are each namespace's own. The
+ * programs on its devices put it into skb->cb[0] and go on in those that serve all namespaces (`within`).
+ */
+struct tap_key {
+	__u32 place;
+	__u32 ifindex;
+};
+
+/* The interception device of a place. That of the agent's own namespace is in `globals`. */
+struct place {
+	__u32 resolver_ifindex; /* near end, in the namespace; 0: none */
+	__u32 far_ifindex;      /* far end, in the resolver's */
+};
+
+/* Places in `within`. */
+enum within {
+	WITHIN_FROM_GUEST = 0,
+	WITHIN_TO_GUEST = 1,
+	WITHIN_FROM_RESOLVER = 2,
+	WITHIN_MAX = 3,
+};
+
 enum sandbox_state {
 	SANDBOX_FREE = 0,  /* nothing passes */
 	SANDBOX_ENFORCED = 1,
@@ -199,7 +223,7 @@ struct sandbox {
 	__u32 flags;        /* SANDBOX_* */
 	__u32 query_rate;   /* UDP queries a second that go to the resolver at most */
 	__u32 connection_rate; /* connections that the agent looks into, begun a second at most */
-	__u32 _pad2;
+	__u32 place;        /* of the tap's namespace; 0: the agent's own */
 	__u8 mac[6];        /* guest's MAC; all zero when learned */
 	__u8 _pad0[2];
 	__u8 tap_mac[6];    /* source MAC of frames the resolver sends when the guest's frame gave none */
@@ -460,7 +484,7 @@ struct denial {
 /* `globals`: one entry, written by the agent only */
 struct globals {
 	__u64 groups_epoch;      /* changes whenever groups4/6 change */
-	__u32 resolver_ifindex;  /* enf0, the near end of the veth pair; it goes with the agent's process. 0: none yet */
+	__u32 resolver_ifindex;  /* enf0, the near end of the agent's own namespace's veth pair; it goes with the agent's process. 0: none yet */
 	__u32 resolver_addr4;    /* agent's address on enf1 */
 	__u8 resolver_addr6[16];
 	__u8 resolver_mac[6];    /* enf1 */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
- * The data path. Three programs, loaded once, serve every tap:
+ * The data path. Three programs, loaded once, serve every tap of a namespace, and three more those of all other namespaces:
  *
  *   from_guest     TC ingress of a tap:   guest -> world
  *   to_guest       TC egress of a tap:    world -> guest
@@ -45,13 +45,19 @@ char LICENSE[] SEC("license") = "GPL";
 inline_stage __u32 enter(struct pkt *p)
 {
 	__u32 ifindex = p->skb->ifindex;
-	__u32 place = ifindex & p->global->tap_mask;
-	struct tap *tap = bpf_map_lookup_elem(&taps, &place);
-	if (!tap || tap->ifindex != ifindex) {
-		tap = bpf_map_lookup_elem(&taps_more, &ifindex);
-		if (!tap)
-			return deny(p, REASON_NOT_ENFORCED);
+	__u32 index = ifindex & p->global->tap_mask;
+	struct tap *tap;
+
+	if (p->place) {
+		struct tap_key key = { .place = p->place, .ifindex = ifindex };
+		tap = bpf_map_lookup_elem(&taps_within, &key);
+	} else {
+		tap = bpf_map_lookup_elem(&taps, &index);
+		if (!tap || tap->ifindex != ifindex)
+			tap = bpf_map_lookup_elem(&taps_more, &ifindex);
 	}
+	if (!tap)
+		return deny(p, REASON_NOT_ENFORCED);
 	p->slot = tap->slot;
 	struct sandbox *sandbox = bpf_map_lookup_elem(&sandboxes, &p->slot);
 	if (!sandbox || sandbox->state != SANDBOX_ENFORCED || sandbox->generation != tap->generation)
@@ -115,7 +121,8 @@ inline_stage __u32 ingress(struct pkt *p)
 	if (read_headers(p) != VERDICT_ALLOW)
 		return VERDICT_DENY;
 	/* the near end of the resolver's veth forwards nothing but from_resolver's answers */
-	if (p->global->resolver_ifindex && p->skb->ingress_ifindex == p->global->resolver_ifindex)
+	__u32 resolver = resolver_ifindex(p);
+	if (resolver && p->skb->ingress_ifindex == resolver)
 		return allow(p, is_icmp(p) ? REASON_REFUSAL : p->source_port == DNS_PORT ? REASON_DNS_ANSWER : REASON_INTERCEPT_ANSWER);
 	if (is_refusal(p))
 		return allow(p, REASON_REFUSAL);
@@ -151,13 +158,14 @@ inline_stage __u32 decide(struct pkt *p, __u32 verdict)
 	return verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST ? fragment_first(p, policy) : verdict;
 }
 
-inline_stage __u32 begin(struct pkt *p, struct __sk_buff *skb, __u32 direction)
+inline_stage __u32 begin(struct pkt *p, struct __sk_buff *skb, __u32 direction, __u32 place)
 {
 	__u32 zero = 0;
 
 	p->skb = skb;
 	p->sandbox = 0;
 	p->slot = 0;
+	p->place = place;
 	p->length = skb->len;
 	p->direction = direction;
 	p->reason = REASON_UNKNOWN;
@@ -167,38 +175,83 @@ inline_stage __u32 begin(struct pkt *p, struct __sk_buff *skb, __u32 direction)
 	return p->global ? VERDICT_ALLOW : deny(p, REASON_MAP_MISSING);
 }
 
-SEC("tc")
-int from_guest(struct __sk_buff *skb)
+inline_stage int leaving(struct __sk_buff *skb, __u32 place)
 {
 	struct pkt p;
 
-	if (begin(&p, skb, DIR_EGRESS) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
+	if (begin(&p, skb, DIR_EGRESS, place) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
 	__u32 verdict = fast(&p);
 	return finish(&p, decide(&p, verdict == UNDECIDED ? egress(&p) : verdict));
 }
 
-SEC("tc")
-int to_guest(struct __sk_buff *skb)
+inline_stage int arriving(struct __sk_buff *skb, __u32 place)
 {
 	struct pkt p;
 
-	if (begin(&p, skb, DIR_INGRESS) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
+	if (begin(&p, skb, DIR_INGRESS, place) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
 	__u32 verdict = fast(&p);
 	return finish(&p, decide(&p, verdict == UNDECIDED ? ingress(&p) : verdict));
 }
 
-SEC("tc")
-int from_resolver(struct __sk_buff *skb)
+inline_stage int answering(struct __sk_buff *skb, __u32 place)
 {
 	struct pkt p;
 
-	if (begin(&p, skb, DIR_INGRESS) != VERDICT_ALLOW || read_headers(&p) != VERDICT_ALLOW)
+	if (begin(&p, skb, DIR_INGRESS, place) != VERDICT_ALLOW || read_headers(&p) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
 	if (p.ethertype == ETH_P_ARP)
 		return finish(&p, deny(&p, REASON_UNSOLICITED_ANSWER));
 	return finish(&p, is_icmp(&p) ? nobody_listens(&p) : redirect_to_guest(&p));
+}
+
+SEC("tc")
+int from_guest(struct __sk_buff *skb)
+{
+	return leaving(skb, 0);
+}
+
+SEC("tc")
+int to_guest(struct __sk_buff *skb)
+{
+	return arriving(skb, 0);
+}
+
+SEC("tc")
+int from_resolver(struct __sk_buff *skb)
+{
+	return answering(skb, 0);
+}
+
+/* The same for devices in other namespaces, whose own programs say which: see struct tap_key. Loaded with the first of those. */
+SEC("tc")
+int from_guest_in(struct __sk_buff *skb)
+{
+	return leaving(skb, skb->cb[0]);
+}
+
+SEC("tc")
+int to_guest_in(struct __sk_buff *skb)
+{
+	return arriving(skb, skb->cb[0]);
+}
+
+SEC("tc")
+int from_agent_in(struct __sk_buff *skb)
+{
+	return answering(skb, skb->cb[0]);
+}
+
+/* TC egress of the veth's far end, in the resolver's namespace, once other namespaces have taps. */
+SEC("tc")
+int to_place(struct __sk_buff *skb)
+{
+	__u32 far = 0, verdict = way_out(skb, &far);
+
+	if (verdict == VERDICT_ALLOW)
+		return CODE_NEXT;
+	return verdict == VERDICT_REDIRECT && bpf_redirect(far, 0) == TC_ACT_REDIRECT ? TC_ACT_REDIRECT : CODE_DROP;
 }
 
 /* The long way alone: tests hold it and the short way to the same verdicts. Never attached. */
@@ -207,7 +260,7 @@ int from_guest_long(struct __sk_buff *skb)
 {
 	struct pkt p;
 
-	if (begin(&p, skb, DIR_EGRESS) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
+	if (begin(&p, skb, DIR_EGRESS, 0) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
 	return finish(&p, decide(&p, egress(&p)));
 }
@@ -256,7 +309,7 @@ int empty(struct __sk_buff *skb __attribute__((unused)))
 SEC("tc")
 int abi_types(struct __sk_buff *skb __attribute__((unused)))
 {
-	return bpf_core_type_id_local(struct tap) + bpf_core_type_id_local(struct sandbox) + bpf_core_type_id_local(struct learned) +
+	return bpf_core_type_id_local(struct tap) + bpf_core_type_id_local(struct tap_key) + bpf_core_type_id_local(struct place) + bpf_core_type_id_local(enum within) + bpf_core_type_id_local(struct sandbox) + bpf_core_type_id_local(struct learned) +
 	       bpf_core_type_id_local(struct lpm4) + bpf_core_type_id_local(struct lpm6) + bpf_core_type_id_local(struct group_entry) +
 	       bpf_core_type_id_local(union policy_page) + bpf_core_type_id_local(struct policy_header) +
 	       bpf_core_type_id_local(struct prefix_entry) + bpf_core_type_id_local(struct ip_address) + bpf_core_type_id_local(struct pin) + bpf_core_type_id_local(struct flow_key) +

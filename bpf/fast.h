@@ -161,7 +161,7 @@ inline_stage __u32 fast(struct pkt *p)
 			return UNDECIDED;
 	} else {
 		/* an answer of the resolver is no flow; see ingress() */
-		if (skb->ingress_ifindex == p->global->resolver_ifindex || !fast_guest(p, p->destination))
+		if (skb->ingress_ifindex == resolver_ifindex(p) || !fast_guest(p, p->destination))
 			return UNDECIDED;
 	}
 

@@ -232,10 +232,11 @@ inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
 {
 	__u32 zero = 0, index = 0, mtu = 0;
 	const struct globals *global = p->global;
+	__u32 resolver = resolver_ifindex(p);
 	void *table = dns ? bpf_map_lookup_elem(&redirects, &p->slot) : bpf_map_lookup_elem(&intercepted, &p->slot);
 
 	/* the near end goes with the process that made it, by whatever way that ends */
-	if (!global->resolver_ifindex || bpf_check_mtu(p->skb, global->resolver_ifindex, &mtu, 0, 0) == -ENODEV)
+	if (!resolver || bpf_check_mtu(p->skb, resolver, &mtu, 0, 0) == -ENODEV)
 		return deny(p, REASON_AGENT_GONE);
 	if (!table)
 		return deny(p, REASON_MAP_MISSING);
@@ -290,7 +291,7 @@ inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
 	__builtin_memcpy(r->macs + 6, global->near_mac, 6);
 	if (rewrite(p, r))
 		return deny(p, REASON_REWRITE);
-	p->redirect_ifindex = global->resolver_ifindex;
+	p->redirect_ifindex = resolver;
 	p->reason = dns ? REASON_DNS_REDIRECT : REASON_INTERCEPTED;
 	return VERDICT_REDIRECT;
 }
@@ -333,11 +334,40 @@ inline_stage __u32 answered_sandbox(struct pkt *p)
 	if (p->slot >= (1 << 20))
 		return deny(p, REASON_UNSOLICITED_ANSWER);
 	p->sandbox = bpf_map_lookup_elem(&sandboxes, &p->slot);
-	if (!p->sandbox || p->sandbox->state != SANDBOX_ENFORCED) {
+	/* its tap's number means another device in another namespace */
+	if (!p->sandbox || p->sandbox->state != SANDBOX_ENFORCED || p->sandbox->place != p->place) {
 		p->sandbox = 0;
 		return deny(p, REASON_NOT_ENFORCED);
 	}
 	return VERDICT_ALLOW;
+}
+
+/*
+ * What the agent answers leaves its namespace by one device, whichever the sandbox's is. The far end of the pair that leads to the
+ * sandbox's namespace; 0: this very device does.
+ */
+inline_stage __u32 way_out(struct __sk_buff *skb, __u32 *far)
+{
+	__u32 zero = 0, id = 0;
+	const struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+
+	if (!global || bpf_skb_load_bytes(skb, ETH_HEADER + (skb->protocol == bpf_htons(ETH_P_IP) ? 16 : 36), &id, 4))
+		return VERDICT_DENY;
+	id = bpf_ntohl(id);
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		id &= ~bpf_ntohl(global->sandbox_net4);
+	id -= SANDBOX_ADDR_OFFSET;
+	const struct sandbox *sandbox = bpf_map_lookup_elem(&sandboxes, &id);
+	if (!sandbox)
+		return VERDICT_DENY;
+	if (!sandbox->place)
+		return VERDICT_ALLOW;
+	__u32 at = sandbox->place;
+	const struct place *place = bpf_map_lookup_elem(&places, &at);
+	if (!place || !place->far_ifindex)
+		return VERDICT_DENY;
+	*far = place->far_ifindex;
+	return VERDICT_REDIRECT;
 }
 
 /* From the agent, at the veth's near end: gives the packet back its guest. This program serves all taps. */

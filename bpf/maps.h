@@ -27,6 +27,32 @@ struct {
 	__type(value, struct tap);
 } taps_more SEC(".maps");
 
+/* Namespace and ifindex -> the same, for taps in other namespaces than the agent's own. Written by the agent, read by the tap programs.
+ * Full: the attach fails. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SANDBOXES * 4);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct tap_key);
+	__type(value, struct tap);
+} taps_within SEC(".maps");
+
+/* Place -> its interception device. Written by the agent, read by the programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_PLACES);
+	__type(key, __u32);
+	__type(value, struct place);
+} places SEC(".maps");
+
+/* enum within -> the program that a device's program of another namespace goes on in. Written by the agent; a place that is empty drops. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, WITHIN_MAX);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} within SEC(".maps");
+
 /* slot -> identity, limits and the policy in force. Written by the agent, read by every program. An array: cannot be full;
  * a host with more sandboxes than slots gets an error at attach. */
 struct {

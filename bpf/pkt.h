@@ -39,6 +39,7 @@ struct pkt {
 	__u8 *data;
 	__u8 *end;
 	__u32 slot;
+	__u32 place;          /* see struct tap_key */
 	__u32 length;         /* octets of the frame */
 	__u32 direction;      /* enum direction */
 	__u32 reason;         /* enum reason */
@@ -86,6 +87,15 @@ inline_stage __u32 allow(struct pkt *p, __u32 reason)
 {
 	p->reason = reason;
 	return VERDICT_ALLOW;
+}
+
+/* The near end of the veth pair in the packet's namespace; 0: none. */
+inline_stage __u32 resolver_ifindex(struct pkt *p)
+{
+	if (!p->place)
+		return p->global->resolver_ifindex;
+	const struct place *place = bpf_map_lookup_elem(&places, &p->place);
+	return place ? place->resolver_ifindex : 0;
 }
 
 inline_stage void pkt_refresh(struct pkt *p)

@@ -22,7 +22,7 @@ export interface NativeError extends Error {
 }
 
 export type MapType =
-  | "hash" | "array" | "percpu_hash" | "percpu_array" | "lru_hash" | "lpm_trie" | "ringbuf" | "array_of_maps" | "hash_of_maps";
+  | "hash" | "array" | "percpu_hash" | "percpu_array" | "lru_hash" | "lpm_trie" | "ringbuf" | "prog_array" | "array_of_maps" | "hash_of_maps";
 
 export interface MapInfo {
   id: number; type: MapType; name: string; keySize: number;
@@ -99,6 +99,12 @@ export class BpfMap {
 export class BpfProgram {
   static fromPin(path: string): BpfProgram;
   static fromId(id: number): BpfProgram;
+  /**
+   * Loads a TC program that writes `mark` (0..2^31-1) into skb->cb[0] and goes on in the program at `index` of a map of type prog_array;
+   * where there is none, `otherwise` is its TC code.
+   * @param options.name at most 15 octets.
+   */
+  static tailCall(options: { name: string; mark: number; programsFd: number; index: number; otherwise: number }): BpfProgram;
   readonly fd: number;
   readonly info: { id: number; name: string; tag: string; jited: boolean; verifiedInstructions: number; memlock: number; mapIds: number[] };
   /**

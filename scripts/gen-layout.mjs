@@ -6,11 +6,11 @@ import { existsSync, writeFileSync } from "node:fs";
 const object = "bpf/build/enforcer.bpf.o";
 const target = "src/kernel/layout.gen.ts";
 const structs = [
-  "tap", "sandbox", "learned", "lpm4", "lpm6", "group_entry", "policy_page", "policy_header", "prefix_entry", "pin", "flow_key", "flow",
+  "tap", "tap_key", "place", "sandbox", "learned", "lpm4", "lpm6", "group_entry", "policy_page", "policy_header", "prefix_entry", "pin", "flow_key", "flow",
   "fragment_key", "fragment", "redirect", "counter", "event_limit", "globals", "event", "net4", "net6",
 ];
 const enums = [
-  "verdict", "direction", "reason", "group", "embed", "abi_limit", "sandbox_flag", "sandbox_state", "policy_flag", "policy_layout", "flow_flag",
+  "verdict", "direction", "reason", "within", "group", "embed", "abi_limit", "sandbox_flag", "sandbox_state", "policy_flag", "policy_layout", "flow_flag",
   "redirect_state", "closing",
 ];
 

@@ -4,6 +4,7 @@
 #include <bpf/bpf.h>
 #include <linux/bpf.h>
 
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -23,6 +24,7 @@ void BpfProgram::Init(Napi::Env env, Napi::Object exports) {
                                            {
                                                StaticMethod<&BpfProgram::FromPin>("fromPin"),
                                                StaticMethod<&BpfProgram::FromId>("fromId"),
+                                               StaticMethod<&BpfProgram::TailCall>("tailCall"),
                                                InstanceAccessor<&BpfProgram::GetFd>("fd"),
                                                InstanceAccessor<&BpfProgram::GetInfo>("info"),
                                                InstanceMethod<&BpfProgram::TestRun>("testRun"),
@@ -43,6 +45,36 @@ BpfProgram::BpfProgram(const Napi::CallbackInfo& info) : Adopted<BpfProgram>(inf
 
 Napi::Value BpfProgram::FromId(const Napi::CallbackInfo& info) {
   return ById(info, bpf_prog_get_fd_by_id, {"bpf(BPF_PROG_GET_FD_BY_ID)", {}, 0, "program"});
+}
+
+// Written out here, since it is six instructions and differs from the next one by a number.
+Napi::Value BpfProgram::TailCall(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Args args(env);
+  Napi::Object options = args.Object(info[0], "options");
+  std::string name = args.Text(args.Get(options, "name"), "name", BPF_OBJ_NAME_LEN - 1);
+  int32_t mark = static_cast<int32_t>(args.Integer(args.Get(options, "mark"), "mark", 0, INT32_MAX));
+  int programs = args.Descriptor(args.Get(options, "programsFd"), "programsFd");
+  int32_t index = static_cast<int32_t>(args.Integer(args.Get(options, "index"), "index", 0, INT32_MAX));
+  int32_t otherwise = static_cast<int32_t>(args.Integer(args.Get(options, "otherwise"), "otherwise", INT32_MIN, INT32_MAX));
+  if (!args.ok()) return {};
+  constexpr int16_t kMark = offsetof(struct __sk_buff, cb);
+  const bpf_insn code[] = {
+      {BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, mark},
+      {BPF_STX | BPF_MEM | BPF_W, BPF_REG_1, BPF_REG_0, kMark, 0},
+      {BPF_LD | BPF_DW | BPF_IMM, BPF_REG_2, BPF_PSEUDO_MAP_FD, 0, programs},
+      {0, 0, 0, 0, 0},  // the second half of the one before
+      {BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_3, 0, 0, index},
+      {BPF_JMP | BPF_CALL, 0, 0, 0, BPF_FUNC_tail_call},
+      {BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, otherwise},
+      {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
+  };
+  Fd fd(bpf_prog_load(BPF_PROG_TYPE_SCHED_CLS, name.c_str(), "Dual BSD/GPL", code, sizeof code / sizeof code[0], nullptr));
+  if (!fd.valid()) {
+    ThrowErrno(env, errno, {"bpf(BPF_PROG_LOAD)", {}, 0, "program " + name});
+    return {};
+  }
+  return Adopt(env, std::move(fd));
 }
 
 Napi::Value BpfProgram::GetInfo(const Napi::CallbackInfo& info) {

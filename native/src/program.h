@@ -16,6 +16,7 @@ class BpfProgram : public Adopted<BpfProgram> {
 
  private:
   static Napi::Value FromId(const Napi::CallbackInfo& info);
+  static Napi::Value TailCall(const Napi::CallbackInfo& info);
 
   Napi::Value GetFd(const Napi::CallbackInfo& info) { return Descriptor(info); }
   Napi::Value GetInfo(const Napi::CallbackInfo& info);

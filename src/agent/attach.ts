@@ -77,14 +77,14 @@ async function planned(parts: Parts, options: AttachOptions): Promise<Request> {
     if (other.name === name || other.facts.ifindex === facts.ifindex) throw new EnforcerError("E_TAP_TAKEN", `${other.name} is attached already (device ${other.facts.name})`, { remedy: "detach it first, or change its policy with enforcer policy set" });
   }
   if (facts.xdp !== null) parts.notice(`${tap}: an XDP program (id ${facts.xdp.programId ?? "unknown"}) sees the guest's frames before the enforcer does`);
-  const identity = identityOf(facts, options);
+  const identity = identityOf(facts, options, parts.place);
   parts.expectGateways(options.gateways);
   const [policy, floor] = parts.regrouped(options.policy, options.floor ?? null);
   const file = parts.run.read(name);
   const former = file?.ifindex === facts.ifindex ? file : null;
   const left = parts.predecessor.tablesOf(facts.ifindex);
   if (left === null) await parts.predecessor.clearOf(facts.ifindex, parts);
-  const slot = left?.slot ?? parts.slots.free(usedSlots(parts)), generation = left?.generation ?? parts.slots.nextGeneration();
+  const slot = left?.slot ?? parts.slots.free(), generation = left?.generation ?? parts.slots.nextGeneration();
   const tested = left !== null && former?.slot === slot && former.generation === generation && former.tests !== undefined ? former.tests : { denied: 0, lost: 0 };
   const changes = parts.inside(() => plannedChanges(facts.name));
   return {
@@ -94,10 +94,6 @@ async function planned(parts: Parts, options: AttachOptions): Promise<Request> {
     // A setting's oldest value is the one to go back to.
     planned: changes, changes: mergeChanges(former?.changes ?? [], changes),
   };
-}
-
-function usedSlots({ sandboxes, kept, predecessor }: Parts): Set<number> {
-  return new Set([...[...sandboxes.values(), ...kept.values()].map(({ slot }) => slot), ...predecessor.slots]);
 }
 
 /** Whoever comes after a kill knows what was begun; and only what our programs have marked comes in by the tap's name, whatever device has it. */
@@ -176,11 +172,11 @@ function enforce(parts: Parts, request: Request, { tables, standing, uid }: Stag
   if (!standing) tables.commit(uid);
   if (left === null) tables.enforce();
   const attachment = parts.inside(() => {
-    parts.globals.setTap(facts.ifindex, slot, generation);
-    if (left === null) undo.push(() => parts.globals.clearTap(facts.ifindex));
-    const hooks = attachHooks(parts.instance, facts.ifindex, tap, TAP_HOOKS);
-    if (left === null) undo.push(() => parts.inside(() => detachHooks(parts.instance, facts.ifindex, TAP_HOOKS)));
-    parts.tapTests.run(slot, generation, facts);
+    parts.globals.setTap(facts.ifindex, slot, generation, parts.place);
+    if (left === null) undo.push(() => parts.globals.clearTap(facts.ifindex, parts.place));
+    const hooks = attachHooks(parts.programs, facts.ifindex, tap, TAP_HOOKS);
+    if (left === null) undo.push(() => parts.inside(() => detachHooks(parts.programs, facts.ifindex, TAP_HOOKS)));
+    parts.tapTests.run(parts.programs, slot, generation, facts);
     return hooks;
   });
   tables.describe(identity, sizesOf(policy));

@@ -7,7 +7,6 @@
  * enforcing: only detach takes a guest out from under its policy. A configuration that is wrong changes nothing.
  * Does not: speak HTTP (src/api/server.ts) or print (src/cli/agent.ts).
  */
-import { AggregatorRegistry } from "prom-client";
 import type { Server } from "node:http";
 import { join } from "node:path";
 import { z } from "zod";
@@ -22,6 +21,7 @@ import { EnforcerError } from "../errors.js";
 import type { PacketEvent } from "../kernel/events.js";
 import { allowExpedite } from "../kernel/grace-period.js";
 import { onBpffs, refuseForeign } from "../kernel/instance.js";
+import { formerPlaces, type FormerPlace } from "../kernel/place.js";
 import { tcMechanism } from "../kernel/tap-link.js";
 import { makeDirectories } from "../make-directory.js";
 import { holdable } from "../net/base-drop.js";
@@ -35,7 +35,7 @@ import { lineDiff } from "../policy/diff.js";
 import { upstreamsOf } from "../policy/floor.js";
 import { parseUpstream } from "../policy/parse.js";
 import type { Policy } from "../policy/types.js";
-import { findNamespace, formerNamespaces, inodeNamed, inodeOf, namespacePaths, removeFormer, startEngine, type Engine, type EngineOptions } from "./engine.js";
+import { findNamespace, inodeNamed, inodeOf, namespacePaths, removeFormer, removeFormerInstances, startEngine, type Engine, type EngineOptions } from "./engine.js";
 import type { Adoptable } from "./enforcer.js";
 import { describeViolation } from "../secrets/exchange.js";
 import { forgetPlaceholders } from "../secrets/placeholder.js";
@@ -164,6 +164,7 @@ export class Agent {
   }
 
   async #start(): Promise<void> {
+    removeFormerInstances(this.#config.bpffs);
     this.#own = await this.#startEngine(null);
     allowExpedite(this.#config.expediteRcu);
     const ending: string[] = [];
@@ -184,7 +185,7 @@ export class Agent {
       await enforcer.settle((ifindex) => names.get(ifindex) ?? null);
     }
     for (const name of ending) await this.#finishDetach(name).catch((error: unknown) => this.#options.onNotice(`${name}: its detach was begun, and could not be completed: ${text(error)}`));
-    this.#closeIdle();
+    await this.#closeIdle();
     await this.#attachByPattern();
     if (this.#config.metrics !== null) this.#metrics = await this.#serveMetrics(this.#config);
     this.#flows.start();
@@ -211,17 +212,23 @@ export class Agent {
 
   /** Engines for what a former agent left in force in other namespaces; what it left of those that have gone is removed. */
   async #findFormer(): Promise<void> {
-    for (const former of formerNamespaces(this.#config.bpffs)) {
-      const { netns, inode, directory } = former;
-      if ([...this.#engines.values()].some((engine) => engine.directory === directory)) continue;
+    for (const former of this.#formerPlaces()) {
+      const { path, inode } = former;
       try {
-        if (inodeNamed(netns) !== null && (inode === null || inodeNamed(netns) === inode)) await this.#engineOf(netns);
-        else if (inode !== null && findNamespace(inode) !== null) await this.#engineOf(netns, inode);
-        else if (!removeFormer(former)) this.#notice(`${netns}: what is in force there goes on being so, but the namespace cannot be found: name it under /run/netns and start the agent anew`);
+        if (inodeNamed(path) === inode) await this.#engineOf(path);
+        else if (findNamespace(inode) !== null) await this.#engineOf(path, inode);
+        else if (!removeFormer(this.#own.enforcer.common, former)) this.#notice(`${path}: what is in force there goes on being so, but the namespace cannot be found: name it under /run/netns and start the agent anew`);
       } catch (error) {
-        this.#notice(`${netns}: ${text(error)}`);
+        this.#notice(`${path}: ${text(error)}`);
       }
     }
+    this.#own.enforcer.common.refreshGroups();
+  }
+
+  /** Of which no engine has taken the place over. */
+  #formerPlaces(): FormerPlace[] {
+    const held = new Set([...this.#engines.values()].map(({ enforcer }) => enforcer.place));
+    return formerPlaces(this.#own.enforcer.common.instance).filter(({ number }) => !held.has(number));
   }
 
   /**
@@ -237,12 +244,10 @@ export class Agent {
       if (at === null) await this.#namespaceGone(engine);
       else engine.at = at;
     }
-    const held = new Set([...this.#engines.values()].map(({ directory }) => directory));
-    for (const former of formerNamespaces(this.#config.bpffs)) {
-      if (held.has(former.directory)) continue;
-      const there = inodeNamed(former.netns);
+    const former = this.#formerPlaces(), { common } = this.#own.enforcer;
+    for (const place of former) {
       try {
-        if (former.inode === null ? there === null : there !== former.inode && find(former.inode) === null) removeFormer(former);
+        if (inodeNamed(place.path) !== place.inode && find(place.inode) === null && removeFormer(common, place)) common.refreshGroups();
       } catch {
         // It is tried again, and a start says why.
       }
@@ -269,7 +274,7 @@ export class Agent {
     this.#engines.delete(engine.inode);
     const known = [...engine.enforcer.sandboxes.values()].map(({ name, options }) => ({ name, options })), kept = [...engine.enforcer.kept.keys()];
     // Nothing is taken off the taps: were somebody there who cannot be seen, his guest would be free.
-    await engine.enforcer.release();
+    await engine.enforcer.forget();
     engine.close();
     for (const name of kept) this.#run.remove(name);
     for (const { name, options } of known) this.#tapGone(name, options.spec as Spec, options.source as Source);
@@ -284,34 +289,34 @@ export class Agent {
     const inode = inodeOf(at);
     let engine: Engine | null = null;
     const options: EngineOptions = {
-      run: this.#run, bpffs: this.#config.bpffs, sandboxes: netns === null ? this.#config.sandboxes : Math.min(this.#config.sandboxes, SANDBOXES_OF_OTHER), resolvConf: "/etc/resolv.conf",
+      run: this.#run, bpffs: this.#config.bpffs, sandboxes: this.#config.sandboxes, resolvConf: "/etc/resolv.conf",
       extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes, adoptable: (table) => this.#adoptable(netns, inode, table), heldPatterns: this.#heldPatterns(inode),
-      onPackets: (events) => { if (engine !== null) this.#onPackets(engine, events); },
-      onDenials: (denials) => { if (engine !== null) this.#onDenials(engine, denials); },
+      onPackets: (events) => { if (engine !== null) this.#onPackets(events); },
+      onDenials: (denials) => { if (engine !== null) this.#onDenials(denials); },
       onTerminate: (name, violation) => this.#cutOff(name, violation),
-      onQueries: (queries) => { if (engine !== null) this.#onQueries(engine, queries); },
+      onQueries: (queries) => { if (engine !== null) this.#onQueries(queries); },
       onLink: (event) => { if (engine !== null) this.#onLink(engine, event); },
       onView: () => {
-        if (engine !== null) this.#regroup(engine);
-        if (engine === this.#own) for (const other of this.#engines.values()) if (other !== engine) other.enforcer.hostChanged();
+        // What is one namespace's is the host's for the guests of all.
+        if (engine !== null) for (const each of this.#engines.values()) this.#regroup(each);
       },
       onNotice: (notice) => this.#notice(notice),
       onFailure: (error) => this.#options.onFailure(error),
     };
-    engine = await startEngine(netns, at, options, () => this.#own.enforcer.view);
+    engine = await startEngine(netns, at, options, netns === null ? null : this.#own.enforcer.common);
     this.#engines.set(engine.inode, engine);
     if (netns === null) this.#own = engine;
     return engine;
   }
 
   /** Ends engines of other namespaces that hold nothing. */
-  #closeIdle(): void {
-    for (const engine of this.#engines.values()) {
+  async #closeIdle(): Promise<void> {
+    for (const engine of [...this.#engines.values()]) {
       // Its namespace is watched for taps that a pattern names.
       if (this.#config.attach.some(({ netns }) => sameNamespace(netns, engine))) continue;
       if (engine === this.#own || engine.enforcer.sandboxes.size + engine.enforcer.kept.size > 0 || engine.enforcer.awaited.size > 0) continue;
       this.#engines.delete(engine.inode);
-      void engine.enforcer.stop().finally(engine.close);
+      await engine.enforcer.stop().finally(engine.close);
     }
   }
 
@@ -423,7 +428,7 @@ export class Agent {
       this.#tell({ event: "attached", time: now(), sandbox: name });
       return { known: this.need(name), warnings: built.warnings };
     } finally {
-      this.#closeIdle();
+      await this.#closeIdle();
     }
   }
 
@@ -479,7 +484,7 @@ export class Agent {
         await known.engine.enforcer.detach(name);
         this.#flows.forget(name);
       }
-      this.#closeIdle();
+      await this.#closeIdle();
       this.#tell({ event: "detached", time: now(), sandbox: name });
     });
   }
@@ -578,16 +583,9 @@ export class Agent {
       let metrics: Server | null | undefined;
       if (differs("metrics", former.metrics, config.metrics)) metrics = config.metrics === null ? null : await this.#serveMetrics(config);
       const groups = differs("groups", [former.groups, former.nat64Prefixes], [config.groups, config.nat64Prefixes]);
-      const done: Engine[] = [];
       try {
-        if (groups) {
-          for (const engine of this.#engines.values()) {
-            engine.enforcer.setExtraGroups(config.groups, config.nat64Prefixes);
-            done.push(engine);
-          }
-        }
+        if (groups) this.#own.enforcer.common.setExtraGroups(config.groups, config.nat64Prefixes);
       } catch (error) {
-        for (const engine of done) engine.enforcer.setExtraGroups(former.groups, former.nat64Prefixes);
         metrics?.close();
         throw error;
       }
@@ -612,7 +610,7 @@ export class Agent {
           failed.push({ sandbox: name, message: text(error) });
         }
       }
-      for (const { enforcer } of this.#engines.values()) await enforcer.reloadResolvers();
+      await this.#own.enforcer.reloadResolvers();
       await this.#attachByPattern();
       this.#tell({ event: "reloaded", time: now() });
       return { config: config.file, changed, restart, failed };
@@ -667,7 +665,7 @@ export class Agent {
       const again = enforcer.inside(() => findLink(spec.tap));
       if (again !== null) await this.#appeared(engine, again);
     }
-    this.#closeIdle();
+    await this.#closeIdle();
   }
 
   /** A device that no sandbox has: one that is waited for, or that a pattern names. */
@@ -824,18 +822,19 @@ export class Agent {
     this.#tell({ event: "notice", time: now(), text: notice });
   }
 
-  #onPackets(engine: Engine, events: readonly PacketEvent[]): void {
+  #onPackets(events: readonly PacketEvent[]): void {
+    const { enforcer } = this.#own;
     if (this.watchers.size === 0) return;
     const monotonic = process.hrtime.bigint();
     // In order, although the names come from another thread.
     const wanted = events.filter(({ slot, generation }) => {
-      const sandbox = engine.enforcer.sandboxAt(slot, generation);
+      const sandbox = enforcer.sandboxAt(slot, generation);
       return sandbox !== null && this.watchers.wantsDenials(sandbox.name);
     });
     this.watchers.tellLater("deny", wanted, async (event) => {
-      const sandbox = engine.enforcer.sandboxAt(event.slot, event.generation);
+      const sandbox = enforcer.sandboxAt(event.slot, event.generation);
       if (sandbox === null) return null;
-      const names = await engine.enforcer.namesOf(sandbox, event.direction === "egress" ? event.destination : event.source).catch(() => []);
+      const names = await enforcer.namesOf(sandbox, event.direction === "egress" ? event.destination : event.source).catch(() => []);
       const compiled = [sandbox.compiled, sandbox.former].find((one) => one?.uid === event.policy);
       const rule = event.rule === null ? null : (compiled?.bits[event.rule]?.text ?? null);
       return { ...describePacket(sandbox.name, event, names, rule, monotonic) };
@@ -848,18 +847,18 @@ export class Agent {
     this.setPolicy(name, { no_net: true }).catch((error: unknown) => this.#notice(`${name} could not be cut off: ${text(error)}`));
   }
 
-  #onDenials(engine: Engine, denials: readonly TlsDenial[]): void {
+  #onDenials(denials: readonly TlsDenial[]): void {
     if (this.watchers.size === 0) return;
     for (const denial of denials) {
-      const sandbox = engine.enforcer.sandboxAt(denial.slot, denial.generation);
+      const sandbox = this.#own.enforcer.sandboxAt(denial.slot, denial.generation);
       if (sandbox !== null) this.#tell({ ...describeConnection(sandbox.name, denial) });
     }
   }
 
-  #onQueries(engine: Engine, queries: readonly DeniedQuery[]): void {
+  #onQueries(queries: readonly DeniedQuery[]): void {
     if (this.watchers.size === 0) return;
     for (const query of queries) {
-      const sandbox = engine.enforcer.sandboxAt(query.slot, query.generation);
+      const sandbox = this.#own.enforcer.sandboxAt(query.slot, query.generation);
       if (sandbox !== null) this.#tell({ ...describeQuery(sandbox.name, query) });
     }
   }
@@ -878,18 +877,7 @@ export class Agent {
   // ---- metrics -------------------------------------------------------------------------------------------------------
 
   #serveMetrics(config: AgentConfig): Promise<Server> {
-    const registries = new Map<Engine, ReturnType<typeof enforcerRegistry>>();
-    const contentType = enforcerRegistry(this.#own.enforcer).contentType;
-    return serveMetrics({
-      contentType,
-      metrics: async () => {
-        for (const engine of registries.keys()) if (!this.#engines.has(engine.inode)) registries.delete(engine);
-        for (const engine of this.#engines.values()) if (!registries.has(engine)) registries.set(engine, enforcerRegistry(engine.enforcer));
-        if (registries.size === 1) return [...registries.values()][0]!.metrics();
-        // Sandboxes' names are the agent's; what has no such label adds up.
-        return AggregatorRegistry.aggregate(await Promise.all([...registries.values()].map((registry) => registry.getMetricsAsJSON()))).metrics();
-      },
-    }, config.metrics!);
+    return serveMetrics(enforcerRegistry(this.#own.enforcer, () => [...this.#engines.values()].map(({ enforcer }) => enforcer)), config.metrics!);
   }
 
   #closeMetrics(): void {
@@ -910,7 +898,8 @@ export class Agent {
     await queue;
     this.#flows.stop();
     this.#closeMetrics();
-    for (const engine of this.#engines.values()) {
+    // The first one has what all share.
+    for (const engine of [...this.#engines.values()].reverse()) {
       await engine.enforcer.release();
       engine.close();
     }
@@ -922,9 +911,6 @@ export class Agent {
 
 /** How often namespaces that have gone, or come, are looked for, ms. */
 const LOOK_FOR_NAMESPACES = 5_000;
-
-/** Slots of a namespace that is not the agent's own: the kernel's tables are sized by it. */
-const SANDBOXES_OF_OTHER = 64;
 
 /** A sandbox's name: as given, or its tap's, behind the namespace's. */
 export function nameOf({ name, tap, netns }: Pick<AttachRequest, "name" | "tap" | "netns">): string {

@@ -1,9 +1,10 @@
 /**
- * The engine of one network namespace: loaded programs, the resolver, the watch over the host, and the sandboxes it holds.
+ * The engine of one network namespace: its interception device, the watch over its devices, and the sandboxes whose taps are in it.
+ * What engines share is in common.ts.
  *
  * Order of an attach: attach.ts. Order of a detach: settings of the tap, then the reverse. Order of a policy swap: swap.ts.
  *
- * Order of a start: address groups → resolver listens → it knows every sandbox that is in force as its file says → the kernel
+ * Order of a start: address groups → resolver listens (it does already, in another namespace than the agent's own) → it knows every sandbox that is in force as its file says → the kernel
  * sends queries and connections to it, of all of them at once → the caller attaches them again, one by one.
  *
  * Holds always: address groups are in the kernel before any tap is; a change of the host's addresses reaches the kernel in
@@ -12,20 +13,20 @@
  */
 import { existsSync, readdirSync, rmdirSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { BpfMap, closeFd, createNetns, openNetns, type RingBuffer } from "../../native/index.js";
-import { formatPrefix, type Address } from "../addresses/address.js";
-import { groupTable, type Group, type GroupTable } from "../addresses/groups.js";
+import { BpfMap } from "../../native/index.js";
+import type { Address } from "../addresses/address.js";
+import type { Group, GroupTable } from "../addresses/groups.js";
 import type { DeniedQuery, FormerPinRow, PinRow, Stats } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
 import { readCounters, type Count } from "../kernel/counters.js";
-import { followEvents, type PacketEvent } from "../kernel/events.js";
-import { Globals } from "../kernel/globals.js";
+import type { PacketEvent } from "../kernel/events.js";
 import { forgottenExpedite } from "../kernel/grace-period.js";
 import { inForce, Instance, instanceDirectory, refuseForeign, removePins } from "../kernel/instance.js";
 import { AbiLimit, layouts } from "../kernel/layout.gen.js";
+import { Place } from "../kernel/place.js";
 import { slotKey } from "../kernel/sandbox-tables.js";
 import { countsOfGuest, selfTest } from "../kernel/self-test.js";
-import { attachHooks, chainOf, detachHooks, hooksHeld, linkedDevices, RESOLVER_HOOKS, TAP_HOOKS } from "../kernel/tap-link.js";
+import { attachHooks, chainOf, detachHooks, hooksHeld, linkedDevices, RESOLVER_HOOKS, TAP_HOOKS, type Programs } from "../kernel/tap-link.js";
 import type { HostView } from "../net/host-view.js";
 import { HostWatch, type LinkEvent } from "../net/host-watch.js";
 import { findLinkByIndex } from "../net/links.js";
@@ -40,6 +41,7 @@ import type { Violation } from "../secrets/types.js";
 import { forgetAuthority } from "../tls/certificates/store.js";
 import type { TlsDenial, TlsStats } from "../tls/protocol.js";
 import { attach } from "./attach.js";
+import { Common, type Member } from "./common.js";
 import { HeldNames } from "./held-names.js";
 import { quietly, text, type Parts } from "./parts.js";
 import { Predecessor, type Adoptable } from "./predecessor.js";
@@ -47,10 +49,7 @@ import { ReaderClient } from "./reader-client.js";
 import type { RunDirectory } from "./run-directory.js";
 import { identityKey, identityOf, sizesOf, type AttachOptions, type KeptSandbox, type LimitCounters, type Sandbox } from "./sandbox.js";
 import type { Slices } from "./slices.js";
-import { Slots } from "./slots.js";
 import { nudge, swap, type Swapped } from "./swap.js";
-import { TapTests } from "./tap-tests.js";
-import { Workers } from "./workers.js";
 
 export type { Adoptable } from "./predecessor.js";
 export type { AttachOptions, KeptSandbox, Sandbox } from "./sandbox.js";
@@ -70,16 +69,16 @@ export interface EnforcerOptions {
   readonly run: RunDirectory;
   /** Where bpffs is mounted, or a directory in it. */
   readonly bpffs: string;
-  /** Name of this instance in it. */
+  /** Name of this instance in it, and of what is held in nftables. */
   readonly instance: string;
+  /** A namespace beside those that an agent serves already; null: the first, or the only one. */
+  readonly beside: { readonly common: Common; readonly path: string; readonly inode: number } | null;
   readonly sandboxes: number;
   /** Name of the resolver's near device; unique in the namespace, at most 15 octets. */
   readonly resolverDevice: string;
   readonly resolvConf: string | null;
   /** Namespace of the taps; the caller keeps it open. null: the process's own. */
   readonly netnsFd: number | null;
-  /** The host's own view, where the taps' namespace is another: its addresses are the host's there too. */
-  readonly outer: (() => HostView) | null;
   readonly extraGroups: Partial<Record<Group, readonly string[]>>;
   readonly nat64Prefixes: readonly string[];
   /** Names of taps that will be attached when they appear: nothing comes in from them before. See BaseDrop.holdPatterns. */
@@ -101,32 +100,25 @@ export interface EnforcerOptions {
   readonly onFailure: (error: Error) => void;
 }
 
-export class Enforcer {
+export class Enforcer implements Member {
   readonly #options: EnforcerOptions;
   readonly #run: RunDirectory;
   readonly #sandboxes = new Map<string, Sandbox>();
-  readonly #bySlot = new Map<number, Sandbox>();
   readonly #kept = new Map<string, KeptSandbox>();
   readonly #cleanup: (() => void | Promise<void>)[] = [];
   /** Pins ever written by sandbox, when they were last put down. */
-  readonly #written = new Map<string, number>();
-  #extraGroups: Partial<Record<Group, readonly string[]>>;
-  #nat64Prefixes: readonly string[];
-  #instance!: Instance;
-  #globals!: Globals;
-  #slots!: Slots;
+  readonly #written = new WeakMap<Sandbox, number>();
+  #common!: Common;
+  /** null: the namespace is the agent's own. */
+  #place: Place | null = null;
+  #programs!: Programs;
   #predecessor!: Predecessor;
   #held!: HeldNames;
   #link!: ResolverLink;
-  /** null until they are made: groups that changed before are theirs from the start. */
-  #workers: Workers | null = null;
-  #tapTests!: TapTests;
   #parts!: Parts;
   #watch!: HostWatch;
-  #groups!: GroupTable;
   /** Devices of which something was told since the last reading. */
   readonly #stale = new Set<number>();
-  #events: RingBuffer | null = null;
   /** Why the host's network could not be read at the last try, which was told. */
   #readFault: string | null = null;
   /** Of the sandbox that is being attached. */
@@ -140,8 +132,6 @@ export class Enforcer {
   private constructor(options: EnforcerOptions) {
     this.#options = options;
     this.#run = options.run;
-    this.#extraGroups = options.extraGroups;
-    this.#nat64Prefixes = options.nat64Prefixes;
   }
 
   /**
@@ -159,46 +149,45 @@ export class Enforcer {
     }
   }
 
-  get groups(): GroupTable { return this.#groups; }
+  get common(): Common { return this.#common; }
+  get groups(): GroupTable { return this.#common.groups; }
   get sandboxes(): ReadonlyMap<string, Sandbox> { return this.#sandboxes; }
-  /** The one that a worker means; null when it has gone. */
-  sandboxAt(slot: number, generation: number): Sandbox | null {
-    const sandbox = this.#bySlot.get(slot);
-    return sandbox?.generation === generation ? sandbox : null;
-  }
+  /** The one that a worker means, in whatever namespace; null when it has gone. */
+  sandboxAt(slot: number, generation: number): Sandbox | null { return this.#common.sandboxAt(slot, generation); }
   get kept(): ReadonlyMap<string, KeptSandbox> { return this.#kept; }
   get view(): HostView { return this.#watch.view; }
   get links(): HostWatch["links"] { return this.#watch.links; }
-  get slots(): number { return this.#slots.count; }
+  /** Number of its namespace (kernel/place.ts); 0: the first. */
+  get place(): number { return this.#place?.number ?? 0; }
+  /** Of all namespaces. */
+  get slots(): number { return this.#common.slots.count; }
+  /** The host's own for the guests of this namespace, although no device of it has them. */
+  get gateways(): readonly Address[] { return [...[...this.#sandboxes.values()].flatMap(({ options }) => options.gateways), ...this.#pendingGateways]; }
 
   /** Runs with the thread in the taps' namespace. */
   inside = <T>(work: () => T): T => (this.#options.netnsFd === null ? work() : inNetns(this.#options.netnsFd, work));
 
   async #start(): Promise<void> {
-    const { bpffs, instance, resolverDevice, netnsFd } = this.#options;
-    const directory = instanceDirectory(bpffs, instance);
-    const fresh = !existsSync(directory);
-    for (const folder of [dirname(directory), directory]) refuseForeign(folder);
-    refuseOtherLayout(directory);
-    forgottenExpedite();
-    this.#instance = Instance.open({ directory, sandboxes: this.#options.sandboxes });
-    this.#cleanup.push(() => (fresh && !this.#started ? this.#instance.destroy() : this.#instance.close()));
-    this.#globals = new Globals(this.#instance);
-    this.#slots = new Slots(this.#instance);
-    this.#predecessor = new Predecessor({ instance: this.#instance, globals: this.#globals, slots: this.#slots, inside: this.inside, fresh });
+    const { instance, resolverDevice, netnsFd, beside } = this.#options;
+    const fresh = beside === null ? this.#openFirst() : this.#openBeside(beside);
+    const { common } = this;
+    const { globals, slots, tapTests, agentNetnsFd } = common;
+    const { place } = this;
+    this.#programs = this.#place ?? common.instance;
+    this.#predecessor = new Predecessor({ instance: common.instance, programs: this.#programs, place, globals, slots, inside: this.inside, fresh });
+    const used = (): Iterable<number> => [...[...this.#sandboxes.values(), ...this.#kept.values()].map(({ slot }) => slot), ...this.#predecessor.slots];
+    slots.addUser(used);
+    this.#cleanup.push(() => slots.removeUser(used));
 
     const { held, missing } = HeldNames.open({ instance, patterns: this.#options.heldPatterns, inside: this.inside, claimed: (tap) => this.#claims(tap) });
     this.#held = held;
     this.#cleanup.push(() => { if (fresh && !this.#started) held.close(); });
     if (missing !== null) this.#options.onNotice(`a tap that is deleted and made again carries packets until it is attached again, because nftables cannot hold them: ${missing}`);
 
-    const agentNetns = createNetns();
-    const hostNetns = openNetns();
-    this.#cleanup.push(() => { closeFd(agentNetns); closeFd(hostNetns); });
-    this.#link = this.inside(() => createResolverLink({ agentNetnsFd: agentNetns, names: { near: resolverDevice, far: "enf1" } }));
+    this.#link = this.inside(() => createResolverLink({ agentNetnsFd, names: { near: resolverDevice, far: common.nextFarEnd() }, first: beside === null }));
     this.#cleanup.push(() => { this.inside(() => removeResolverLink(resolverDevice)); });
-    this.inside(() => attachHooks(this.#instance, this.#link.nearIfindex, resolverDevice, RESOLVER_HOOKS));
-    this.#cleanup.push(() => this.inside(() => detachHooks(this.#instance, this.#link.nearIfindex, RESOLVER_HOOKS)));
+    this.inside(() => attachHooks(this.#programs, this.#link.nearIfindex, resolverDevice, RESOLVER_HOOKS));
+    this.#cleanup.push(() => this.inside(() => detachHooks(this.#programs, this.#link.nearIfindex, RESOLVER_HOOKS)));
 
     this.#watch = new HostWatch({
       ...(netnsFd === null ? {} : { netnsFd }),
@@ -220,36 +209,61 @@ export class Enforcer {
       onError: (error) => this.#unread(text(error)),
     });
     this.#cleanup.push(() => this.#watch.close());
-    this.#groups = this.#readGroups();
-    this.#globals.setGroups(this.#groups);
-
-    const workers = new Workers({
-      run: this.#run, instance: this.#instance, link: this.#link, agentNetnsFd: agentNetns, hostNetnsFd: hostNetns, resolvConf: this.#options.resolvConf, groups: () => this.#groups,
-      onQueries: (queries) => this.#options.onQueries(queries), onDenied: (denials) => this.#options.onDenials(denials),
-      onTerminate: (slot, generation, violation) => {
-        const sandbox = this.sandboxAt(slot, generation);
-        if (sandbox !== null) this.#options.onTerminate(sandbox.name, violation);
-      },
-      onNotice: (notice) => this.#options.onNotice(notice), onFailure: (error) => this.#failed(error),
-    });
-    this.#cleanup.push(() => workers.stop());
-    this.#workers = workers;
-    await workers.start();
-    this.#tapTests = new TapTests(this.#instance);
+    common.join(this);
+    this.#cleanup.push(() => { if (!this.#started) common.leave(this); });
+    if (beside === null) {
+      this.#cleanup.push(() => common.stopWorkers());
+      await common.serve(this.#link);
+    } else {
+      common.leadToPlaces();
+    }
     this.#parts = {
-      run: this.#run, instance: this.#instance, globals: this.#globals, workers, held, slots: this.#slots, predecessor: this.#predecessor, tapTests: this.#tapTests,
+      run: this.#run, instance: common.instance, programs: this.#programs, place, globals, workers: common.workers, held, slots, predecessor: this.#predecessor, tapTests,
       sandboxes: this.#sandboxes, kept: this.#kept, inside: this.inside, notice: (notice) => this.#options.onNotice(notice),
       expectGateways: (gateways) => this.#expectGateways(gateways), regrouped: (policy, floor) => this.#regrouped(policy, floor),
     };
 
-    await this.#predecessor.serve(this.#options.adoptable(this.#groups), this.#parts);
-    this.#globals.setResolver(this.#link);
-    this.inside(() => selfTest(this.#instance, this.#globals, this.#link.nearIfindex));
+    await this.#predecessor.serve(this.#options.adoptable(this.groups), this.#parts);
+    if (this.#place === null) globals.setResolver(this.#link);
+    else globals.setPlace(place, this.#link);
+    this.inside(() => selfTest(common.instance, globals, this.#link.nearIfindex, this.#place));
 
+    this.#started = true;
+    if (this.#place !== null) return;
+    // Of all namespaces.
     const timers = [setInterval(() => this.#sweep(), SWEEP / SWEEP_PARTS), setInterval(() => { this.writePins().catch((error: unknown) => this.#options.onNotice(`pins could not be written down: ${text(error)}`)); }, WRITE_PINS)];
     for (const timer of timers) timer.unref();
-    this.#started = true;
     this.#cleanup.push(() => { for (const timer of timers) clearInterval(timer); });
+  }
+
+  /** Programs, tables and threads, for this namespace and others beside it. @returns whether no former process left any. */
+  #openFirst(): boolean {
+    const { bpffs, instance, run, sandboxes, resolvConf, extraGroups, nat64Prefixes, onPackets, onQueries, onDenials, onTerminate, onNotice } = this.#options;
+    const directory = instanceDirectory(bpffs, instance);
+    const fresh = !existsSync(directory);
+    for (const folder of [dirname(directory), directory]) refuseForeign(folder);
+    refuseOtherLayout(directory);
+    forgottenExpedite();
+    this.#common = new Common({
+      run, directory, sandboxes, resolvConf, extraGroups, nat64Prefixes, onPackets, onQueries, onNotice, onDenied: onDenials, onFailure: (error) => this.#failed(error),
+      onTerminate: (slot, generation, violation) => {
+        const sandbox = this.sandboxAt(slot, generation);
+        if (sandbox !== null) onTerminate(sandbox.name, violation);
+      },
+    });
+    this.#cleanup.push(() => this.#common.close(fresh && !this.#started));
+    return fresh;
+  }
+
+  #openBeside({ common, path, inode }: NonNullable<EnforcerOptions["beside"]>): boolean {
+    this.#common = common;
+    const place = this.#place = Place.open(common.instance, path, inode);
+    this.#cleanup.push(() => {
+      common.globals.setPlace(place.number, null);
+      if (place.fresh && !this.#started) place.remove();
+      else place.close();
+    });
+    return place.fresh;
   }
 
   // ---- attach and detach --------------------------------------------------------------------------------------------
@@ -261,10 +275,10 @@ export class Enforcer {
   async attach(options: AttachOptions): Promise<Sandbox> {
     try {
       const sandbox = await attach(this.#parts, options, () => { this.#leaveInForce = true; });
-      this.#followEvents();
+      this.#common.followEvents();
       for (const kept of this.#kept.values()) if (kept.slot === sandbox.slot) this.#kept.delete(kept.name);
       this.#sandboxes.set(sandbox.name, sandbox);
-      this.#bySlot.set(sandbox.slot, sandbox);
+      this.#common.admit(sandbox);
       this.#predecessor.takenOver(sandbox.slot);
       this.#held.arrived(options.tap);
       return sandbox;
@@ -272,16 +286,14 @@ export class Enforcer {
       const expected = this.#pendingGateways;
       this.#pendingGateways = [];
       // Of one that could not be attached they are nobody's.
-      if (expected.length > 0 && !this.#sandboxes.has(options.name)) this.#hostChanged();
+      if (expected.length > 0 && !this.#sandboxes.has(options.name)) this.#common.refreshGroups();
     }
   }
 
   #expectGateways(gateways: readonly Address[]): void {
     this.#pendingGateways = gateways;
-    if (gateways.length > 0) this.#hostChanged();
+    if (gateways.length > 0) this.#common.refreshGroups();
   }
-
-  #followEvents(): void { this.#events ??= followEvents(this.#instance, (events) => this.#options.onPackets(this.#tapTests.withoutOwn(events))); }
 
   /**
    * Nothing comes in from a tap of this name from now on, although there is none yet, until it is attached and its policy lets it.
@@ -307,7 +319,7 @@ export class Enforcer {
   get heldTaps(): ReadonlySet<string> { return this.#held.names; }
 
   /** Whether the device carries this instance's programs: one that only got the number of a device that did does not. */
-  carries(ifindex: number): boolean { return this.inside(() => hooksHeld(this.#instance, ifindex, TAP_HOOKS)); }
+  carries(ifindex: number): boolean { return this.inside(() => hooksHeld(this.#programs, ifindex, TAP_HOOKS)); }
 
   /** Names of taps that are waited for. */
   get awaited(): ReadonlySet<string> { return this.#held.awaited; }
@@ -331,13 +343,12 @@ export class Enforcer {
     const state = this.#run.read(name);
     if (state !== null) this.#run.write({ ...state, phase: gone ? "gone" : "detaching" });
     this.#sandboxes.delete(name);
-    this.#bySlot.delete(sandbox.slot);
+    this.#common.dismiss(sandbox);
     this.#kept.delete(name);
-    this.#written.delete(name);
     // While our programs still show that it is the same device: its number may be another's by now, which is left alone.
     if (this.carries(ifindex)) this.inside(() => restoreTap({ ifindex, changes: known?.preparation.changes ?? state?.changes ?? [] }));
-    this.inside(() => detachHooks(this.#instance, ifindex, TAP_HOOKS));
-    this.#globals.clearTap(ifindex);
+    this.inside(() => detachHooks(this.#programs, ifindex, TAP_HOOKS));
+    this.#common.globals.clearTap(ifindex, this.place);
     await this.#parts.workers.remove(sandbox.slot, sandbox.generation).catch((error: unknown) => { if (known !== null) throw error; });
     forgetAuthority(this.#run.path, name);
     forgetPlaceholders(this.#run.path, name);
@@ -348,7 +359,7 @@ export class Enforcer {
     else this.#held.free(tap);
     // Last: while there is a state file a successor completes this.
     if (!awaited) this.#run.remove(name);
-    if (known !== null && known.options.gateways.length > 0) this.#hostChanged();
+    if (known !== null && known.options.gateways.length > 0) this.#common.refreshGroups();
   }
 
   // ---- policy swap --------------------------------------------------------------------------------------------------
@@ -372,7 +383,7 @@ export class Enforcer {
   #nudge(sandbox: Sandbox, uid: bigint, turn: number): void {
     const { name, identity: { ifindex } } = sandbox;
     nudge(this.#parts, sandbox, uid, {
-      turn, groups: () => this.#groups, pins: () => this.pins(sandbox), learned: () => this.learned(sandbox), carries: () => this.carries(ifindex),
+      turn, groups: () => this.#common.groups, pins: () => this.pins(sandbox), learned: () => this.learned(sandbox), carries: () => this.carries(ifindex),
       current: () => !this.#stopped && this.#sandboxes.get(name) === sandbox && sandbox.compiled.uid === uid,
     }).catch((error: unknown) => { if (!this.#stopped) this.#options.onNotice(`${name}: silent connections that the policy forbids stand until they speak: ${text(error)}`); });
   }
@@ -385,7 +396,7 @@ export class Enforcer {
     }
   }
 
-  #regrouped(policy: Policy, floor: Policy | null): [Policy, Policy | null] { return [regroup(policy, this.#groups), floor === null ? null : regroup(floor, this.#groups)]; }
+  #regrouped(policy: Policy, floor: Policy | null): [Policy, Policy | null] { return [regroup(policy, this.#common.groups), floor === null ? null : regroup(floor, this.#common.groups)]; }
 
   // ---- what a former process left -----------------------------------------------------------------------------------
 
@@ -396,8 +407,8 @@ export class Enforcer {
    */
   async settle(nameOf: (ifindex: number) => string | null): Promise<void> {
     const known = new Set([...this.#sandboxes.values(), ...this.#kept.values()].map(({ slot }) => slot));
-    for (const { slot, ifindex, generation } of this.#slots.inForce()) {
-      if (known.has(slot)) continue;
+    for (const { slot, ifindex, place, generation } of this.#common.slots.inForce()) {
+      if (place !== this.place || known.has(slot)) continue;
       // An attach that was killed just before it took the hooks, and has been done again since: the device has another slot by now.
       if ([...this.#sandboxes.values()].some(({ facts }) => facts.ifindex === ifindex) || [...this.#kept.values()].some((kept) => kept.ifindex === ifindex)) {
         await this.#predecessor.clear(slot, this.#parts);
@@ -407,15 +418,15 @@ export class Enforcer {
       const tables = link === null ? null : this.#predecessor.tablesOf(ifindex);
       if (link === null || tables === null || tables.slot !== slot) {
         await this.#predecessor.clear(slot, this.#parts);
-        this.#globals.clearTap(ifindex);
+        this.#common.globals.clearTap(ifindex, this.place);
         continue;
       }
       await this.#predecessor.forgetInWorkers(slot, this.#parts);
       const name = nameOf(ifindex) ?? link.name;
       const fault = this.#run.fault(name);
       const reason = fault === null ? "its policy could not be built again" : `its state file is not regarded: ${fault}`;
-      this.inside(() => attachHooks(this.#instance, ifindex, link.name, TAP_HOOKS));
-      this.#globals.setTap(ifindex, slot, generation);
+      this.inside(() => attachHooks(this.#programs, ifindex, link.name, TAP_HOOKS));
+      this.#common.globals.setTap(ifindex, slot, generation, this.place);
       const nothing = tables.pins();
       if (nothing !== null) {
         await this.#parts.workers.addSilent({ name, slot, generation, policy: buildPolicy({ noNet: true }).policy }, nothing);
@@ -427,8 +438,8 @@ export class Enforcer {
     const held = new Set([...this.#sandboxes.values()].map(({ facts }) => facts.ifindex));
     for (const { ifindex } of this.#kept.values()) held.add(ifindex);
     held.add(this.#link.nearIfindex);
-    this.inside(() => { for (const ifindex of linkedDevices(this.#instance)) if (!held.has(ifindex)) detachHooks(this.#instance, ifindex, TAP_HOOKS); });
-    this.#followEvents();
+    this.inside(() => { for (const ifindex of linkedDevices(this.#programs)) if (!held.has(ifindex)) detachHooks(this.#programs, ifindex, TAP_HOOKS); });
+    this.#common.followEvents();
   }
 
   // ---- the end ------------------------------------------------------------------------------------------------------
@@ -439,30 +450,44 @@ export class Enforcer {
     if (this.#leaveInForce) return this.#abandon();
     for (const name of [...this.#sandboxes.keys(), ...this.#kept.keys()]) await quietly(() => this.detach(name));
     // What a former process left in force and nobody has taken over: its pins are what holds that guest.
-    if (this.#slots.inForce().some(({ ifindex }) => this.inside(() => hooksHeld(this.#instance, ifindex, TAP_HOOKS)))) return this.#abandon();
+    if (this.#common.slots.inForce().some(({ ifindex, place }) => place === this.place && this.inside(() => hooksHeld(this.#programs, ifindex, TAP_HOOKS)))) return this.#abandon();
     this.#stopped = true;
-    this.#events?.close();
-    const directory = this.#instance.directory;
+    if (this.#place === null) this.#common.stopEvents();
     for (const step of this.#cleanup.reverse()) await quietly(step);
     await quietly(() => this.#held.close());
+    if (this.#place !== null) {
+      await quietly(() => this.#place!.remove());
+      await quietly(() => this.#common.leave(this));
+      return;
+    }
+    const { directory } = this.#common.instance;
     if (directory !== null) {
       await quietly(() => removePins(directory));
       await quietly(() => removeIfEmpty(join(directory, "..")));
     }
   }
 
-  /** Ends serving and leaves the kernel enforcing, for a successor to take over. */
+  /** Its namespace has gone: nobody serves it any more. What is on its devices is not touched. */
+  async forget(): Promise<void> {
+    for (const sandbox of [...this.#sandboxes.values(), ...this.#kept.values()]) {
+      this.#common.dismiss(sandbox);
+      await this.#parts.workers.remove(sandbox.slot, sandbox.generation).catch(() => undefined);
+    }
+    await this.#abandon();
+  }
+
+  /** Ends serving and leaves the kernel enforcing, for a successor to take over. Of several engines the first one is the last. */
   async release(): Promise<void> {
     if (this.#stopped) return;
-    await quietly(() => this.writePins(true));
-    await quietly(() => this.#globals.expectSuccessor(SUCCESSOR_WITHIN));
+    if (this.#place === null) await quietly(() => this.writePins(true));
+    if (this.#place === null) await quietly(() => this.#common.globals.expectSuccessor(SUCCESSOR_WITHIN));
     await this.#abandon();
   }
 
   async #abandon(): Promise<void> {
     if (this.#stopped) return;
     this.#stopped = true;
-    this.#events?.close();
+    if (this.#place === null && this.#common !== undefined) this.#common.stopEvents();
     for (const step of this.#cleanup.reverse()) await quietly(step);
   }
 
@@ -481,7 +506,7 @@ export class Enforcer {
   }
 
   /** Packets that belonged to no sandbox. */
-  orphans(): Count[] { return readCounters(this.#instance.map("orphans")); }
+  orphans(): Count[] { return readCounters(this.#common.instance.map("orphans")); }
 
   /**
    * Denial events: not told; told in the latest second that had one. Queries over UDP that the resolver has not answered yet. And what
@@ -489,7 +514,7 @@ export class Enforcer {
    */
   limitCounters(sandbox: Sandbox): LimitCounters {
     const { lost, sent, dns_waiting: waiting, queries, dns_connections: dnsConnections, connections } = layouts.event_limit.fields;
-    const record = this.#instance.map("event_limits").lookup(slotKey(sandbox.slot));
+    const record = this.#common.instance.map("event_limits").lookup(slotKey(sandbox.slot));
     if (record === null) return { eventsLost: 0, events: 0, dnsWaiting: 0, begun: { query: 0, "dns-connection": 0, connection: 0 } };
     return {
       eventsLost: Math.max(0, Number(record.readBigUInt64LE(lost.offset)) - sandbox.tests.lost), events: record.readUInt32LE(sent.offset), dnsWaiting: Math.max(0, record.readInt32LE(waiting.offset)),
@@ -516,15 +541,15 @@ export class Enforcer {
   /** Where our programs stand on the tap's hooks, and which they are. */
   hooks(ifindex: number): { hook: "ingress" | "egress"; program: string; id: number; tag: string; position: number; chain: readonly string[] }[] {
     return this.inside(() => TAP_HOOKS.map((hook) => {
-      const { id, tag } = this.#instance.program(hook.program).info;
-      const { programs, position } = chainOf(this.#instance, ifindex, hook);
+      const { id, tag } = this.#programs.program(hook.program).info;
+      const { programs, position } = chainOf(this.#programs, ifindex, hook);
       return { hook: hook.hook, program: hook.program, id, tag, position, chain: programs };
     }));
   }
 
   /** What the kernel took from the guest's first frames; null: nothing yet. */
   learned(sandbox: Sandbox): { mac: Uint8Array | null; address4: Uint8Array | null; address6: Uint8Array | null } {
-    const record = this.#instance.map("learned").lookup(slotKey(sandbox.slot));
+    const record = this.#common.instance.map("learned").lookup(slotKey(sandbox.slot));
     const { mac, addr4, state6, addr6 } = layouts.learned.fields;
     if (record === null) return { mac: null, address4: null, address6: null };
     const four = record.subarray(addr4.offset, addr4.offset + 4);
@@ -557,60 +582,30 @@ export class Enforcer {
   /** Resolvers of the host are read again. */
   async reloadResolvers(): Promise<readonly string[]> { return (await this.#parts.workers.resolver.ask({ kind: "reloadResolvers" })).servers; }
 
-  /** Puts pins down for a successor; those of sandboxes that got some since, or all. */
+  /** Puts pins down for a successor, in all namespaces; those of sandboxes that got some since, or all. */
   async writePins(all = false): Promise<void> {
     const { sandboxes } = await this.resolverStats();
     const rows = new Map(sandboxes.map((row) => [row.slot, row]));
-    for (const sandbox of [...this.#sandboxes.values()]) {
+    for (const sandbox of [...this.#common.sandboxes]) {
       const row = rows.get(sandbox.slot);
       if (row?.generation !== sandbox.generation) continue;
       const count = row.pins.added + row.pins.renewed + row.pins.graceExtensions;
-      if (!all && this.#written.get(sandbox.name) === count) continue;
+      if (!all && this.#written.get(sandbox) === count) continue;
       await this.#writePins(sandbox);
-      this.#written.set(sandbox.name, count);
+      this.#written.set(sandbox, count);
     }
   }
 
   async #writePins(sandbox: Sandbox): Promise<void> {
     const records = await this.#parts.workers.resolver.ask({ kind: "pinRecords", slot: sandbox.slot, generation: sandbox.generation });
-    if (this.#sandboxes.get(sandbox.name) === sandbox) this.#run.writePins(sandbox.name, sandbox.generation, records);
+    if (this.sandboxAt(sandbox.slot, sandbox.generation) === sandbox) this.#run.writePins(sandbox.name, sandbox.generation, records);
   }
 
   // ---- the host -----------------------------------------------------------------------------------------------------
 
-  /** Other prefixes for the groups, from the configuration. @throws EnforcerError E_GROUPS, E_LIMIT; then the former ones stay. */
-  setExtraGroups(extra: Partial<Record<Group, readonly string[]>>, nat64Prefixes: readonly string[]): void {
-    const former = [this.#extraGroups, this.#nat64Prefixes] as const;
-    this.#extraGroups = extra;
-    this.#nat64Prefixes = nat64Prefixes;
-    try {
-      this.#hostChanged();
-    } catch (error) {
-      [this.#extraGroups, this.#nat64Prefixes] = former;
-      this.#hostChanged();
-      throw error;
-    }
-  }
-
-  /** The outer host's addresses changed. */
-  hostChanged(): void { this.#viewChanged(); }
-
-  #readGroups(): GroupTable {
-    const outer = this.#options.outer?.() ?? null;
-    const views = outer === null ? [this.#watch.view] : [this.#watch.view, outer];
-    const gateways = [...this.#sandboxes.values()].flatMap(({ options }) => options.gateways);
-    const { host = [], ...extra } = this.#extraGroups;
-    return groupTable({
-      hostAddresses: [...views.flatMap(({ addresses }) => addresses), ...gateways, ...this.#pendingGateways],
-      connectedPrefixes: views.flatMap(({ connectedPrefixes }) => connectedPrefixes), broadcasts: views.flatMap(({ broadcasts }) => broadcasts),
-      extra: { ...extra, host: [...host, ...views.flatMap(({ localPrefixes }) => localPrefixes.map((prefix) => formatPrefix(prefix)))] },
-      nat64Prefixes: this.#nat64Prefixes,
-    });
-  }
-
   #viewChanged(): void {
-    // A failure goes to the watch, which gives the view again.
-    this.#hostChanged();
+    // A failure goes to the watch, which gives the view again. A first view is read before the engine counts.
+    this.#common.refreshGroups();
     this.#options.onView();
   }
 
@@ -630,7 +625,7 @@ export class Enforcer {
       const link = this.inside(() => findLinkByIndex(sandbox.facts.ifindex));
       if (link === null) return;
       const facts = this.inside(() => tapFacts(link.name));
-      const identity = identityOf(facts, { ...sandbox.options, incomplete: true });
+      const identity = identityOf(facts, { ...sandbox.options, incomplete: true }, this.place);
       sandbox.facts = facts;
       if (identityKey(identity) === identityKey(sandbox.identity)) return;
       sandbox.tables.describe(identity, sizesOf(sandbox.policy));
@@ -660,17 +655,10 @@ export class Enforcer {
     this.#options.onNotice(`a change of the host's addresses is not in force yet and is tried again: ${fault}`);
   }
 
-  #hostChanged(): void {
-    const groups = this.#readGroups();
-    this.#globals.setGroups(groups);
-    this.#groups = groups;
-    this.#workers?.setGroups(groups);
-  }
-
   /** A part of the sandboxes at a time: an attach must not wait for all of them. */
   #sweep(): void {
     const part = this.#sweeps++ % SWEEP_PARTS;
-    for (const { slot } of this.#sandboxes.values()) {
+    for (const { slot } of this.#common.sandboxes) {
       if (slot % SWEEP_PARTS !== part) continue;
       this.#runOn("sweep", slot);
     }
@@ -680,7 +668,7 @@ export class Enforcer {
   #runOn(program: "sweep" | "taken", slot: number): number {
     const context = Buffer.alloc(SKB_SIZE);
     context.writeUInt32LE(slot, SKB_MARK);
-    return this.#instance.program(program).testRun({ data: new Uint8Array(64), context }).returnValue;
+    return this.#common.instance.program(program).testRun({ data: new Uint8Array(64), context }).returnValue;
   }
 }
 

@@ -1,17 +1,21 @@
 /**
- * The engines of an agent: one for its own network namespace, and one for each other that has a sandbox's tap.
+ * The engines of an agent: one for its own network namespace, and one for each other that has a sandbox's tap. They share programs,
+ * tables and threads (common.ts).
  *
- * Holds always: a namespace has one engine at most, known by its inode, whatever name it was asked by; an engine of another
- * namespace takes the host's own addresses for its host's too; its instance on the BPF file system names the namespace and its
- * inode, so that a new agent finds it again without a state file, and never takes another one for it that has got its name since.
+ * Holds always: a namespace has one engine at most, known by its inode, whatever name it was asked by; its place on the BPF file
+ * system (kernel/place.ts) names it and its inode, so that a new agent finds it again without a state file, and never takes another
+ * one for it that has got its name since.
  */
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-import { BpfLink, closeFd, fsType, netnsInode, openNetns } from "../../native/index.js";
+import { closeFd, fsType, netnsInode, openNetns } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
-import { instanceDirectory, removePins } from "../kernel/instance.js";
+import { inForce, removePins } from "../kernel/instance.js";
+import { placeCarried, type FormerPlace } from "../kernel/place.js";
+import { SandboxTables } from "../kernel/sandbox-tables.js";
 import { inNetns } from "../net/request.js";
+import type { Common } from "./common.js";
 import { Enforcer, type EnforcerOptions } from "./enforcer.js";
 
 /** Longer than any tap's name: no `enforcer attach` in the foreground can have an instance of this name. */
@@ -23,14 +27,12 @@ export interface Engine {
   readonly inode: number;
   /** Where it was found last. */
   at: string | null;
-  /** Its folder on the BPF file system. */
-  readonly directory: string;
   readonly enforcer: Enforcer;
   /** Ends an engine that holds nothing any more, or releases one that does. */
   readonly close: () => void;
 }
 
-export type EngineOptions = Omit<EnforcerOptions, "instance" | "resolverDevice" | "netnsFd" | "outer">;
+export type EngineOptions = Omit<EnforcerOptions, "instance" | "resolverDevice" | "netnsFd" | "beside">;
 
 /** Path of a namespace given by name or path. @throws EnforcerError E_NETNS. */
 export function netnsPath(netns: string): string {
@@ -102,17 +104,19 @@ export function findNamespace(inode: number, paths = namespacePaths()): string |
 /**
  * @param netns as it was asked for; it is what the engine is called by.
  * @param at where the namespace is found, which may be elsewhere by now.
+ * @param common of the agent's own namespace's engine; null: this is it.
  * @throws EnforcerError.
  */
-export async function startEngine(netns: string | null, at: string | null, options: EngineOptions, outer: EnforcerOptions["outer"]): Promise<Engine> {
+export async function startEngine(netns: string | null, at: string | null, options: EngineOptions, common: Common | null): Promise<Engine> {
   const fd = at === null ? null : openNamespace(at);
   try {
     if (fd !== null) requireNetwork(fd, netnsPath(at!));
     const inode = fd === null ? inodeOf(null) : netnsInode(fd);
-    const instance = instanceOf(options.bpffs, netns, inode);
+    const path = netns === null ? null : netnsPath(netns);
+    const instance = path === null ? INSTANCE : `${INSTANCE}@${encodeURIComponent(path)}@${inode}`;
     const device = `enf-${createHash("sha256").update(options.run.path).digest("hex").slice(0, 8)}`;
-    const enforcer = await Enforcer.start({ ...options, instance, resolverDevice: device, netnsFd: fd, outer: netns === null ? null : outer });
-    return { netns, inode, at, directory: instanceDirectory(options.bpffs, instance), enforcer, close: () => { if (fd !== null) closeFd(fd); } };
+    const enforcer = await Enforcer.start({ ...options, instance, resolverDevice: device, netnsFd: fd, beside: common === null || path === null ? null : { common, path, inode } });
+    return { netns, inode, at, enforcer, close: () => { if (fd !== null) closeFd(fd); } };
   } catch (error) {
     if (fd !== null) closeFd(fd);
     throw error;
@@ -128,49 +132,29 @@ export function requireNetwork(fd: number, path: string): void {
   }
 }
 
-/** An agent that wrote no inode into it was of this version's beginnings: its folder goes on being used. */
-function instanceOf(bpffs: string, netns: string | null, inode: number): string {
-  if (netns === null) return INSTANCE;
-  const named = `${INSTANCE}@${encodeURIComponent(netnsPath(netns))}`;
-  return existsSync(instanceDirectory(bpffs, named)) ? named : `${named}@${inode}`;
-}
-
-export interface FormerNamespace {
-  readonly netns: string;
-  /** null: not known. */
-  readonly inode: number | null;
-  /** On the BPF file system. */
-  readonly directory: string;
-}
-
-/** Other namespaces of which an agent left an instance on the BPF file system. */
-export function formerNamespaces(bpffs: string): FormerNamespace[] {
+/**
+ * Up to version 3 of the tables each namespace had an instance of its own. What is left of those that nothing is in force of is removed.
+ * @throws EnforcerError E_UPGRADE when one of them is: it is not touched.
+ */
+export function removeFormerInstances(bpffs: string): void {
   const folder = join(bpffs, "enforcer");
-  if (!existsSync(folder)) return [];
-  const found: FormerNamespace[] = [];
-  for (const entry of readdirSync(folder)) {
-    try {
-      // Enforcer.start encodes dots and percent signs, which may not stand there.
-      const [instance, netns, inode] = entry.replaceAll("%2E", ".").replaceAll("%25", "%").split("@");
-      if (instance === INSTANCE && netns !== undefined) found.push({ netns: decodeURIComponent(netns), inode: inode === undefined ? null : Number(inode), directory: join(folder, entry) });
-    } catch {
-      // Not one that this program made.
-    }
+  for (const entry of existsSync(folder) ? readdirSync(folder) : []) {
+    if (!entry.startsWith(`${INSTANCE}@`)) continue;
+    const directory = join(folder, entry);
+    if (readdirSync(directory).some((name) => name.startsWith("maps-v") && inForce(join(directory, name)))) throw new EnforcerError("E_UPGRADE", `${directory} holds sandboxes of another version in force`);
+    removePins(directory);
   }
-  return found;
 }
 
 /** Removes what an agent left of a namespace that has gone. @returns false: its programs are on a device still, and all of it stays. */
-export function removeFormer({ directory }: FormerNamespace): boolean {
-  const links = join(directory, "links");
-  for (const name of existsSync(links) ? readdirSync(links) : []) {
-    const link = BpfLink.fromPin(join(links, name));
-    try {
-      if (link.info.ifindex !== 0) return false;
-    } finally {
-      link.close();
-    }
+export function removeFormer({ instance, globals, slots }: Common, former: FormerPlace): boolean {
+  if (placeCarried(former)) return false;
+  for (const { slot, ifindex, place } of slots.inForce()) {
+    if (place !== former.number) continue;
+    SandboxTables.clearSlot(instance, slot);
+    globals.clearTap(ifindex, place);
   }
-  removePins(directory);
+  globals.setPlace(former.number, null);
+  removePins(former.directory);
   return true;
 }

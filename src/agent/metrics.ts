@@ -18,15 +18,17 @@ import { Slices } from "./slices.js";
 /** Default: 127.0.0.1:9469. */
 export interface Listen { readonly host: string; readonly port: number }
 
-export function enforcerRegistry(enforcer: Enforcer): Registry {
+/** @param engines all that share what this one has; the first of them. */
+export function enforcerRegistry(enforcer: Enforcer, engines: () => readonly Enforcer[] = () => [enforcer]): Registry {
   const registry = new Registry();
   const registers = [registry];
   // Of all metrics of all scrapes together.
   const slices = new Slices();
-  const sandboxes = (): Iterable<Sandbox> => enforcer.sandboxes.values();
+  const sandboxes = (): Sandbox[] => engines().flatMap((engine) => [...engine.sandboxes.values()]);
+  const sum = (of: (engine: Enforcer) => number): number => engines().reduce((all, engine) => all + of(engine), 0);
   const stats = shared(() => enforcer.resolverStats());
   const tls = shared(() => enforcer.tlsStats());
-  const kernel = shared(() => readKernel(enforcer, slices));
+  const kernel = shared(() => readKernel(engines(), slices));
   /** Rows of a worker, with the name of the sandbox where it is still there. */
   const eachOf = async <R extends { readonly slot: number; readonly generation: number }>(rows: readonly R[], visit: (sandbox: string, row: R) => void): Promise<void> => {
     for (const row of rows) {
@@ -44,7 +46,7 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   const eachDns = async (visit: (sandbox: string, row: Stats["sandboxes"][number]) => void): Promise<void> => eachOf((await stats()).sandboxes, visit);
   const eachTls = async (visit: (sandbox: string, row: TlsStats["sandboxes"][number]) => void): Promise<void> => eachOf((await tls())?.sandboxes ?? [], visit);
   const eachSandbox = async (visit: (sandbox: Sandbox) => void): Promise<void> => {
-    for (const sandbox of [...sandboxes()]) {
+    for (const sandbox of sandboxes()) {
       await slices.pause();
       visit(sandbox);
     }
@@ -79,7 +81,7 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   counter("enforcer_orphan_packets_total", "Frames dropped that belonged to no sandbox.", ["direction", "reason"], (add) => {
     for (const { direction, reason, packets } of enforcer.orphans()) add({ direction, reason }, Number(packets));
   });
-  counter("enforcer_unjudged_packets_total", "Frames dropped that came in by a held name without a verdict, such as from a tap that was made again.", [], async (add) => add({}, await enforcer.unjudged()));
+  counter("enforcer_unjudged_packets_total", "Frames dropped that came in by a held name without a verdict, such as from a tap that was made again.", [], async (add) => { for (const engine of engines()) add({}, await engine.unjudged()); });
   gauge("enforcer_events", "Denials that the kernel reported in the latest second that had one.", ["sandbox"], (set) => eachKernel(({ name, own }) => { if (own !== null) set({ sandbox: name }, own.events); }));
   gauge("enforcer_events_limit", "Denials that are reported a second at most.", ["sandbox"], (set) => eachSandbox(({ name, policy }) => set({ sandbox: name }, policy.limits.eventsPerSecond)));
   counter("enforcer_events_lost_total", "Denials that were not reported, over the sandbox's rate or with the ring full; they are counted in enforcer_packets_total all the same.", ["sandbox", "source"], async (add) => {
@@ -91,10 +93,10 @@ export function enforcerRegistry(enforcer: Enforcer): Registry {
   });
   gauge("enforcer_map_entries", "Entries in a table that can be full.", ["sandbox", "map"], (set) => eachKernel(({ name, own }) => { for (const { map, entries } of own?.fill ?? []) set({ sandbox: name, map }, entries); }));
   gauge("enforcer_map_limit", "Entries that the table can hold.", ["sandbox", "map"], (set) => eachKernel(({ name, own }) => { for (const { map, limit } of own?.fill ?? []) set({ sandbox: name, map }, limit); }));
-  gauge("enforcer_sandboxes", "Sandboxes in force.", [], (set) => set({}, enforcer.sandboxes.size));
-  gauge("enforcer_sandboxes_kept", "Sandboxes in force as a former agent left them, whose policy is not known: they resolve no name until they are attached again.", [], (set) => set({}, enforcer.kept.size));
-  gauge("enforcer_taps_awaited", "Taps that are waited for.", [], (set) => set({}, enforcer.awaited.size));
-  gauge("enforcer_taps_held", "Names by which only judged frames come in: taps in force, awaited, and deleted under their policy.", [], (set) => set({}, enforcer.heldTaps.size));
+  gauge("enforcer_sandboxes", "Sandboxes in force.", [], (set) => set({}, sum((engine) => engine.sandboxes.size)));
+  gauge("enforcer_sandboxes_kept", "Sandboxes in force as a former agent left them, whose policy is not known: they resolve no name until they are attached again.", [], (set) => set({}, sum((engine) => engine.kept.size)));
+  gauge("enforcer_taps_awaited", "Taps that are waited for.", [], (set) => set({}, sum((engine) => engine.awaited.size)));
+  gauge("enforcer_taps_held", "Names by which only judged frames come in: taps in force, awaited, and deleted under their policy.", [], (set) => set({}, sum((engine) => engine.heldTaps.size)));
   gauge("enforcer_sandbox_kernel_bytes", "Kernel memory of the sandbox's own tables.", ["sandbox"], (set) => eachKernel(({ name, own }) => { if (own !== null) set({ sandbox: name }, own.memory); }));
 
   counter("enforcer_dns_queries_total", "Queries of guests by outcome.", ["sandbox", "outcome"], (add) => eachDns((sandbox, { queries }) => {
@@ -194,18 +196,20 @@ interface KernelRow {
 }
 
 /** Once for all metrics of a scrape. */
-async function readKernel(enforcer: Enforcer, slices: Slices): Promise<readonly KernelRow[]> {
+async function readKernel(engines: readonly Enforcer[], slices: Slices): Promise<readonly KernelRow[]> {
   const rows: KernelRow[] = [];
-  for (const kept of [...enforcer.kept.values()]) {
-    await slices.pause();
-    if (enforcer.kept.get(kept.name) === kept) rows.push({ name: kept.name, counters: enforcer.counters(kept), own: null });
-  }
-  for (const sandbox of [...enforcer.sandboxes.values()]) {
-    await slices.pause();
-    const { name } = sandbox;
-    if (enforcer.sandboxes.get(name) !== sandbox) continue;
-    const counters = enforcer.counters(sandbox), memory = sandbox.tables.memory(), limits = enforcer.limitCounters(sandbox);
-    rows.push({ name, counters, own: { ...limits, memory, fill: await enforcer.fill(sandbox, slices) } });
+  for (const enforcer of engines) {
+    for (const kept of [...enforcer.kept.values()]) {
+      await slices.pause();
+      if (enforcer.kept.get(kept.name) === kept) rows.push({ name: kept.name, counters: enforcer.counters(kept), own: null });
+    }
+    for (const sandbox of [...enforcer.sandboxes.values()]) {
+      await slices.pause();
+      const { name } = sandbox;
+      if (enforcer.sandboxes.get(name) !== sandbox) continue;
+      const counters = enforcer.counters(sandbox), memory = sandbox.tables.memory(), limits = enforcer.limitCounters(sandbox);
+      rows.push({ name, counters, own: { ...limits, memory, fill: await enforcer.fill(sandbox, slices) } });
+    }
   }
   return rows;
 }

@@ -6,6 +6,7 @@ import type { Address } from "../addresses/address.js";
 import type { Policy } from "../policy/types.js";
 import type { Globals } from "../kernel/globals.js";
 import type { Instance } from "../kernel/instance.js";
+import type { Programs } from "../kernel/tap-link.js";
 import type { HeldNames } from "./held-names.js";
 import type { Predecessor } from "./predecessor.js";
 import type { RunDirectory } from "./run-directory.js";
@@ -23,6 +24,10 @@ export type Step = () => void | Promise<void>;
 export interface Parts {
   readonly run: RunDirectory;
   readonly instance: Instance;
+  /** Those of the taps' namespace. */
+  readonly programs: Programs;
+  /** Number of the taps' namespace (kernel/place.ts); 0: the agent's own. */
+  readonly place: number;
   readonly globals: Globals;
   readonly workers: Workers;
   readonly held: HeldNames;

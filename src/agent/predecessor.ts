@@ -7,7 +7,7 @@
 import type { Globals } from "../kernel/globals.js";
 import type { Instance } from "../kernel/instance.js";
 import { floorUid, SandboxTables } from "../kernel/sandbox-tables.js";
-import { detachHooks, hooksHeld, linkedDevices, TAP_HOOKS } from "../kernel/tap-link.js";
+import { detachHooks, hooksHeld, linkedDevices, TAP_HOOKS, type Programs } from "../kernel/tap-link.js";
 import { findLinkByIndex } from "../net/links.js";
 import { compilePolicy, type CompiledPolicy } from "../policy/compile.js";
 import type { Policy } from "../policy/types.js";
@@ -31,30 +31,35 @@ export interface Served { readonly generation: number; readonly uid: bigint; rea
 
 export class Predecessor {
   readonly #instance: Instance;
+  readonly #programs: Programs;
   readonly #inside: Inside;
   /** Slots with their devices. */
   readonly #left = new Map<number, number>();
   /** Of those, the ones that the workers serve already. */
   readonly #served = new Map<number, Served>();
 
-  constructor({ instance, globals, slots, inside, fresh }: {
+  constructor({ instance, programs, place, globals, slots, inside, fresh }: {
     instance: Instance; globals: Globals; slots: Slots; inside: Inside;
+    /** Of the namespace, and its number. */ programs: Programs; place: number;
     /** The instance was made just now: nothing can be half done. */ fresh: boolean;
   }) {
     this.#instance = instance;
+    this.#programs = programs;
     this.#inside = inside;
     // Pins of links whose device has gone hold nothing; a resolver's device goes with the process that made it.
     inside(() => {
-      for (const ifindex of linkedDevices(instance)) if (findLinkByIndex(ifindex) === null) detachHooks(instance, ifindex, TAP_HOOKS);
-      for (const { slot, ifindex } of slots.inForce()) {
+      for (const ifindex of linkedDevices(programs)) if (findLinkByIndex(ifindex) === null) detachHooks(programs, ifindex, TAP_HOOKS);
+      for (const { slot, ifindex, place: where } of slots.inForce()) {
+        if (where !== place) continue;
         if (findLinkByIndex(ifindex) !== null) {
           this.#left.set(slot, ifindex);
           continue;
         }
         SandboxTables.clearSlot(instance, slot);
-        globals.clearTap(ifindex);
+        globals.clearTap(ifindex, place);
       }
-      if (!fresh) SandboxTables.clearUnfinished(instance);
+      // Those of all namespaces, and nothing is attached yet.
+      if (!fresh && place === 0) SandboxTables.clearUnfinished(instance);
     });
   }
 
@@ -63,7 +68,7 @@ export class Predecessor {
 
   /** The slot in force for this device, with our programs still on its hooks; null: none. */
   tablesOf(ifindex: number): SandboxTables | null {
-    if (!this.#inside(() => hooksHeld(this.#instance, ifindex, TAP_HOOKS))) return null;
+    if (!this.#inside(() => hooksHeld(this.#programs, ifindex, TAP_HOOKS))) return null;
     for (const [slot, device] of this.#left) {
       if (device !== ifindex) continue;
       const tables = SandboxTables.adopt(this.#instance, slot);

@@ -78,8 +78,8 @@ export interface KeptSandbox {
   readonly reason: string;
 }
 
-/** @throws EnforcerError E_GATEWAY_UNKNOWN, E_USAGE. */
-export function identityOf(facts: TapFacts, { gateways: given, guest, mac, incomplete }: Pick<AttachOptions, "gateways" | "guest" | "mac" | "incomplete">): Identity {
+/** @param place number of the tap's namespace (kernel/place.ts). @throws EnforcerError E_GATEWAY_UNKNOWN, E_USAGE. */
+export function identityOf(facts: TapFacts, { gateways: given, guest, mac, incomplete }: Pick<AttachOptions, "gateways" | "guest" | "mac" | "incomplete">, place = 0): Identity {
   const tap = facts.name;
   for (const gateway of given) {
     const fault = addressFault(gateway, 128);
@@ -96,7 +96,7 @@ export function identityOf(facts: TapFacts, { gateways: given, guest, mac, incom
     if (prefix.length === 128 && gateways.some((gateway) => formatAddress(gateway) === formatAddress(prefix.bytes))) throw new EnforcerError("E_USAGE", `--guest-ip ${formatAddress(prefix.bytes)} is the gateway of ${tap}`, { remedy: "name the guest's own address" });
   }
   if (guest.length === 0 && facts.learnPrefixes.length === 0 && !incomplete) throw new EnforcerError("E_USAGE", `the guest of ${tap} has no address that could be learned: no subnet or route leads to the tap`, { remedy: "name it with --guest-ip ADDR" });
-  return { ifindex: facts.ifindex, tapMac: facts.bridge?.mac ?? facts.mac, mac, guest, learnPrefixes: facts.learnPrefixes, gateways, dhcp: true };
+  return { ifindex: facts.ifindex, place, tapMac: facts.bridge?.mac ?? facts.mac, mac, guest, learnPrefixes: facts.learnPrefixes, gateways, dhcp: true };
 }
 
 /** Why no single host has an address in this prefix, or null. @param length of the 16 octets. */

@@ -12,10 +12,17 @@ import { slotKey } from "../kernel/sandbox-tables.js";
 /** Generations begin here; 1 is the self-test's. */
 const FIRST_GENERATION = 2;
 
-export interface SlotInForce { readonly slot: number; readonly ifindex: number; readonly generation: number }
+export interface SlotInForce {
+  readonly slot: number;
+  readonly ifindex: number;
+  /** Of the device's namespace; 0: the agent's own. */
+  readonly place: number;
+  readonly generation: number;
+}
 
 export class Slots {
   readonly #instance: Instance;
+  readonly #users = new Set<() => Iterable<number>>();
   #generation: number;
 
   constructor(instance: Instance) {
@@ -36,13 +43,19 @@ export class Slots {
       const at = i * layouts.sandbox.size;
       if (values.readUInt32LE(at + field.state.offset) !== SandboxState.SANDBOX_ENFORCED) continue;
       const slot = keys.readUInt32LE(i * 4);
-      if (slot !== this.#instance.spareSlot) found.push({ slot, ifindex: values.readUInt32LE(at + field.ifindex.offset), generation: values.readUInt32LE(at + field.generation.offset) });
+      if (slot !== this.#instance.spareSlot) found.push({ slot, ifindex: values.readUInt32LE(at + field.ifindex.offset), place: values.readUInt32LE(at + field.place.offset), generation: values.readUInt32LE(at + field.generation.offset) });
     }
     return found;
   }
 
-  /** The first that is not used. @throws EnforcerError E_LIMIT. */
-  free(used: ReadonlySet<number>): number {
+  /** What an engine holds is not given to another. */
+  addUser(used: () => Iterable<number>): void { this.#users.add(used); }
+  removeUser(used: () => Iterable<number>): void { this.#users.delete(used); }
+
+  /** The first that nobody uses. @throws EnforcerError E_LIMIT. */
+  free(): number {
+    const used = new Set<number>();
+    for (const user of this.#users) for (const slot of user()) used.add(slot);
     for (let slot = 0; slot < this.count; slot++) if (!used.has(slot)) return slot;
     throw new EnforcerError("E_LIMIT", `${this.count} sandboxes are attached already`, { remedy: "raise the number of sandboxes of this agent" });
   }

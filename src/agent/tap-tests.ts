@@ -10,6 +10,7 @@ import type { Instance } from "../kernel/instance.js";
 import { layouts } from "../kernel/layout.gen.js";
 import { slotKey } from "../kernel/sandbox-tables.js";
 import { isAsTapTest, selfTestTap } from "../kernel/self-test.js";
+import type { Programs } from "../kernel/tap-link.js";
 import type { TapFacts } from "../net/tap.js";
 
 export class TapTests {
@@ -20,10 +21,10 @@ export class TapTests {
   constructor(instance: Instance) { this.#instance = instance; }
 
   /** Sends the frame that no policy allows into the tap's programs; the thread is in its namespace. @throws EnforcerError E_SELF_TEST when it is not denied. */
-  run(slot: number, generation: number, { ifindex, name }: Pick<TapFacts, "ifindex" | "name">): void {
+  run(programs: Programs, slot: number, generation: number, { ifindex, name }: Pick<TapFacts, "ifindex" | "name">): void {
     const lost = (): bigint | undefined => this.#instance.map("event_limits").lookup(slotKey(slot))?.readBigUInt64LE(layouts.event_limit.fields.lost.offset);
     const before = lost(), from = clockMonotonicCoarse();
-    selfTestTap(this.#instance, slot, ifindex, name);
+    selfTestTap(this.#instance, programs, slot, ifindex, name);
     // Had it not been told, as in a sandbox that tells nothing yet, it would be counted as lost.
     if (lost() === before) this.#told.push({ slot, generation, from, until: clockMonotonicCoarse() });
   }

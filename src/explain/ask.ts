@@ -74,12 +74,11 @@ export async function explainQuestion(agent: Agent, name: string, query: Explain
     ...live.map(({ labels, address, expires }) => ({ labels, address, left: expires - now })),
     ...former.map((pin) => ({ labels: pin.name.split("."), address: pin.address, left: Math.min(0, pin.expired - now) })),
   ];
-  const { view } = engine.enforcer;
   return explain({
     sandbox: name, policy: sandbox.policy, floor: agent.floor?.policy ?? null, groups: engine.enforcer.groups, pins,
     others: question.address === null ? [] : await others(agent, name, question.address), configured: agent.config.groups,
     localSuffixes: readHostResolvers(RESOLV_CONF).searchDomains.map(labelsOf),
-    hostAddresses: [...view.addresses, ...(engine === agent.own ? [] : agent.own.enforcer.view.addresses), ...sandbox.options.gateways],
+    hostAddresses: [...agent.engines].flatMap(({ enforcer }) => [...enforcer.view.addresses, ...enforcer.gateways]),
   }, question);
 }
 

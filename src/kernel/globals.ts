@@ -16,6 +16,7 @@ import { slotKey } from "./sandbox-tables.js";
 const field = layouts.globals.fields;
 const tapField = layouts.tap.fields;
 const ONLY = slotKey(0);
+const groupAt = layouts.group_entry.fields.group.offset;
 
 export class Globals {
   readonly #instance: Instance;
@@ -56,8 +57,10 @@ export class Globals {
     this.#write();
   }
 
-  /** Makes the kernel's groups those of the table. @returns entries changed. @throws EnforcerError E_LIMIT when they do not fit; then what was in force stays in force or became stricter. */
-  setGroups(table: GroupTable): number {
+  /**
+   * Makes the kernel's groups those of the table. @param which stricter: an entry that would be weakened or taken away stays as it is. @returns entries changed. @throws EnforcerError E_LIMIT when they do not fit; then what was in force stays in force or became stricter.
+   */
+  setGroups(table: GroupTable, which: "all" | "stricter" = "all"): number {
     let changed = 0;
     const encoded = encodeGroups(table);
     for (const name of ["groups4", "groups6"] as const) {
@@ -73,13 +76,14 @@ export class Globals {
       const octets = Buffer.from(values.buffer, values.byteOffset, values.length);
       for (const [key, i] of wanted) {
         const value = octets.toString("latin1", i * valueSize, (i + 1) * valueSize);
-        if (known.get(key) === value) continue;
+        const there = known.get(key);
+        if (there === value || (which === "stricter" && there !== undefined && there.charCodeAt(groupAt) < value.charCodeAt(groupAt))) continue;
         map.update(Buffer.from(key, "latin1"), octets.subarray(i * valueSize, (i + 1) * valueSize));
         known.set(key, value);
         changed++;
       }
       for (const key of [...known.keys()]) {
-        if (wanted.has(key)) continue;
+        if (wanted.has(key) || which === "stricter") continue;
         map.delete(Buffer.from(key, "latin1"));
         known.delete(key);
         changed++;
@@ -92,28 +96,55 @@ export class Globals {
     return changed;
   }
 
-  /** Says that a device carries the sandbox in a slot. Its own place in `taps` if that is free, else the hash beside it. */
-  setTap(ifindex: number, slot: number, generation: number): void {
+  /** From now on port 53 of a place's taps goes to this pair; null: nowhere, and is refused. */
+  setPlace(number: number, link: Pick<ResolverLink, "nearIfindex" | "farIfindex"> | null): void {
+    const value = Buffer.alloc(layouts.place.size);
+    value.writeUInt32LE(link?.nearIfindex ?? 0, layouts.place.fields.resolver_ifindex.offset);
+    value.writeUInt32LE(link?.farIfindex ?? 0, layouts.place.fields.far_ifindex.offset);
+    this.#instance.map("places").update(slotKey(number), value);
+  }
+
+  /**
+   * Says that a device carries the sandbox in a slot. Its own place in `taps` if that is free, else the hash beside it; devices of other
+   * namespaces have one of their own.
+   * @param place of the device's namespace; 0: the agent's own.
+   */
+  setTap(ifindex: number, slot: number, generation: number, place = 0): void {
     const value = Buffer.alloc(layouts.tap.size);
     value.writeUInt32LE(ifindex, tapField.ifindex.offset);
     value.writeUInt32LE(slot, tapField.slot.offset);
     value.writeUInt32LE(generation, tapField.generation.offset);
-    const place = this.#place(ifindex);
-    const holder = this.#instance.map("taps").lookup(place)?.readUInt32LE(tapField.ifindex.offset) ?? 0;
-    if (holder === 0 || holder === ifindex) this.#instance.map("taps").update(place, value);
+    if (place !== 0) {
+      this.#instance.map("taps_within").update(tapKey(place, ifindex), value);
+      return;
+    }
+    const at = this.#index(ifindex);
+    const holder = this.#instance.map("taps").lookup(at)?.readUInt32LE(tapField.ifindex.offset) ?? 0;
+    if (holder === 0 || holder === ifindex) this.#instance.map("taps").update(at, value);
     else this.#instance.map("taps_more").update(slotKey(ifindex), value);
   }
 
   /** From now on the device passes nothing through our programs. */
-  clearTap(ifindex: number): void {
-    const place = this.#place(ifindex);
-    if (this.#instance.map("taps").lookup(place)?.readUInt32LE(tapField.ifindex.offset) === ifindex) this.#instance.map("taps").update(place, Buffer.alloc(layouts.tap.size));
+  clearTap(ifindex: number, place = 0): void {
+    if (place !== 0) {
+      this.#instance.map("taps_within").delete(tapKey(place, ifindex));
+      return;
+    }
+    const at = this.#index(ifindex);
+    if (this.#instance.map("taps").lookup(at)?.readUInt32LE(tapField.ifindex.offset) === ifindex) this.#instance.map("taps").update(at, Buffer.alloc(layouts.tap.size));
     this.#instance.map("taps_more").delete(slotKey(ifindex));
   }
 
-  #place(ifindex: number): Buffer { return slotKey(ifindex & (this.#instance.map("taps").info.maxEntries - 1)); }
+  #index(ifindex: number): Buffer { return slotKey(ifindex & (this.#instance.map("taps").info.maxEntries - 1)); }
 
   #write(): void { this.#instance.map("globals").update(ONLY, this.#record); }
+}
+
+function tapKey(place: number, ifindex: number): Buffer {
+  const key = Buffer.alloc(layouts.tap_key.size);
+  key.writeUInt32LE(place, layouts.tap_key.fields.place.offset);
+  key.writeUInt32LE(ifindex, layouts.tap_key.fields.ifindex.offset);
+  return key;
 }
 
 function textsOf(map: BpfMap): Map<string, string> {

@@ -14,8 +14,9 @@ import { fileURLToPath } from "node:url";
 import { BpfMap, BpfObject, BpfProgram, fsType } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
 import { makeDirectories } from "../make-directory.js";
-import { AbiLimit, layouts } from "./layout.gen.js";
+import { AbiLimit, layouts, Within } from "./layout.gen.js";
 import { directoryFault } from "./ownership.js";
+import type { Programs } from "./tap-link.js";
 
 const BPFFS_MAGIC = 0xcafe4a11;
 const OBJECT = fileURLToPath(new URL("../../bpf/build/enforcer.bpf.o", import.meta.url));
@@ -23,15 +24,18 @@ const OBJECT = fileURLToPath(new URL("../../bpf/build/enforcer.bpf.o", import.me
 const PER_SANDBOX = ["sandboxes", "learned", "event_limits", "flows", "fragments", "redirects", "intercepted", "counters", "pin_epochs"] as const;
 const PER_POLICY = ["policies", "prefixes4", "prefixes6", "pins"] as const;
 /** Power of two, twice the sandboxes at least. */
-const TAPS = ["taps", "taps_more"] as const;
-const SHARED = ["globals", "groups4", "groups6", "orphans", "events"] as const;
+const TAPS = ["taps", "taps_more", "taps_within"] as const;
+const SHARED = ["globals", "groups4", "groups6", "orphans", "events", "places", "within"] as const;
 const PINNED = [...PER_SANDBOX, ...PER_POLICY, ...TAPS, ...SHARED] as const;
 
 export type MapName = (typeof PINNED)[number];
 /** What serving needs; the rest is for tests and benchmarks, and would be verified at each start for nothing. */
 const SERVING = ["from_guest", "to_guest", "from_resolver", "sweep", "taken", "nudge"] as const;
 const MEASURING = ["from_guest_long", "empty"] as const;
-export type ProgramName = (typeof SERVING)[number] | (typeof MEASURING)[number];
+/** Loaded with the first tap in another network namespace. */
+const WITHIN = ["from_guest_in", "to_guest_in", "from_agent_in", "to_place"] as const;
+const ENTERED: Partial<Record<(typeof WITHIN)[number], number>> = { from_guest_in: Within.WITHIN_FROM_GUEST, to_guest_in: Within.WITHIN_TO_GUEST, from_agent_in: Within.WITHIN_FROM_RESOLVER };
+export type ProgramName = (typeof SERVING)[number] | (typeof MEASURING)[number] | (typeof WITHIN)[number];
 
 export interface InstanceOptions {
   /** Directory on bpffs for this instance; made when it is not there. null: nothing is pinned (tests, benchmarks). */
@@ -42,11 +46,12 @@ export interface InstanceOptions {
   readonly measuring?: boolean;
 }
 
-export class Instance {
+export class Instance implements Programs {
   readonly directory: string | null;
   /** Whether maps of a former process were taken over. */
   readonly adopted: boolean;
   readonly #object: BpfObject;
+  #within: BpfObject | null = null;
   readonly #maps = new Map<string, BpfMap>();
   readonly #programs = new Map<string, BpfProgram>();
   readonly #programIds = new Map<string, number>();
@@ -78,8 +83,8 @@ export class Instance {
     for (const name of PER_POLICY) maxEntries[name] = 4 * (sandboxes + SPARE_SLOTS);
     for (const name of TAPS) maxEntries[name] = 2 ** Math.ceil(Math.log2(2 * (sandboxes + SPARE_SLOTS)));
     const programs = directory === null ? null : programDirectory(directory);
-    const standing = adopted && pins !== null && programs !== null ? standingPrograms(programs, pins) : null;
-    const disabledPrograms = [...NOT_LOADED, ...(measuring ? [] : MEASURING), ...(standing === null ? [] : SERVING)];
+    const standing = adopted && pins !== null && programs !== null ? standingPrograms(programs, pins, SERVING) : null;
+    const disabledPrograms = [...NOT_LOADED, ...WITHIN, ...(measuring ? [] : MEASURING), ...(standing === null ? [] : SERVING)];
     let object: BpfObject;
     try {
       object = BpfObject.load(OBJECT, adopted && pins !== null
@@ -119,6 +124,39 @@ export class Instance {
     return program;
   }
 
+  /**
+   * Makes the programs of other namespaces' devices go on in those of this version; the first time they are loaded, which takes a second.
+   * @throws EnforcerError E_LOAD.
+   */
+  serveWithin(): void {
+    const { directory } = this;
+    if (this.#programs.has(WITHIN[0]) || directory === null) return;
+    const programs = programDirectory(directory), pins = mapDirectory(directory);
+    const standing = standingPrograms(programs, pins, WITHIN);
+    if (standing === null) {
+      try {
+        this.#within = BpfObject.load(OBJECT, {
+          maxEntries: formerSizes(pins), pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: [...NOT_LOADED, ...MEASURING, ...SERVING],
+        });
+      } catch (cause) {
+        throw new EnforcerError("E_LOAD", `the kernel refused the programs: ${describe(cause)}`, { cause });
+      }
+      for (const name of WITHIN) {
+        this.#programs.set(name, this.#within.program(name));
+        const pin = join(programs, name);
+        if (existsSync(pin)) unlinkSync(pin);
+        this.program(name).pin(pin);
+      }
+    }
+    for (const [name, program] of standing ?? []) this.#programs.set(name, program);
+    for (const [name, index] of Object.entries(ENTERED)) {
+      const key = Buffer.alloc(4), fd = Buffer.alloc(4);
+      key.writeUInt32LE(index);
+      fd.writeInt32LE(this.program(name as ProgramName).fd);
+      this.map("within").update(key, fd);
+    }
+  }
+
   /** Those of another version go: the links hold what they still need. */
   #pinPrograms(directory: string, programs: string): void {
     for (const name of readdirSync(directory)) if (name.startsWith(PROGRAMS)) removePins(join(directory, name));
@@ -141,6 +179,9 @@ export class Instance {
   /** Slot that belongs to no sandbox. */
   get spareSlot(): number { return this.sandboxes; }
 
+  /** Whether these maps are those of one of its programs. */
+  owns(mapIds: readonly number[]): boolean { return mapIds.includes(this.map("sandboxes").info.id); }
+
   /** Directory for the pins of links. */
   get linkDirectory(): string | null { return this.directory === null ? null : join(this.directory, "links"); }
 
@@ -151,6 +192,7 @@ export class Instance {
     for (const program of this.#programs.values()) program.close();
     this.#programs.clear();
     this.#object.close();
+    this.#within?.close();
   }
 
   /** Closes and removes every pin: the kernel frees it all once no link holds it. */
@@ -161,7 +203,10 @@ export class Instance {
 }
 
 /** Folder of an instance on the BPF file system, where a name may hold no dot. */
-export function instanceDirectory(bpffs: string, instance: string): string { return join(bpffs, "enforcer", instance.replaceAll("%", "%25").replaceAll(".", "%2E")); }
+export function instanceDirectory(bpffs: string, instance: string): string { return join(bpffs, "enforcer", bpffsName(instance)); }
+
+/** A name as it can stand on the BPF file system. */
+export function bpffsName(name: string): string { return name.replaceAll("%", "%25").replaceAll(".", "%2E"); }
 
 const SPARE_SLOTS = 1;
 /** Names types for the BTF; see bpf/enforcer.bpf.c. */
@@ -173,18 +218,18 @@ const PROGRAMS = "programs-";
 function programDirectory(directory: string): string { return join(directory, `${PROGRAMS}${createHash("sha256").update(readFileSync(OBJECT)).digest("hex").slice(0, 32)}`); }
 
 /** Programs that a process of this version left, over the maps that are taken over; null: not all of them. */
-function standingPrograms(programs: string, pins: string): Map<ProgramName, BpfProgram> | null {
+function standingPrograms(programs: string, pins: string, names: readonly ProgramName[]): Map<ProgramName, BpfProgram> | null {
   const found = new Map<ProgramName, BpfProgram>();
   const sandboxes = BpfMap.fromPin(join(pins, "sandboxes"));
   try {
-    for (const name of SERVING) {
+    for (const name of names) {
       const path = join(programs, name);
       if (!existsSync(path)) break;
       const program = BpfProgram.fromPin(path);
       found.set(name, program);
       // Maps that were made anew have programs of their own. Those that are never attached know only some of them, or none.
       if (program.info.name !== name || (name !== "sweep" && name !== "nudge" && !program.info.mapIds.includes(sandboxes.info.id))) break;
-      if (found.size === SERVING.length) return found;
+      if (found.size === names.length) return found;
     }
   } catch {
     // Then they are loaded.

@@ -17,6 +17,8 @@ const field = layouts.sandbox.fields;
 
 export interface Identity {
   readonly ifindex: number;
+  /** Number of the tap's namespace (place.ts); absent or 0: the agent's own. */
+  readonly place?: number;
   readonly tapMac: Uint8Array;
   /** null: learned from the first frame. */
   readonly mac: Uint8Array | null;
@@ -285,6 +287,7 @@ export class SandboxTables {
     record.writeUInt32LE(sizes.queriesPerSecond, field.query_rate.offset);
     record.writeUInt32LE(sizes.connectionsPerSecond, field.connection_rate.offset);
     record.writeUInt32LE(identity.ifindex, field.ifindex.offset);
+    record.writeUInt32LE(identity.place ?? 0, field.place.offset);
     record.set(identity.tapMac, field.tap_mac.offset);
     if (identity.mac !== null) record.set(identity.mac, field.mac.offset);
 

@@ -15,9 +15,10 @@ import { reasonName, type Count } from "./counters.js";
 import type { PacketEvent } from "./events.js";
 import { ethernet, tcpSyn, udp } from "./frames.js";
 import type { Globals } from "./globals.js";
-import type { Instance, ProgramName } from "./instance.js";
+import type { Instance } from "./instance.js";
 import { Reason, layouts } from "./layout.gen.js";
 import { SandboxTables, slotKey } from "./sandbox-tables.js";
+import type { HookProgram, Programs } from "./tap-link.js";
 import { possibleCpus } from "../../native/index.js";
 
 const GUEST_MAC = Uint8Array.of(2, 0, 0, 0, 0, 2), GATEWAY_MAC = Uint8Array.of(2, 0, 0, 0, 0, 1), OTHER_MAC = Uint8Array.of(2, 0, 0, 0, 0, 3);
@@ -30,7 +31,7 @@ const SKB_IFINDEX = 40, SKB_SIZE = 192;
 
 const NEXT = -1, DROP = 2, REDIRECT = 7;
 
-interface Step { readonly what: string; readonly program: ProgramName; readonly frame: Buffer; readonly expected: number }
+interface Step { readonly what: string; readonly program: HookProgram; readonly frame: Buffer; readonly expected: number }
 
 function address(text: string): Address {
   const parsed = parseAddress(text);
@@ -56,21 +57,22 @@ const steps: readonly Step[] = [
   { what: "inbound TCP that no rule allows", program: "to_guest", frame: tcpSyn({ sourceMac: GATEWAY_MAC, destinationMac: GUEST_MAC, source: public4, destination: GUEST4 }, 22), expected: DROP },
 ];
 
-function run(instance: Instance, program: ProgramName, frame: Buffer, ifindex: number): number {
+function run(programs: Programs, program: HookProgram, frame: Buffer, ifindex: number): number {
   const context = Buffer.alloc(SKB_SIZE);
   context.writeUInt32LE(ifindex, SKB_IFINDEX);
-  return instance.program(program).testRun({ data: frame, context }).returnValue | 0;
+  return programs.program(program).testRun({ data: frame, context }).returnValue | 0;
 }
 
 /**
  * @param ifindex the resolver's near device: it exists, and no guest is behind it.
+ * @param place its namespace, with the programs of its devices; absent: the agent's own.
  * @throws EnforcerError E_SELF_TEST.
  */
-export function selfTest(instance: Instance, globals: Globals, ifindex: number): void {
+export function selfTest(instance: Instance, globals: Globals, ifindex: number, place: (Programs & { readonly number: number }) | null = null): void {
   const { policy } = buildPolicy({});
   const generation = 1;
   const tables = SandboxTables.make(instance, instance.spareSlot, generation, {
-    ifindex, tapMac: GATEWAY_MAC, mac: GUEST_MAC, dhcp: false, learnPrefixes: [], gateways: [GATEWAY4, GATEWAY6],
+    ifindex, place: place?.number ?? 0, tapMac: GATEWAY_MAC, mac: GUEST_MAC, dhcp: false, learnPrefixes: [], gateways: [GATEWAY4, GATEWAY6],
     guest: [{ bytes: GUEST4, length: 128, family: 4 }, { bytes: GUEST6, length: 128, family: 6 }],
   }, { flows: 16, pins: 16, eventsPerSecond: 0, queriesPerSecond: 16, connectionsPerSecond: 16 });
   try {
@@ -78,13 +80,13 @@ export function selfTest(instance: Instance, globals: Globals, ifindex: number):
     tables.stage(compilePolicy(policy, { uid }), uid, 16).close();
     tables.commit(uid);
     tables.enforce();
-    globals.setTap(ifindex, instance.spareSlot, generation);
+    globals.setTap(ifindex, instance.spareSlot, generation, place?.number);
     for (const { what, program, frame, expected } of steps) {
-      const code = run(instance, program, frame, ifindex);
+      const code = run(place ?? instance, program, frame, ifindex);
       if (code !== expected) throw new EnforcerError("E_SELF_TEST", `self-test: ${what} got TC code ${code}, ${expected} expected`);
     }
   } finally {
-    globals.clearTap(ifindex);
+    globals.clearTap(ifindex, place?.number);
     tables.clear();
   }
 }
@@ -97,9 +99,9 @@ const tapFrame = ethernet(OTHER_MAC, GATEWAY_MAC, EXPERIMENTAL, new Uint8Array(4
  * guest's; countsOfGuest takes such frames out of what is shown.
  * @throws EnforcerError E_SELF_TEST.
  */
-export function selfTestTap(instance: Instance, slot: number, ifindex: number, name: string): void {
+export function selfTestTap(instance: Instance, programs: Programs, slot: number, ifindex: number, name: string): void {
   const before = denialsByEtherType(instance, slot);
-  const code = run(instance, "from_guest", tapFrame, ifindex);
+  const code = run(programs, "from_guest", tapFrame, ifindex);
   if (code !== DROP) throw new EnforcerError("E_SELF_TEST", `self-test on ${name}: an unknown EtherType got TC code ${code}, ${DROP} expected`);
   if (denialsByEtherType(instance, slot) === before) throw new EnforcerError("E_SELF_TEST", `self-test on ${name}: the drop was not counted for this sandbox`);
 }

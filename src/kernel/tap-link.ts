@@ -13,17 +13,32 @@ import { EnforcerError } from "../errors.js";
 import { makeDirectories } from "../make-directory.js";
 import { listLinks } from "../net/links.js";
 import { expedited } from "./grace-period.js";
-import type { Instance, ProgramName } from "./instance.js";
 
 export type Mechanism = "tcx" | "clsact";
 
-export interface Hook { readonly hook: TcHook; readonly program: ProgramName }
+/** Programs of one namespace's devices. */
+export type HookProgram = "from_guest" | "to_guest" | "from_resolver" | "to_place";
+
+/** The programs of one namespace's devices, and how they are known again. */
+export interface Programs {
+  program(name: HookProgram): BpfProgram;
+  /** The kernel's number of a program. */
+  programId(name: HookProgram): number;
+  /** Folder for the pins of links; null: they live as long as the process. */
+  readonly linkDirectory: string | null;
+  /** Whether a program that uses these maps is one of them, of this process or a former one. */
+  owns(mapIds: readonly number[]): boolean;
+}
+
+export interface Hook { readonly hook: TcHook; readonly program: HookProgram }
 
 export const TAP_HOOKS: readonly Hook[] = [{ hook: "ingress", program: "from_guest" }, { hook: "egress", program: "to_guest" }];
+/** On the far end, in the resolver's namespace, once other namespaces have taps. */
+export const FAR_HOOKS: readonly Hook[] = [{ hook: "egress", program: "to_place" }];
 export const RESOLVER_HOOKS: readonly Hook[] = [{ hook: "ingress", program: "from_resolver" }];
 
 /** Names of the programs that this product attaches, to know its own. */
-const OWN = new Set<string>(["from_guest", "to_guest", "from_resolver"]);
+const OWN = new Set<string>(["from_guest", "to_guest", "from_resolver", "to_place"]);
 
 let mechanism: Mechanism | null = null;
 
@@ -56,31 +71,31 @@ function pinPath(directory: string, ifindex: number, hook: TcHook): string { ret
  * @param name of the device, for messages.
  * @throws EnforcerError E_TAP_TAKEN when another instance's program is there, E_ATTACH; nothing is left behind.
  */
-export function attachHooks(instance: Instance, ifindex: number, name: string, hooks: readonly Hook[]): Attachment {
+export function attachHooks(programs: Programs, ifindex: number, name: string, hooks: readonly Hook[]): Attachment {
   const fresh: Hook[] = [];
   const kind = tcMechanism();
   try {
     expedited(() => {
-      for (const hook of hooks) if (attachOne(instance, ifindex, name, hook, kind)) fresh.push(hook);
+      for (const hook of hooks) if (attachOne(programs, ifindex, name, hook, kind)) fresh.push(hook);
     });
-    return { mechanism: kind, before: hooks.flatMap((hook) => standingBefore(instance, ifindex, name, hook)) };
+    return { mechanism: kind, before: hooks.flatMap((hook) => standingBefore(programs, ifindex, name, hook)) };
   } catch (error) {
-    expedited(() => { for (const { hook } of fresh) detachOne(instance, ifindex, hook, kind); });
+    expedited(() => { for (const { hook } of fresh) detachOne(programs, ifindex, hook, kind); });
     if (error instanceof EnforcerError) throw error;
     throw new EnforcerError("E_ATTACH", `${name}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
   }
 }
 
 /** True when it was attached anew, false when a pinned link was taken over. */
-function attachOne(instance: Instance, ifindex: number, name: string, { hook, program }: Hook, kind: Mechanism): boolean {
-  const own = instance.program(program);
+function attachOne(programs: Programs, ifindex: number, name: string, { hook, program }: Hook, kind: Mechanism): boolean {
+  const own = programs.program(program);
   if (kind === "clsact") {
     const there = queryClsact(ifindex, hook);
-    if (there !== null && !usesMapsOf(instance, there.programId)) throw taken(name, hook, there.programId);
+    if (there !== null && !isOneOf(programs, there.programId)) throw taken(name, hook, there.programId);
     attachClsact(own, ifindex, hook, { replace: there !== null });
     return there === null;
   }
-  const directory = instance.linkDirectory;
+  const directory = programs.linkDirectory;
   const path = directory === null ? null : pinPath(directory, ifindex, hook);
   if (path !== null && existsSync(path)) {
     const link = BpfLink.fromPin(path);
@@ -117,16 +132,16 @@ function attachOne(instance: Instance, ifindex: number, name: string, { hook, pr
 const unpinned = new Map<string, BpfLink>();
 
 /** Detaches; a hook on which nothing of ours is left is no error. */
-export function detachHooks(instance: Instance, ifindex: number, hooks: readonly Hook[]): void {
-  expedited(() => { for (const { hook } of hooks) detachOne(instance, ifindex, hook, tcMechanism()); });
+export function detachHooks(programs: Programs, ifindex: number, hooks: readonly Hook[]): void {
+  expedited(() => { for (const { hook } of hooks) detachOne(programs, ifindex, hook, tcMechanism()); });
 }
 
-function detachOne(instance: Instance, ifindex: number, hook: TcHook, kind: Mechanism): void {
+function detachOne(programs: Programs, ifindex: number, hook: TcHook, kind: Mechanism): void {
   if (kind === "clsact") {
     try {
       const there = queryClsact(ifindex, hook);
       // The number may be another device's by now.
-      if (there !== null && !usesMapsOf(instance, there.programId)) return;
+      if (there !== null && !isOneOf(programs, there.programId)) return;
       if (there !== null) detachClsact(ifindex, hook);
       // The qdisc goes with its last filter; an empty one that somebody else made is not told from ours.
       removeClsact(ifindex);
@@ -135,7 +150,7 @@ function detachOne(instance: Instance, ifindex: number, hook: TcHook, kind: Mech
     }
     return;
   }
-  const directory = instance.linkDirectory;
+  const directory = programs.linkDirectory;
   if (directory === null) {
     const link = unpinned.get(`${ifindex}-${hook}`);
     link?.detach();
@@ -157,9 +172,9 @@ function detachOne(instance: Instance, ifindex: number, hook: TcHook, kind: Mech
 }
 
 /** Is our program on every hook of the device, by the kernel's own account? */
-export function hooksInPlace(instance: Instance, ifindex: number, hooks: readonly Hook[]): boolean {
+export function hooksInPlace(programs: Programs, ifindex: number, hooks: readonly Hook[]): boolean {
   try {
-    return hooks.every(({ hook, program }) => programsOn(ifindex, hook).includes(instance.programId(program)));
+    return hooks.every(({ hook, program }) => programsOn(ifindex, hook).includes(programs.programId(program)));
   } catch {
     return false;
   }
@@ -176,13 +191,13 @@ function programsOn(ifindex: number, hook: TcHook): number[] {
  * Whether a former process's programs are on every hook of the device, and nobody else's claim on it: for TCX by the pinned
  * links, for clsact by the filters.
  */
-export function hooksHeld(instance: Instance, ifindex: number, hooks: readonly Hook[]): boolean {
-  const directory = instance.linkDirectory;
+export function hooksHeld(programs: Programs, ifindex: number, hooks: readonly Hook[]): boolean {
+  const directory = programs.linkDirectory;
   try {
     return hooks.every(({ hook }) => {
       if (tcMechanism() === "clsact") {
         const there = queryClsact(ifindex, hook);
-        return there !== null && usesMapsOf(instance, there.programId);
+        return there !== null && isOneOf(programs, there.programId);
       }
       if (directory === null || !existsSync(pinPath(directory, ifindex, hook))) return false;
       const link = BpfLink.fromPin(pinPath(directory, ifindex, hook));
@@ -198,28 +213,28 @@ export function hooksHeld(instance: Instance, ifindex: number, hooks: readonly H
 }
 
 /** Devices that carry this instance's programs: for TCX by the names of the pins, whether or not the device still exists. */
-export function linkedDevices(instance: Instance): number[] {
+export function linkedDevices(programs: Programs): number[] {
   if (tcMechanism() === "clsact") {
     return listLinks().map(({ ifindex }) => ifindex).filter((ifindex) => (["ingress", "egress"] as const).some((hook) => {
       const there = queryClsact(ifindex, hook);
-      return there !== null && usesMapsOf(instance, there.programId);
+      return there !== null && isOneOf(programs, there.programId);
     }));
   }
-  const directory = instance.linkDirectory;
+  const directory = programs.linkDirectory;
   if (directory === null || !existsSync(directory)) return [];
   return [...new Set(readdirSync(directory).map((name) => Number(/^(\d+)-(?:ingress|egress)$/.exec(name)?.[1] ?? 0)).filter((ifindex) => ifindex > 0))];
 }
 
 /** Programs on a hook in running order, by name, and which of them is ours (-1: none). Empty where there is no TCX. */
-export function chainOf(instance: Instance, ifindex: number, { hook, program }: Hook): { readonly programs: readonly string[]; readonly position: number } {
+export function chainOf(programs: Programs, ifindex: number, { hook, program }: Hook): { readonly programs: readonly string[]; readonly position: number } {
   const ids = programsOn(ifindex, hook);
-  return { programs: ids.map(programName), position: ids.indexOf(instance.programId(program)) };
+  return { programs: ids.map(programName), position: ids.indexOf(programs.programId(program)) };
 }
 
 /** Who runs before ours. @throws EnforcerError E_ATTACH when ours is not there by the kernel's own account. */
-function standingBefore(instance: Instance, ifindex: number, name: string, { hook, program }: Hook): { hook: TcHook; program: string }[] {
+function standingBefore(programs: Programs, ifindex: number, name: string, { hook, program }: Hook): { hook: TcHook; program: string }[] {
   const ids = programsOn(ifindex, hook);
-  const own = ids.indexOf(instance.programId(program));
+  const own = ids.indexOf(programs.programId(program));
   if (own < 0) throw new EnforcerError("E_ATTACH", `${name}: the kernel does not show ${program} on its ${hook} hook`);
   return ids.slice(0, own).map((id) => ({ hook, program: programName(id) }));
 }
@@ -237,12 +252,12 @@ function programName(id: number): string {
   }
 }
 
-/** Whether a program was loaded for this instance, by this process or a former one: they share its pinned maps. */
-function usesMapsOf(instance: Instance, programId: number): boolean {
+/** Whether a program is one of these, of this process or a former one. */
+function isOneOf(programs: Programs, programId: number): boolean {
   try {
     const program = BpfProgram.fromId(programId);
     try {
-      return program.info.mapIds.includes(instance.map("sandboxes").info.id);
+      return programs.owns(program.info.mapIds);
     } finally {
       program.close();
     }

@@ -3,6 +3,8 @@
  *
  *   taps' namespace                                   agent's own namespace
  *   program --bpf_redirect--> enf0 (no address)  ====  enf1 240.0.0.1, <ULA>::1   lo
+ *   another taps' namespace
+ *   program --bpf_redirect--> enf0 (no address)  ====  enf2 (no address): answers leave by enf1, where a program sends them here
  *
  * Holds always: only programs put frames on enf0, and what comes out of it is addressed to NOBODY_MAC, so that the host's
  * stack drops it (PACKET_OTHERHOST) wherever no program takes it. No ARP, neighbour discovery, router solicitation or
@@ -52,6 +54,7 @@ export interface ResolverLink {
   readonly nearName: string;
   readonly farName: string;
   readonly nearIfindex: number;
+  readonly farIfindex: number;
   readonly nearMac: Uint8Array;
   readonly farMac: Uint8Array;
   /** The resolver's own addresses, on the far end. */
@@ -66,9 +69,11 @@ export interface ResolverLink {
 /**
  * Makes the pair, near end in the calling thread's namespace, far end in agentNetnsFd, both up and ready for sockets.
  * A pair that a dead agent left under the same name is replaced; the caller holds the lock that tells it that it is dead.
+ * @param first the far end has the resolver's addresses and the way back; of further pairs into the same namespace it has neither, and
+ * what it brings is the resolver's all the same.
  * @throws EnforcerError E_RESOLVER when the name belongs to another device, E_NETLINK; nothing is left behind.
  */
-export function createResolverLink({ agentNetnsFd, names }: { agentNetnsFd: number; names: { near: string; far: string } }): ResolverLink {
+export function createResolverLink({ agentNetnsFd, names, first = true }: { agentNetnsFd: number; names: { near: string; far: string }; first?: boolean }): ResolverLink {
   removeResolverLink(names.near);
   const near = createVeth(
     { name: names.near, mac: NEAR_MAC, mtu: DEVICE_MTU, noArp: true },
@@ -80,12 +85,12 @@ export function createResolverLink({ agentNetnsFd, names }: { agentNetnsFd: numb
     setLink(near.ifindex, { alias: ALIAS, noLinkLocal: ipv6 }, names.near);
     if (ipv6) writeSysctl("ipv6", names.near, "disable_ipv6", "1");
     writeAll("ipv4", names.near, { forwarding: "0", rp_filter: "1", arp_ignore: "8", accept_redirects: "0", send_redirects: "0" });
-    inNetns(agentNetnsFd, () => setUpFarEnd(names.far, ipv6));
+    const farIfindex = inNetns(agentNetnsFd, () => setUpFarEnd(names.far, ipv6, first));
     setLink(near.ifindex, { up: true }, names.near);
     waitUntil(() => isUp(names.near), `${names.near} did not come up`);
-    inNetns(agentNetnsFd, () => waitUntilReady(names.far, ipv6));
+    inNetns(agentNetnsFd, () => waitUntilReady(names.far, ipv6 && first));
     return {
-      nearName: names.near, farName: names.far, nearIfindex: near.ifindex, nearMac: NEAR_MAC, farMac: FAR_MAC,
+      nearName: names.near, farName: names.far, nearIfindex: near.ifindex, farIfindex, nearMac: NEAR_MAC, farMac: FAR_MAC,
       addr4: AGENT4, addr6: AGENT6, net4: NET4, net6: NET6, ipv6,
     };
   } catch (error) {
@@ -117,7 +122,8 @@ function writeAll(family: SysctlFamily, device: string, settings: Record<string,
   for (const [setting, value] of Object.entries(settings)) writeSysctl(family, device, setting, value);
 }
 
-function setUpFarEnd(name: string, ipv6: boolean): void {
+/** @returns its ifindex. */
+function setUpFarEnd(name: string, ipv6: boolean, first: boolean): number {
   const lo = findLink("lo"), far = findLink(name);
   if (lo === null || far === null) throw new EnforcerError("E_RESOLVER", `the agent's namespace lacks ${lo === null ? "lo" : name}`);
   setLink(lo.ifindex, { up: true }, "lo");
@@ -130,19 +136,21 @@ function setUpFarEnd(name: string, ipv6: boolean): void {
     setLink(far.ifindex, { noLinkLocal: true }, name);
   }
   setLink(far.ifindex, { up: true }, name);
+  if (!first) return far.ifindex;
   addAddress(far.ifindex, AGENT4, 32);
   addNeighbour(far.ifindex, GATEWAY4, NOBODY_MAC);
   addRoute({ destination: NET4, ifindex: far.ifindex, gateway: GATEWAY4, preferredSource: AGENT4, mtu: ANSWER_MTU });
-  if (!ipv6) return;
+  if (!ipv6) return far.ifindex;
   addAddress(far.ifindex, AGENT6, 128, AddressFlag.noDad | AddressFlag.noPrefixRoute);
   addNeighbour(far.ifindex, GATEWAY6, NOBODY_MAC);
   addRoute({ destination: NET6, ifindex: far.ifindex, gateway: GATEWAY6, preferredSource: AGENT6, mtu: ANSWER_MTU });
+  return far.ifindex;
 }
 
-function waitUntilReady(name: string, ipv6: boolean): void {
+function waitUntilReady(name: string, addressed: boolean): void {
   waitUntil(() => isUp(name), `${name} did not come up`);
   const { ifindex } = findLink(name)!;
-  if (ipv6) waitUntil(() => answersTo(AGENT6, ifindex), `${name} did not take its IPv6 address`);
+  if (addressed) waitUntil(() => answersTo(AGENT6, ifindex), `${name} did not take its IPv6 address`);
 }
 
 /**

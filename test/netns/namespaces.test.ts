@@ -28,8 +28,11 @@ const make = async (): Promise<void> => {
 };
 const unmake = (): Promise<string> => must(["ip", "netns", "del", jail.name]);
 const policy = { rules: ["allow@public:tcp:443"] };
-/** Instances of other namespaces on the BPF file system. */
-const left = (): string[] => readdirSync(path.join(world.bpffs, "enforcer")).filter((name) => name.includes("@"));
+/** Other namespaces on the BPF file system. */
+const left = (): string[] => {
+  const places = path.join(world.bpffs, "enforcer/agent-of-the-host/places");
+  return existsSync(places) ? readdirSync(places) : [];
+};
 /** Somebody in the jail, who can be named by his number. */
 const tenant = async (): Promise<{ service: Service; netns: string }> => {
   const service = world.own(jail.start(["sh", "-c", "echo ready; exec sleep 600"]));
@@ -101,4 +104,44 @@ test("a namespace is known again after the process that it was named after has e
   await agent.client.detach("by-number");
   expect((await run(["nsenter", `--net=${stays.netns}`, "bpftool", "net"])).stdout).not.toContain("guest");
   await stays.service.stop("SIGKILL");
+});
+
+test("namespaces share programs and threads, and what is the host's in one is so for the guests of all, also between two agents", async () => {
+  const site = (destination: string) => ({ destination, port: 443 });
+  const groupFor = async (name: string, address: string): Promise<unknown> => (await agent.client.explain(name, site(address))).flows[0]?.group;
+  const threads = (): number => readdirSync(`/proc/${agent.service.pid}/task`).length;
+  /** As the kernel holds it, whoever runs. */
+  const isHost = async (address: readonly number[]): Promise<boolean> => {
+    const maps = path.join(world.bpffs, "enforcer/agent-of-the-host"), folder = readdirSync(maps).find((name) => name.startsWith("maps-"))!;
+    const { stdout } = await run(["bpftool", "-j", "map", "lookup", "pinned", path.join(maps, folder, "groups4"), "key", "32", "0", "0", "0", ...address.map(String)]);
+    return (JSON.parse(stdout) as { value?: string[] }).value?.[0] === "0x00";
+  };
+  await make();
+  const second = new Namespace(`${world.id}-jail3`);
+  await must(["ip", "netns", "add", second.name]);
+  try {
+    await second.ip("link set lo up\ntuntap add tap0 mode tap\naddr add 93.184.218.1/30 dev tap0\nlink set tap0 up");
+    await world.host.ip("tuntap add tap0 mode tap\naddr add 10.60.0.1/30 dev tap0\nlink set tap0 up");
+    await agent.client.attach({ tap: "tap0", policy });
+    await agent.client.attach({ tap: "tap0", netns: jail.name, policy });
+    const before = threads();
+    await agent.client.attach({ tap: "tap0", netns: second.name, policy });
+    await expect.poll(threads, { timeout: 30_000 }).toBeLessThanOrEqual(before);
+    const tags = await Promise.all([jail, second].map(async ({ name }) => (await agent.client.sandbox(`${name}/tap0`)).hooks.map(({ program, position }) => [program, position])));
+    expect(tags[0]).toEqual([["from_guest", 0], ["to_guest", 0]]);
+    expect(tags[1]).toEqual(tags[0]);
+    for (const name of ["tap0", `${jail.name}/tap0`]) expect(await groupFor(name, "93.184.218.1")).toBe("host");
+    expect(await isHost([93, 184, 218, 1])).toBe(true);
+    await agent.kill();
+    expect(await isHost([93, 184, 218, 1])).toBe(true);
+    await agent.restart();
+    expect(await agent.states()).toEqual({ tap0: "enforced", [`${jail.name}/tap0`]: "enforced", [`${second.name}/tap0`]: "enforced" });
+    expect(await isHost([93, 184, 218, 1])).toBe(true);
+    await agent.client.detach(`${second.name}/tap0`);
+    expect(await isHost([93, 184, 218, 1])).toBe(false);
+    expect(await groupFor(`${jail.name}/tap0`, "93.184.218.1")).toBe("public");
+  } finally {
+    await run(["ip", "netns", "del", second.name]);
+    await world.host.ip("link del tap0");
+  }
 });

@@ -177,7 +177,7 @@ export class Lab {
 
   setResolver(there: boolean): void {
     this.globals.setResolver(there ? {
-      nearName: "enf0", farName: "enf1", nearIfindex: RESOLVER.near, nearMac: mac(RESOLVER.nearMac), farMac: mac(RESOLVER.farMac), addr4: address(RESOLVER.v4), addr6: address(RESOLVER.v6),
+      nearName: "enf0", farName: "enf1", nearIfindex: RESOLVER.near, farIfindex: RESOLVER.near, nearMac: mac(RESOLVER.nearMac), farMac: mac(RESOLVER.farMac), addr4: address(RESOLVER.v4), addr6: address(RESOLVER.v6),
       net4: prefix(`${RESOLVER.net4}/4`), net6: prefix(`${RESOLVER.net6}/96`), ipv6: true,
     } : null);
   }
