@@ -229,5 +229,10 @@ print([got[i] for i in range(len(hosts))])`;
     await tell(world, "shop.example");
     expect(await talk(world, [helloRecords({ names: ["other.example"] })], { port: 8443 })).toEqual({ heard: UNRECOGNIZED, end: "end" });
     expect((await world.guest.probe(["tcp", ADDRESS.site4, "22"], 3_000)).ok).toBe(true);
+    // A46: nor QUIC there.
+    for (const address of [ADDRESS.site4, ADDRESS.site6]) {
+      expect((await world.guest.probe(["udp", address, "8443", "quic"], 3_000)).saw).toMatch(/refused/i);
+      await enforcer.service.line((line) => line.includes('"reason":"quic"') && line.includes(address) && line.includes("8443"));
+    }
   });
 });

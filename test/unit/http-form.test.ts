@@ -8,7 +8,7 @@ import { refuse, type Refusal } from "../../src/tls/http/refusal.js";
 import { SandboxSecrets } from "../../src/secrets/sandbox-secrets.js";
 import { stopOf } from "../../src/secrets/exchange.js";
 import { secretSpec } from "../lib/secrets.js";
-import { answering, NAME, World, type WorldOptions } from "./http-world.js";
+import { answering, NAME, until, World, type WorldOptions } from "./http-world.js";
 
 const mayBe = (method: string): Refusal | null => (["GET", "POST"].includes(method) ? null : refuse(403, "rule-method"));
 const FORM = "application/x-www-form-urlencoded", MULTIPART = "multipart/form-data; boundary=b", JSONS = "application/json; charset=utf-8";
@@ -121,6 +121,12 @@ describe("A47: on the wire", () => {
     expect(answers.join("").match(/POST/g)).toHaveLength(2); // of one request: its method, and what its body says
     expect(answers.join("")).toContain("Content-Length: 12\r\n");
     expect(w.refusals).toEqual(["rule-method"]);
+  });
+  it("what is kept of a part whose head goes on is counted", async () => {
+    const w = await world(null), guest = await w.guest();
+    guest.write(`${post(MULTIPART, null)}3000\r\nContent-Disposition:${"x".repeat(0x3000 - 20)}\r\n`);
+    await until(() => w.seen.join("").includes("xxx"));
+    expect(w.held()).toBeGreaterThan(0x2fff);
   });
   it("a long one never ends at the far side", async () => {
     const w = await world(null);

@@ -35,6 +35,8 @@ abstract class Reading {
 
   constructor(protected readonly mayBe: MayBe) {}
 
+  get octets(): number { return this.kept.length; }
+
   /** @param last nothing follows. @throws SecretStop. */
   push(text: string, last: boolean): void { this.kept = this.look(this.kept + text, last); }
 
@@ -160,6 +162,8 @@ function readingsOf({ fields, method }: RequestFacts, mayBe: MayBe): Reading[] {
 class FormStream extends TakingTurns {
   constructor(private readonly readings: readonly Reading[], owner: object) { super(owner); }
 
+  get kept(): number { return this.readings.reduce((sum, { octets }) => sum + octets, this.readableLength + this.writableLength); }
+
   protected override takePiece(chunk: Buffer, done: TransformCallback): void {
     for (const reading of this.readings) reading.push(chunk.toString("latin1"), false);
     done(null, chunk);
@@ -199,7 +203,7 @@ export function guardMethods(filter: ExchangeFilter | null, request: RequestFact
     responseBody: () => filter?.responseBody() ?? null,
     responseTrailers: (trailers) => (filter === null ? [...trailers] : filter.responseTrailers(trailers)),
     tunnel: () => filter?.tunnel?.() ?? null,
-    held: () => filter?.held?.() ?? 0,
+    held: () => stream.kept + (filter?.held?.() ?? 0),
     release: () => filter?.release?.(),
     done: () => filter?.done(),
   };
