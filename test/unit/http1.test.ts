@@ -1,8 +1,9 @@
 /** HTTP/1.1 through the interceptor (A42, A47–A52, TLS.md tests 17–25, 27, 28): raw octets at both ends. */
 import { createHash } from "node:crypto";
+import { ServerResponse } from "node:http";
 import { Transform } from "node:stream";
 import type { TLSSocket } from "node:tls";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import type { ExchangeFilter, RequestFacts } from "../../src/tls/http/passage.js";
 import { refuse } from "../../src/tls/http/refusal.js";
 import { answering, NAME, until, World, type WorldOptions } from "./http-world.js";
@@ -325,6 +326,15 @@ describe("28: answers as they were", () => {
   it("103 Early Hints come before the answer", async () => {
     const got = await exchange(`HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload; as=style\r\nLink: </b.js>; rel=preload\r\n\r\n${OK}`);
     expect(got).toMatch(/^HTTP\/1\.1 103 Early Hints\r\n[^]*<\/a\.css>[^]*<\/b\.js>[^]*\r\n\r\nHTTP\/1\.1 200 OK\r\n/);
+  });
+  it("A54: of 103 Early Hints, Node gets only what its expression for Link reads in one way", async () => {
+    const hints = vi.spyOn(ServerResponse.prototype, "writeEarlyHints");
+    // The first takes twice as long with each parameter: forty, and nobody would be served again.
+    const odd = [`<a>${";x=y".repeat(16)}"`, `<a>${";x=\"y\"".repeat(16)} "`, `<a>${";==".repeat(16)}"`, "<a>;rel=a=b", "a", "<a>,<b>"];
+    const got = await exchange(`HTTP/1.1 103 Early Hints\r\n${odd.map((value) => `Link: ${value}\r\n`).join("")}\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>; rel="preload" ;as=style; x\r\n${odd.map((value) => `Link: ${value}\r\n`).join("")}\r\n${OK}`);
+    expect(hints.mock.calls.map(([given]) => given)).toEqual([{ link: ['</a>; rel="preload" ;as=style; x'] }]);
+    expect(got).toMatch(/^HTTP\/1\.1 103 Early Hints\r\nLink: <\/a>; rel="preload" ;as=style; x\r\n\r\nHTTP\/1\.1 200 OK\r\n/);
+    vi.restoreAllMocks();
   });
   it("server-sent events pass one by one", async () => {
     let origin: TLSSocket | undefined;
