@@ -54,9 +54,13 @@ export class Common {
   readonly #members = new Set<Member>();
   readonly #bySlot = new Map<number, Sandbox>();
   readonly #farHooks: Step[] = [];
+  /** Slots in force in namespaces that no engine serves, with their places. */
+  readonly #left = new Map<number, number>();
   #extraGroups: Partial<Record<Group, readonly string[]>>;
   #nat64Prefixes: readonly string[];
   #groups!: GroupTable;
+  /** Whether they are those of all namespaces. */
+  #all = true;
   #link: ResolverLink | null = null;
   #farEnds = 1;
   /** null until they are made: groups that changed before are theirs from the start. */
@@ -72,10 +76,14 @@ export class Common {
     this.globals = new Globals(this.instance);
     this.slots = new Slots(this.instance);
     this.tapTests = new TapTests(this.instance);
+    for (const { slot, place } of this.slots.inForce()) if (place !== 0) this.#left.set(slot, place);
+    this.slots.addUser(() => this.#left.keys());
     this.agentNetnsFd = createNetns();
     this.#hostNetnsFd = openNetns();
   }
 
+  /** Whether an engine serves every namespace that has programs. */
+  get complete(): boolean { return this.#all; }
   get groups(): GroupTable { return this.#groups; }
   /** @throws Error before they are started. */
   get workers(): Workers {
@@ -102,7 +110,14 @@ export class Common {
       this.#members.delete(member);
       throw error;
     }
+    this.givenUp(member.place);
   }
+
+  /** What is in force there is an engine's now, or nobody's any more. */
+  givenUp(place: number): void { for (const [slot, where] of this.#left) if (where === place) this.#left.delete(slot); }
+
+  /** In force, and nobody's: its place is not given to another. */
+  leaveInForce(slot: number, place: number): void { this.#left.set(slot, place); }
 
   /** @throws EnforcerError E_LIMIT. */
   leave(member: Member): void { if (this.#members.delete(member) && this.#members.size > 0) this.refreshGroups(); }
@@ -136,7 +151,7 @@ export class Common {
     if (this.#farHooks.length > 0) return;
     const { link, instance } = this;
     // It goes with this process, as the device does.
-    const programs = { program: instance.program.bind(instance), programId: instance.programId.bind(instance), owns: instance.owns.bind(instance), linkDirectory: null };
+    const programs = { program: instance.program.bind(instance), judging: instance.program.bind(instance), programId: instance.programId.bind(instance), owns: instance.owns.bind(instance), linkDirectory: null };
     inNetns(this.agentNetnsFd, () => { attachHooks(programs, link.farIfindex, link.farName, FAR_HOOKS); });
     this.#farHooks.push(() => { inNetns(this.agentNetnsFd, () => { detachHooks(programs, link.farIfindex, FAR_HOOKS); }); });
   }
@@ -175,7 +190,9 @@ export class Common {
     });
     const changed = this.globals.setGroups(groups, all ? "all" : "stricter") > 0;
     this.#groups = groups;
-    this.#workers?.setGroups(groups);
+    // Who has just come knows only some of what is in force.
+    if (changed || all !== this.#all) this.#workers?.setGroups(groups);
+    this.#all = all;
     return changed;
   }
 

@@ -898,7 +898,12 @@ export class Agent {
     await queue;
     this.#flows.stop();
     this.#closeMetrics();
-    // The first one has what all share.
+    // Not one namespace after another; and the first engine has what all share.
+    try {
+      (this.#own as Engine | undefined)?.enforcer.expectSuccessor();
+    } catch (error) {
+      this.#options.onNotice(text(error));
+    }
     for (const engine of [...this.#engines.values()].reverse()) {
       await engine.enforcer.release();
       engine.close();

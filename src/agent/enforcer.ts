@@ -226,6 +226,7 @@ export class Enforcer implements Member {
     await this.#predecessor.serve(this.#options.adoptable(this.groups), this.#parts);
     if (this.#place === null) globals.setResolver(this.#link);
     else globals.setPlace(place, this.#link);
+    if (common.complete) globals.successorArrived();
     this.inside(() => selfTest(common.instance, globals, this.#link.nearIfindex, this.#place));
 
     this.#started = true;
@@ -471,16 +472,22 @@ export class Enforcer implements Member {
   async forget(): Promise<void> {
     for (const sandbox of [...this.#sandboxes.values(), ...this.#kept.values()]) {
       this.#common.dismiss(sandbox);
+      this.#common.leaveInForce(sandbox.slot, this.place);
       await this.#parts.workers.remove(sandbox.slot, sandbox.generation).catch(() => undefined);
     }
     await this.#abandon();
   }
 
+  /** For some seconds guests whose queries go nowhere are not told, in any namespace: they ask again, and find a successor. */
+  expectSuccessor(): void { this.#common.globals.expectSuccessor(SUCCESSOR_WITHIN); }
+
   /** Ends serving and leaves the kernel enforcing, for a successor to take over. Of several engines the first one is the last. */
   async release(): Promise<void> {
     if (this.#stopped) return;
-    if (this.#place === null) await quietly(() => this.writePins(true));
-    if (this.#place === null) await quietly(() => this.#common.globals.expectSuccessor(SUCCESSOR_WITHIN));
+    if (this.#place === null) {
+      await quietly(() => this.writePins(true));
+      await quietly(() => this.expectSuccessor());
+    }
     await this.#abandon();
   }
 
@@ -541,7 +548,7 @@ export class Enforcer implements Member {
   /** Where our programs stand on the tap's hooks, and which they are. */
   hooks(ifindex: number): { hook: "ingress" | "egress"; program: string; id: number; tag: string; position: number; chain: readonly string[] }[] {
     return this.inside(() => TAP_HOOKS.map((hook) => {
-      const { id, tag } = this.#programs.program(hook.program).info;
+      const { id } = this.#programs.program(hook.program).info, { tag } = this.#programs.judging(hook.program).info;
       const { programs, position } = chainOf(this.#programs, ifindex, hook);
       return { hook: hook.hook, program: hook.program, id, tag, position, chain: programs };
     }));

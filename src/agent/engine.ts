@@ -147,14 +147,12 @@ export function removeFormerInstances(bpffs: string): void {
 }
 
 /** Removes what an agent left of a namespace that has gone. @returns false: its programs are on a device still, and all of it stays. */
-export function removeFormer({ instance, globals, slots }: Common, former: FormerPlace): boolean {
+export function removeFormer(common: Common, former: FormerPlace): boolean {
+  const { instance, globals, slots } = common;
   if (placeCarried(former)) return false;
-  for (const { slot, ifindex, place } of slots.inForce()) {
-    if (place !== former.number) continue;
-    SandboxTables.clearSlot(instance, slot);
-    globals.clearTap(ifindex, place);
-  }
-  globals.setPlace(former.number, null);
+  for (const { slot, place } of slots.inForce()) if (place === former.number) SandboxTables.clearSlot(instance, slot);
+  globals.clearPlace(former.number);
+  common.givenUp(former.number);
   removePins(former.directory);
   return true;
 }

@@ -45,8 +45,15 @@ export class Globals {
       record.set(link.nearMac, field.near_mac.offset);
       record.set(link.net4.bytes.subarray(12), field.sandbox_net4.offset);
       record.set(link.net6.bytes, field.sandbox_net6.offset);
+    } else {
+      record.writeBigUInt64LE(0n, field.silent_until_ns.offset);
     }
-    record.writeBigUInt64LE(0n, field.silent_until_ns.offset);
+    this.#write();
+  }
+
+  /** The successor is here, for all namespaces: whoever's queries go nowhere from now on is told. */
+  successorArrived(): void {
+    this.#record.writeBigUInt64LE(0n, field.silent_until_ns.offset);
     this.#write();
   }
 
@@ -122,6 +129,16 @@ export class Globals {
     const holder = this.#instance.map("taps").lookup(at)?.readUInt32LE(tapField.ifindex.offset) ?? 0;
     if (holder === 0 || holder === ifindex) this.#instance.map("taps").update(at, value);
     else this.#instance.map("taps_more").update(slotKey(ifindex), value);
+  }
+
+  /** Of a namespace that has gone. */
+  clearPlace(number: number): void {
+    const map = this.#instance.map("taps_within"), { keys, count } = map.entries();
+    for (let i = 0; i < count; i++) {
+      const key = keys.subarray(i * layouts.tap_key.size, (i + 1) * layouts.tap_key.size);
+      if (key.readUInt32LE(layouts.tap_key.fields.place.offset) === number) map.delete(key);
+    }
+    this.setPlace(number, null);
   }
 
   /** From now on the device passes nothing through our programs. */

@@ -179,6 +179,8 @@ export class Instance implements Programs {
   /** Slot that belongs to no sandbox. */
   get spareSlot(): number { return this.sandboxes; }
 
+  judging(name: ProgramName): BpfProgram { return this.program(name); }
+
   /** Whether these maps are those of one of its programs. */
   owns(mapIds: readonly number[]): boolean { return mapIds.includes(this.map("sandboxes").info.id); }
 

@@ -6,7 +6,7 @@
  * so that a new agent finds it again without a state file, and takes no other one for it that has got its name since.
  * Does not: know sandboxes, attach (tap-link.ts), or open namespaces.
  */
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, unlinkSync } from "node:fs";
 import { join } from "node:path";
 import { BpfLink, BpfProgram } from "../../native/index.js";
 import { EnforcerError } from "../errors.js";
@@ -19,6 +19,9 @@ import type { HookProgram, Programs } from "./tap-link.js";
 const DROP = 2;
 
 const ENTRIES = { from_guest: Within.WITHIN_FROM_GUEST, to_guest: Within.WITHIN_TO_GUEST, from_resolver: Within.WITHIN_FROM_RESOLVER } as const;
+
+/** Which program each of them goes on in. */
+const JUDGING = { from_guest: "from_guest_in", to_guest: "to_guest_in", from_resolver: "from_agent_in" } as const;
 
 /** A place that an agent left on the BPF file system. */
 export interface FormerPlace {
@@ -34,14 +37,16 @@ export class Place implements Programs {
   readonly directory: string;
   /** No former agent had it. */
   readonly fresh: boolean;
+  readonly #instance: Instance;
   readonly #within: number;
   readonly #programs: ReadonlyMap<HookProgram, BpfProgram>;
   readonly #ids = new Map<HookProgram, number>();
 
-  private constructor({ number, directory, fresh }: Pick<Place, "number" | "directory" | "fresh">, within: number, programs: ReadonlyMap<HookProgram, BpfProgram>) {
+  private constructor({ number, directory, fresh }: Pick<Place, "number" | "directory" | "fresh">, instance: Instance, within: number, programs: ReadonlyMap<HookProgram, BpfProgram>) {
     this.number = number;
     this.directory = directory;
     this.fresh = fresh;
+    this.#instance = instance;
     this.#within = within;
     this.#programs = programs;
   }
@@ -63,12 +68,12 @@ export class Place implements Programs {
       makeDirectories(directory);
       for (const [name, index] of Object.entries(ENTRIES) as [HookProgram, number][]) {
         const pin = join(directory, name);
-        const standing = existsSync(pin);
-        const program = standing ? BpfProgram.fromPin(pin) : BpfProgram.tailCall({ name, mark: number, programsFd: within.fd, index, otherwise: DROP });
+        const standing = standingProgram(pin, within.info.id);
+        const program = standing ?? BpfProgram.tailCall({ name, mark: number, programsFd: within.fd, index, otherwise: DROP });
         programs.set(name, program);
-        if (!standing) program.pin(pin);
+        if (standing === null) program.pin(pin);
       }
-      return new Place({ number, directory, fresh: former === undefined }, within.info.id, programs);
+      return new Place({ number, directory, fresh: former === undefined }, instance, within.info.id, programs);
     } catch (cause) {
       for (const program of programs.values()) program.close();
       if (former === undefined) removePins(directory);
@@ -84,6 +89,8 @@ export class Place implements Programs {
     return id;
   }
 
+  judging(name: HookProgram): BpfProgram { return this.#instance.program(JUDGING[name as keyof typeof JUDGING]); }
+
   get linkDirectory(): string { return join(this.directory, "links"); }
 
   owns(mapIds: readonly number[]): boolean { return mapIds.includes(this.#within); }
@@ -96,6 +103,16 @@ export class Place implements Programs {
     this.close();
     removePins(this.directory);
   }
+}
+
+/** One that a former agent left, over the maps that are there now. What else lies there goes. */
+function standingProgram(pin: string, within: number): BpfProgram | null {
+  if (!existsSync(pin)) return null;
+  const program = BpfProgram.fromPin(pin);
+  if (program.info.mapIds.includes(within)) return program;
+  program.close();
+  unlinkSync(pin);
+  return null;
 }
 
 function folderOf({ directory }: Instance): string {

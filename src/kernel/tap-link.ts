@@ -22,6 +22,8 @@ export type HookProgram = "from_guest" | "to_guest" | "from_resolver" | "to_plac
 /** The programs of one namespace's devices, and how they are known again. */
 export interface Programs {
   program(name: HookProgram): BpfProgram;
+  /** The one that judges: a program may go on in another. */
+  judging(name: HookProgram): BpfProgram;
   /** The kernel's number of a program. */
   programId(name: HookProgram): number;
   /** Folder for the pins of links; null: they live as long as the process. */
