@@ -169,7 +169,6 @@ inline_stage __u32 begin(struct pkt *p, struct __sk_buff *skb, __u32 direction, 
 	p->length = skb->len;
 	p->direction = direction;
 	p->reason = REASON_UNKNOWN;
-	p->redirect_ifindex = 0;
 	p->question.group = GROUP_HOST; /* until somebody asks */
 	p->global = bpf_map_lookup_elem(&globals, &zero);
 	return p->global ? VERDICT_ALLOW : deny(p, REASON_MAP_MISSING);

@@ -48,7 +48,10 @@ struct pkt {
 	__u32 l4;             /* offset of the L4 header; 0: none in this frame */
 	__u32 l4_length;      /* octets from there to the end of the datagram or fragment */
 	__u32 fragment_id;
-	__u32 fragment_start; /* octets; of the payload after the fragment header */
+	union {
+		__u32 fragment_start;   /* octets; of the payload after the fragment header */
+		__u32 redirect_ifindex; /* with VERDICT_REDIRECT: a fragment is never redirected */
+	};
 	__u16 ethertype;      /* host order */
 	__be16 source_port;   /* ICMP: type << 8 | code */
 	__be16 destination_port;
@@ -60,7 +63,6 @@ struct pkt {
 	__u8 fragment;        /* FRAGMENT_* */
 	__u8 guest;           /* index of the guest's address */
 	__u8 hop_limit;
-	__u32 redirect_ifindex;
 };
 
 /* What a stage says beside enum verdict. */

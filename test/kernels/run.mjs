@@ -29,7 +29,7 @@ const kernels = new Map([["6.1", "linux-image-cloud-amd64"], ["6.12", "linux-ima
 const realTime = new Map([["6.1-rt", "linux-image-rt-amd64"], ["6.12-rt", "linux-image-6.12-rt-amd64"]]);
 
 /** What is tried everywhere. */
-export const PARTS = ["load", "self-test", "test/prog/reasons.test.ts", "test/netns/clsact.test.ts", "test/netns/works.test.ts", "test/netns/sandboxes.test.ts", "test/netns/packets.test.ts", "test/netns/taps.test.ts"];
+export const PARTS = ["load", "self-test", "test/prog/reasons.test.ts", "test/netns/clsact.test.ts", "test/netns/works.test.ts", "test/netns/sandboxes.test.ts", "test/netns/packets.test.ts", "test/netns/taps.test.ts", "test/netns/namespaces.test.ts"];
 const RESULTS = path.join(HERE, "results.json");
 
 /**

@@ -25,6 +25,7 @@ async function load() {
       const { verifiedInstructions, jited, tag } = instance.program(name).info;
       return [name, { verifiedInstructions, jited, tag }];
     }));
+    await loadObject(); // with those of other namespaces' devices
     return { release: os.release(), mechanism: tcMechanism(), hz: Math.round(1e9 / native.tickNanoseconds()), cpus: os.cpus().length, programs };
   } finally {
     instance.close();
