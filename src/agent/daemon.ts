@@ -107,6 +107,8 @@ export class Agent {
   #metrics: Server | null = null;
   #queue: Promise<unknown> = Promise.resolve();
   #ended = false;
+  /** It is due already. */
+  #regrouping = false;
   #looking: NodeJS.Timeout | undefined;
 
   private constructor(options: AgentOptions, config: AgentConfig) {
@@ -167,6 +169,8 @@ export class Agent {
     removeFormerInstances(this.#config.bpffs);
     this.#own = await this.#startEngine(null);
     allowExpedite(this.#config.expediteRcu);
+    // First, so that what is adopted is judged by the groups of all namespaces.
+    await this.#findFormer();
     const ending: string[] = [];
     for (const name of this.#run.names()) {
       try {
@@ -179,7 +183,6 @@ export class Agent {
         this.#waitIfGone(name);
       }
     }
-    await this.#findFormer();
     for (const { enforcer } of this.#engines.values()) {
       const names = new Map(this.#run.names().map((name) => [this.#run.read(name)?.ifindex ?? 0, name]));
       await enforcer.settle((ifindex) => names.get(ifindex) ?? null);
@@ -213,13 +216,12 @@ export class Agent {
   /** Engines for what a former agent left in force in other namespaces; what it left of those that have gone is removed. */
   async #findFormer(): Promise<void> {
     for (const former of this.#formerPlaces()) {
-      const { path, inode } = former;
+      const { netns, inode } = former;
       try {
-        if (inodeNamed(path) === inode) await this.#engineOf(path);
-        else if (findNamespace(inode) !== null) await this.#engineOf(path, inode);
-        else if (!removeFormer(this.#own.enforcer.common, former)) this.#notice(`${path}: what is in force there goes on being so, but the namespace cannot be found: name it under /run/netns and start the agent anew`);
+        if (inodeNamed(netns) === inode || findNamespace(inode) !== null) await this.#engineOf(netns, inode);
+        else if (!removeFormer(this.#own.enforcer.common, former)) this.#notice(`${netns}: what is in force there goes on being so, but the namespace cannot be found: name it under /run/netns and start the agent anew`);
       } catch (error) {
-        this.#notice(`${path}: ${text(error)}`);
+        this.#notice(`${netns}: ${text(error)}`);
       }
     }
     this.#own.enforcer.common.refreshGroups();
@@ -247,7 +249,7 @@ export class Agent {
     const former = this.#formerPlaces(), { common } = this.#own.enforcer;
     for (const place of former) {
       try {
-        if (inodeNamed(place.path) !== place.inode && find(place.inode) === null && removeFormer(common, place)) common.refreshGroups();
+        if (inodeNamed(place.netns) !== place.inode && find(place.inode) === null && removeFormer(common, place)) common.refreshGroups();
       } catch {
         // It is tried again, and a start says why.
       }
@@ -296,16 +298,14 @@ export class Agent {
       onTerminate: (name, violation) => this.#cutOff(name, violation),
       onQueries: (queries) => { if (engine !== null) this.#onQueries(queries); },
       onLink: (event) => { if (engine !== null) this.#onLink(engine, event); },
-      onView: () => {
-        // What is one namespace's is the host's for the guests of all.
-        if (engine !== null) for (const each of this.#engines.values()) this.#regroup(each);
-      },
+      onView: () => { if (engine !== null) this.#regroup(); },
       onNotice: (notice) => this.#notice(notice),
       onFailure: (error) => this.#options.onFailure(error),
     };
     engine = await startEngine(netns, at, options, netns === null ? null : this.#own.enforcer.common);
     this.#engines.set(engine.inode, engine);
     if (netns === null) this.#own = engine;
+    else this.#regroup();
     return engine;
   }
 
@@ -625,10 +625,14 @@ export class Agent {
     return this.#defaultSource(pattern ?? null, config);
   }
 
-  /** The host's network changed: what a rule's prefix opens may be another. */
-  #regroup(engine: Engine): void {
-    if (this.#ended) return;
-    this.#exclusive(() => engine.enforcer.regroup()).catch((error: unknown) => { if (!this.#ended) this.#notice(`policies are judged by the address groups of before: ${text(error)}`); });
+  /** The host's network changed, in whichever namespace: what a rule's prefix opens may be another, for the guests of all. */
+  #regroup(): void {
+    if (this.#ended || this.#regrouping) return;
+    this.#regrouping = true;
+    this.#exclusive(async () => {
+      this.#regrouping = false;
+      for (const { enforcer } of [...this.#engines.values()]) await enforcer.regroup();
+    }).catch((error: unknown) => { if (!this.#ended) this.#notice(`policies are judged by the address groups of before: ${text(error)}`); });
   }
 
   // ---- taps that come and go -----------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ export interface EnforcerOptions {
   /** Name of this instance in it, and of what is held in nftables. */
   readonly instance: string;
   /** A namespace beside those that an agent serves already; null: the first, or the only one. */
-  readonly beside: { readonly common: Common; readonly path: string; readonly inode: number } | null;
+  readonly beside: { readonly common: Common; readonly netns: string; readonly inode: number } | null;
   readonly sandboxes: number;
   /** Name of the resolver's near device; unique in the namespace, at most 15 octets. */
   readonly resolverDevice: string;
@@ -256,9 +256,9 @@ export class Enforcer implements Member {
     return fresh;
   }
 
-  #openBeside({ common, path, inode }: NonNullable<EnforcerOptions["beside"]>): boolean {
+  #openBeside({ common, netns, inode }: NonNullable<EnforcerOptions["beside"]>): boolean {
     this.#common = common;
-    const place = this.#place = Place.open(common.instance, path, inode);
+    const place = this.#place = Place.open(common.instance, netns, inode);
     this.#cleanup.push(() => {
       common.globals.setPlace(place.number, null);
       if (place.fresh && !this.#started) place.remove();

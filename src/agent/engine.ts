@@ -112,10 +112,9 @@ export async function startEngine(netns: string | null, at: string | null, optio
   try {
     if (fd !== null) requireNetwork(fd, netnsPath(at!));
     const inode = fd === null ? inodeOf(null) : netnsInode(fd);
-    const path = netns === null ? null : netnsPath(netns);
-    const instance = path === null ? INSTANCE : `${INSTANCE}@${encodeURIComponent(path)}@${inode}`;
+    const instance = netns === null ? INSTANCE : `${INSTANCE}@${encodeURIComponent(netnsPath(netns))}@${inode}`;
     const device = `enf-${createHash("sha256").update(options.run.path).digest("hex").slice(0, 8)}`;
-    const enforcer = await Enforcer.start({ ...options, instance, resolverDevice: device, netnsFd: fd, beside: common === null || path === null ? null : { common, path, inode } });
+    const enforcer = await Enforcer.start({ ...options, instance, resolverDevice: device, netnsFd: fd, beside: common === null || netns === null ? null : { common, netns, inode } });
     return { netns, inode, at, enforcer, close: () => { if (fd !== null) closeFd(fd); } };
   } catch (error) {
     if (fd !== null) closeFd(fd);

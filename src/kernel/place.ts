@@ -26,8 +26,8 @@ const JUDGING = { from_guest: "from_guest_in", to_guest: "to_guest_in", from_res
 /** A place that an agent left on the BPF file system. */
 export interface FormerPlace {
   readonly number: number;
-  /** Path of the namespace when it was given its number. */
-  readonly path: string;
+  /** Name or path by which the namespace was asked for when it was given its number. */
+  readonly netns: string;
   readonly inode: number;
   readonly directory: string;
 }
@@ -53,15 +53,15 @@ export class Place implements Programs {
 
   /**
    * The place of a namespace, with the number that it had under a former agent.
-   * @param path by which it is found; an inode alone may be another namespace's by the time that it is looked at.
+   * @param netns name or path by which it was asked for; an inode alone may be another namespace's by the time that it is looked at.
    * @throws EnforcerError E_LIMIT, E_LOAD, E_BPFFS.
    */
-  static open(instance: Instance, path: string, inode: number): Place {
+  static open(instance: Instance, netns: string, inode: number): Place {
     const folder = folderOf(instance);
     instance.serveWithin();
-    const all = formerPlaces(instance), former = all.find((one) => one.inode === inode && one.path === path);
+    const all = formerPlaces(instance), former = all.find((one) => one.inode === inode && one.netns === netns);
     const number = former?.number ?? freeNumber(new Set(all.map((one) => one.number)));
-    const directory = former?.directory ?? join(folder, bpffsName(`${number}@${encodeURIComponent(path)}@${inode}`));
+    const directory = former?.directory ?? join(folder, bpffsName(`${number}@${encodeURIComponent(netns)}@${inode}`));
     const within = instance.map("within");
     const programs = new Map<HookProgram, BpfProgram>();
     try {
@@ -77,7 +77,7 @@ export class Place implements Programs {
     } catch (cause) {
       for (const program of programs.values()) program.close();
       if (former === undefined) removePins(directory);
-      throw new EnforcerError("E_LOAD", `the programs for ${path} could not be made: ${(cause as Error).message}`, { cause });
+      throw new EnforcerError("E_LOAD", `the programs for ${netns} could not be made: ${(cause as Error).message}`, { cause });
     }
   }
 
@@ -133,8 +133,8 @@ export function formerPlaces(instance: Instance): FormerPlace[] {
   const found: FormerPlace[] = [];
   for (const entry of readdirSync(folder)) {
     try {
-      const [number, path, inode] = entry.replaceAll("%2E", ".").replaceAll("%25", "%").split("@");
-      if (number !== undefined && path !== undefined && /^[1-9]\d*$/.test(number) && inode !== undefined && /^\d+$/.test(inode)) found.push({ number: Number(number), path: decodeURIComponent(path), inode: Number(inode), directory: join(folder, entry) });
+      const [number, netns, inode] = entry.replaceAll("%2E", ".").replaceAll("%25", "%").split("@");
+      if (number !== undefined && netns !== undefined && /^[1-9]\d*$/.test(number) && inode !== undefined && /^\d+$/.test(inode)) found.push({ number: Number(number), netns: decodeURIComponent(netns), inode: Number(inode), directory: join(folder, entry) });
     } catch {
       // Not one that this program made.
     }
