@@ -591,7 +591,7 @@ describe("taps that come and go", () => {
       await twin.ip(`link set eth0 address ${MAC.guest}\nlink set eth0 up\naddr add ${ADDRESS.guest4}/30 dev eth0\nroute add default via ${ADDRESS.gateway4}`);
       const there = `${jail.name}/tap0`;
       await agent.client.attach({ tap: "tap0", policy: rules("allow@site.example:tcp:8080", "allow@other.example:tcp:8080") });
-      await agent.client.attach({ tap: "tap0", netns: jail.name, policy: rules("allow@site.example:tcp:8080") });
+      await agent.client.attach({ tap: "tap0", netns: jail.name, policy: rules("allow@site.example:tcp:8080", "allow@site.example:tcp:80") });
       const ask = async (guest: Namespace, name: string): Promise<boolean> => (await guest.probe(["fetch", "8.8.8.8", name, "8080", "/", "A"], 3000)).ok;
       const reach = async (guest: Namespace, address: string, ms: number): Promise<boolean> => (await guest.probe(["tcp", address, "8080"], ms)).ok;
       const apart = async (): Promise<void> => {
@@ -614,6 +614,12 @@ describe("taps that come and go", () => {
       expect(await agent.states()).toEqual({ tap0: "enforced", [there]: "enforced" });
       await apart();
       expect(await ask(twin, "site.example")).toBe(true);
+      // What the agent ends itself finds its way back as well, and is each one's own: DNS over TCP, and a name that is looked at.
+      for (const family of ["udp", "tcp"]) expect((await twin.probe(["dns", family, "9.9.9.9", "site.example", "A"], 3000)).ok, family).toBe(true);
+      expect((await twin.probe(["http", ADDRESS.site4, "80", "site.example", "/"], 3000)).ok).toBe(true);
+      expect((await twin.probe(["http", ADDRESS.site4, "80", "other.example", "/"], 3000)).ok).toBe(false);
+      expect((await agent.client.sandbox(there)).counters.filter(({ reason }) => reason === "intercepted").length).toBeGreaterThan(0);
+      expect((await agent.client.sandbox("tap0")).counters.filter(({ reason }) => reason === "intercepted")).toEqual([]);
       // The end of one is not the other's.
       await agent.client.detach("tap0");
       expect(await reach(twin, ADDRESS.site4b, 400)).toBe(false);
