@@ -23,7 +23,8 @@ const ORIGIN = `
   server.on("sessionError", () => {});
   server.listen({ host: "::", port: 443 }, () => server.listening && require("node:http").createServer(answer).listen({ host: "::", port: 8081 }, () => console.log("ready")));`;
 
-export async function openWorld(options: { sibling?: boolean } = {}): Promise<{ world: World; origin: Service }> {
+/** @param options.script of the origin, instead of ORIGIN; it says "ready" when it listens. */
+export async function openWorld({ script = ORIGIN, ...options }: { sibling?: boolean; script?: string } = {}): Promise<{ world: World; origin: Service }> {
   const world = await World.create({ zone: ZONE, tls: true, ...options });
   const key = path.join(world.dir, "root.key"), root = path.join(world.dir, "root.pem");
   await must(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", root, "-days", "2", "-subj", "/CN=Test root", "-addext", "keyUsage=critical,keyCertSign"]);
@@ -31,7 +32,7 @@ export async function openWorld(options: { sibling?: boolean } = {}): Promise<{ 
   writeFileSync(extensions, `subjectAltName=${NAMES.map((name) => `DNS:${name}`).join(",")}\nextendedKeyUsage=serverAuth\n`);
   await must(["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", path.join(world.dir, "origin.key"), "-out", request, "-subj", "/CN=origin"]);
   await must(["openssl", "x509", "-req", "-in", request, "-CA", root, "-CAkey", key, "-days", "2", "-extfile", extensions, "-out", path.join(world.dir, "origin.pem")]);
-  const origin = world.internet.start([process.execPath, "-e", ORIGIN, world.dir]);
+  const origin = world.internet.start([process.execPath, "-e", script, world.dir]);
   await origin.line((line) => line === "ready");
   return { world, origin };
 }
