@@ -42,13 +42,13 @@
 char LICENSE[] SEC("license") = "GPL";
 
 /* Finds the sandbox of the device the packet passes. */
-inline_stage __u32 enter(struct pkt *p)
+inline_stage __u32 enter(struct pkt *p, int within)
 {
 	__u32 ifindex = p->skb->ifindex;
 	__u32 index = ifindex & p->global->tap_mask;
 	struct tap *tap;
 
-	if (p->place) {
+	if (within) {
 		struct tap_key key = { .place = p->place, .ifindex = ifindex };
 		tap = bpf_map_lookup_elem(&taps_within, &key);
 	} else {
@@ -116,12 +116,12 @@ inline_stage __u32 egress(struct pkt *p)
 	return TO_FLOW;
 }
 
-inline_stage __u32 ingress(struct pkt *p)
+inline_stage __u32 ingress(struct pkt *p, int within)
 {
 	if (read_headers(p) != VERDICT_ALLOW)
 		return VERDICT_DENY;
 	/* the near end of the resolver's veth forwards nothing but from_resolver's answers */
-	__u32 resolver = resolver_ifindex(p);
+	__u32 resolver = resolver_ifindex(p, within);
 	if (resolver && p->skb->ingress_ifindex == resolver)
 		return allow(p, is_icmp(p) ? REASON_REFUSAL : p->source_port == DNS_PORT ? REASON_DNS_ANSWER : REASON_INTERCEPT_ANSWER);
 	if (is_refusal(p))
@@ -147,14 +147,14 @@ inline_stage __u32 ingress(struct pkt *p)
 }
 
 /* What form and identity left open, flow table and policy decide. */
-inline_stage __u32 decide(struct pkt *p, __u32 verdict)
+inline_stage __u32 decide(struct pkt *p, __u32 verdict, int within)
 {
 	__u32 policy = p->sandbox->policy;
 
 	if (verdict == TO_FLOW)
 		verdict = flow_verdict(p);
 	if (verdict == TO_RESOLVER || verdict == TO_AGENT)
-		return p->direction == DIR_EGRESS ? redirect_to_agent(p, verdict == TO_RESOLVER) : deny(p, REASON_UNSOLICITED_ANSWER);
+		return p->direction == DIR_EGRESS ? redirect_to_agent(p, verdict == TO_RESOLVER, within) : deny(p, REASON_UNSOLICITED_ANSWER);
 	return verdict == VERDICT_ALLOW && p->fragment == FRAGMENT_FIRST ? fragment_first(p, policy) : verdict;
 }
 
@@ -174,24 +174,24 @@ inline_stage __u32 begin(struct pkt *p, struct __sk_buff *skb, __u32 direction, 
 	return p->global ? VERDICT_ALLOW : deny(p, REASON_MAP_MISSING);
 }
 
-inline_stage int leaving(struct __sk_buff *skb, __u32 place)
+inline_stage int leaving(struct __sk_buff *skb, __u32 place, int within)
 {
 	struct pkt p;
 
-	if (begin(&p, skb, DIR_EGRESS, place) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
+	if (begin(&p, skb, DIR_EGRESS, place) != VERDICT_ALLOW || enter(&p, within) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
-	__u32 verdict = fast(&p);
-	return finish(&p, decide(&p, verdict == UNDECIDED ? egress(&p) : verdict));
+	__u32 verdict = fast(&p, within);
+	return finish(&p, decide(&p, verdict == UNDECIDED ? egress(&p) : verdict, within));
 }
 
-inline_stage int arriving(struct __sk_buff *skb, __u32 place)
+inline_stage int arriving(struct __sk_buff *skb, __u32 place, int within)
 {
 	struct pkt p;
 
-	if (begin(&p, skb, DIR_INGRESS, place) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
+	if (begin(&p, skb, DIR_INGRESS, place) != VERDICT_ALLOW || enter(&p, within) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
-	__u32 verdict = fast(&p);
-	return finish(&p, decide(&p, verdict == UNDECIDED ? ingress(&p) : verdict));
+	__u32 verdict = fast(&p, within);
+	return finish(&p, decide(&p, verdict == UNDECIDED ? ingress(&p, within) : verdict, within));
 }
 
 inline_stage int answering(struct __sk_buff *skb, __u32 place)
@@ -208,13 +208,13 @@ inline_stage int answering(struct __sk_buff *skb, __u32 place)
 SEC("tc")
 int from_guest(struct __sk_buff *skb)
 {
-	return leaving(skb, 0);
+	return leaving(skb, 0, 0);
 }
 
 SEC("tc")
 int to_guest(struct __sk_buff *skb)
 {
-	return arriving(skb, 0);
+	return arriving(skb, 0, 0);
 }
 
 SEC("tc")
@@ -227,13 +227,13 @@ int from_resolver(struct __sk_buff *skb)
 SEC("tc")
 int from_guest_in(struct __sk_buff *skb)
 {
-	return leaving(skb, skb->cb[0]);
+	return leaving(skb, skb->cb[0], 1);
 }
 
 SEC("tc")
 int to_guest_in(struct __sk_buff *skb)
 {
-	return arriving(skb, skb->cb[0]);
+	return arriving(skb, skb->cb[0], 1);
 }
 
 SEC("tc")
@@ -259,9 +259,9 @@ int from_guest_long(struct __sk_buff *skb)
 {
 	struct pkt p;
 
-	if (begin(&p, skb, DIR_EGRESS, 0) != VERDICT_ALLOW || enter(&p) != VERDICT_ALLOW)
+	if (begin(&p, skb, DIR_EGRESS, 0) != VERDICT_ALLOW || enter(&p, 0) != VERDICT_ALLOW)
 		return finish(&p, VERDICT_DENY);
-	return finish(&p, decide(&p, egress(&p)));
+	return finish(&p, decide(&p, egress(&p), 0));
 }
 
 /*

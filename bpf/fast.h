@@ -89,7 +89,7 @@ inline_stage void remember_flow(struct pkt *p, struct recent_flow *recent, const
 	recent->policy = flow->policy;
 }
 
-inline_stage __u32 fast(struct pkt *p)
+inline_stage __u32 fast(struct pkt *p, int within)
 {
 	struct __sk_buff *skb = p->skb;
 	int out = p->direction == DIR_EGRESS;
@@ -161,7 +161,7 @@ inline_stage __u32 fast(struct pkt *p)
 			return UNDECIDED;
 	} else {
 		/* an answer of the resolver is no flow; see ingress() */
-		if (skb->ingress_ifindex == resolver_ifindex(p) || !fast_guest(p, p->destination))
+		if (skb->ingress_ifindex == resolver_ifindex(p, within) || !fast_guest(p, p->destination))
 			return UNDECIDED;
 	}
 

@@ -228,11 +228,11 @@ inline_stage int unicast(struct pkt *p)
 }
 
 /* From the guest. dns: port 53. VERDICT_REDIRECT: the packet is rewritten and p->sandbox's table remembers it. */
-inline_stage __u32 redirect_to_agent(struct pkt *p, int dns)
+inline_stage __u32 redirect_to_agent(struct pkt *p, int dns, int within)
 {
 	__u32 zero = 0, index = 0, mtu = 0;
 	const struct globals *global = p->global;
-	__u32 resolver = resolver_ifindex(p);
+	__u32 resolver = resolver_ifindex(p, within);
 	void *table = dns ? bpf_map_lookup_elem(&redirects, &p->slot) : bpf_map_lookup_elem(&intercepted, &p->slot);
 
 	/* the near end goes with the process that made it, by whatever way that ends */

@@ -39,7 +39,6 @@ struct pkt {
 	__u8 *data;
 	__u8 *end;
 	__u32 slot;
-	__u32 place;          /* see struct tap_key */
 	__u32 length;         /* octets of the frame */
 	__u32 direction;      /* enum direction */
 	__u32 reason;         /* enum reason */
@@ -63,7 +62,14 @@ struct pkt {
 	__u8 fragment;        /* FRAGMENT_* */
 	__u8 guest;           /* index of the guest's address */
 	__u8 hop_limit;
+	__u32 place;          /* see struct tap_key */
 };
+
+/*
+ * Linux before 6.8 follows a value in an aligned eight octets of the stack, but not through a pointer into another function: it would
+ * take what holds on one way for all, and cut the other ways out of that function. What refuse.h branches by is not there.
+ */
+_Static_assert(__builtin_offsetof(struct pkt, reason) % 8 == 4, "the reason is in the upper half");
 
 /* What a stage says beside enum verdict. */
 #define TO_FLOW 3   /* form and identity are right: flow table and policy decide */
@@ -91,10 +97,10 @@ inline_stage __u32 allow(struct pkt *p, __u32 reason)
 	return VERDICT_ALLOW;
 }
 
-/* The near end of the veth pair in the packet's namespace; 0: none. */
-inline_stage __u32 resolver_ifindex(struct pkt *p)
+/* The near end of the veth pair in the packet's namespace; 0: none. within: known to the compiler, as everywhere: in another than the agent's own. */
+inline_stage __u32 resolver_ifindex(struct pkt *p, int within)
 {
-	if (!p->place)
+	if (!within)
 		return p->global->resolver_ifindex;
 	const struct place *place = bpf_map_lookup_elem(&places, &p->place);
 	return place ? place->resolver_ifindex : 0;
