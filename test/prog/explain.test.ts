@@ -77,7 +77,7 @@ describe.each(floors)("explain under the floor %s", (floor) => {
 
 /* ---- at random ---- */
 
-const SEED = Number(process.env.EXPLAIN_SEED ?? Date.now() % 2 ** 31), POLICIES = 60, QUESTIONS = 60;
+const SEED = Number(process.env.EXPLAIN_SEED ?? 20_261_127), POLICIES = 60, QUESTIONS = 60;
 let seed = SEED | 1;
 function random(bound: number): number {
   seed ^= seed << 13;

@@ -370,9 +370,11 @@ export class LabSandbox {
   #advance(): void { new PinEpoch(this.#lab.instance.map("pin_epochs"), this.slot).advance(); }
 
   unpin(text: string): void {
-    const map = this.tables.pins()!;
-    map.delete(address(text));
-    map.close();
+    for (const of of ["policy", "floor"] as const) {
+      const map = this.tables.pins(of);
+      map?.delete(address(text));
+      map?.close();
+    }
   }
 
   #writePin(map: BpfMap, { address: where, names, seconds = 3600 }: LabPin, judge = this.#judge): void {
