@@ -5,12 +5,14 @@
  * Holds always: groups are those of all namespaces together: what is the host's own in one of them is so for every guest. A slot is
  * one sandbox's, whatever namespace its tap is in. Main thread only.
  */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
 import { closeFd, createNetns, openNetns, type RingBuffer } from "../../native/index.js";
 import { formatPrefix, type Address } from "../addresses/address.js";
 import { groupTable, type Group, type GroupTable } from "../addresses/groups.js";
 import { followEvents, type PacketEvent } from "../kernel/events.js";
 import { Globals } from "../kernel/globals.js";
-import { Instance } from "../kernel/instance.js";
+import { Instance, removePins } from "../kernel/instance.js";
 import { formerPlaces } from "../kernel/place.js";
 import { attachHooks, detachHooks, FAR_HOOKS } from "../kernel/tap-link.js";
 import type { HostView } from "../net/host-view.js";
@@ -72,14 +74,25 @@ export class Common {
     this.#options = options;
     this.#extraGroups = options.extraGroups;
     this.#nat64Prefixes = options.nat64Prefixes;
+    const fresh = !existsSync(options.directory);
     this.instance = Instance.open({ directory: options.directory, sandboxes: options.sandboxes });
-    this.globals = new Globals(this.instance);
-    this.slots = new Slots(this.instance);
-    this.tapTests = new TapTests(this.instance);
+    const fds: number[] = [];
+    try {
+      this.globals = new Globals(this.instance);
+      this.slots = new Slots(this.instance);
+      this.tapTests = new TapTests(this.instance);
+      fds.push(this.agentNetnsFd = createNetns());
+      fds.push(this.#hostNetnsFd = openNetns());
+      // Of a former process's device, which has gone with it.
+      removePins(farLinks(options.directory));
+    } catch (error) {
+      for (const fd of fds) closeFd(fd);
+      if (fresh) this.instance.destroy();
+      else this.instance.close();
+      throw error;
+    }
     for (const { slot, place } of this.slots.inForce()) if (place !== 0) this.#left.set(slot, place);
     this.slots.addUser(() => this.#left.keys());
-    this.agentNetnsFd = createNetns();
-    this.#hostNetnsFd = openNetns();
   }
 
   /** Whether an engine serves every namespace that has programs. */
@@ -150,8 +163,9 @@ export class Common {
   leadToPlaces(): void {
     if (this.#farHooks.length > 0) return;
     const { link, instance } = this;
-    // It goes with this process, as the device does.
-    const programs = { program: instance.program.bind(instance), judging: instance.program.bind(instance), programId: instance.programId.bind(instance), owns: instance.owns.bind(instance), linkDirectory: null };
+    // Pinned: it goes with the device, which is there for a moment longer than a process that is killed. Its namespace has numbers of its own.
+    const linkDirectory = farLinks(this.#options.directory);
+    const programs = { program: instance.program.bind(instance), judging: instance.program.bind(instance), programId: instance.programId.bind(instance), owns: instance.owns.bind(instance), linkDirectory };
     inNetns(this.agentNetnsFd, () => { attachHooks(programs, link.farIfindex, link.farName, FAR_HOOKS); });
     this.#farHooks.push(() => { inNetns(this.agentNetnsFd, () => { detachHooks(programs, link.farIfindex, FAR_HOOKS); }); });
   }
@@ -215,3 +229,6 @@ export class Common {
     else this.instance.close();
   }
 }
+
+/** Where the link of the resolver's own end is pinned. */
+function farLinks(directory: string): string { return join(directory, "far"); }

@@ -183,9 +183,14 @@ export class Agent {
         this.#waitIfGone(name);
       }
     }
-    for (const { enforcer } of this.#engines.values()) {
-      const names = new Map(this.#run.names().map((name) => [this.#run.read(name)?.ifindex ?? 0, name]));
-      await enforcer.settle((ifindex) => names.get(ifindex) ?? null);
+    for (const engine of this.#engines.values()) {
+      // Another namespace's devices have the same numbers.
+      const names = new Map<number, string>();
+      for (const name of this.#run.names()) {
+        const state = this.#run.read(name), spec = storedSpec.safeParse(state?.spec);
+        if (state !== null && spec.success && isIn(spec.data, engine.inode)) names.set(state.ifindex, name);
+      }
+      await engine.enforcer.settle((ifindex, device) => names.get(ifindex) ?? nameOf({ tap: device, ...(engine.netns === null ? {} : { netns: engine.netns }) }));
     }
     for (const name of ending) await this.#finishDetach(name).catch((error: unknown) => this.#options.onNotice(`${name}: its detach was begun, and could not be completed: ${text(error)}`));
     await this.#closeIdle();
@@ -726,7 +731,7 @@ export class Agent {
     for (const name of this.#run.names()) {
       const state = this.#run.read(name);
       const spec = storedSpec.safeParse(state?.spec);
-      if (state === null || !spec.success || state.phase === "waiting" || state.phase === "detaching" || state.phase === "gone" || (spec.data.inode === undefined ? !sameInode(spec.data.netns ?? null, inode) : spec.data.inode !== inode)) continue;
+      if (state === null || !spec.success || state.phase === "waiting" || state.phase === "detaching" || state.phase === "gone" || !isIn(spec.data, inode)) continue;
       yield {
         state,
         build: (source) => {
@@ -939,6 +944,9 @@ function sameInode(netns: string | null, inode: number): boolean {
     return false;
   }
 }
+
+/** Whether a sandbox's tap is in the namespace with this inode. */
+function isIn(spec: Spec, inode: number): boolean { return spec.inode === undefined ? sameInode(spec.netns ?? null, inode) : spec.inode === inode; }
 
 function matches(pattern: AttachPattern, netns: string | null, tap: string): boolean { return pattern.pattern.test(tap) && pattern.netns === netns; }
 

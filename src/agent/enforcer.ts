@@ -404,9 +404,9 @@ export class Enforcer implements Member {
   /**
    * After everything that is known has been attached again: what else the kernel holds. A slot whose tap still carries our
    * programs goes on being enforced, and is listed as kept; what leads nowhere is removed.
-   * @param nameOf a device's sandbox, where a state file tells it.
+   * @param nameOf a device's sandbox, which is unique among those of all namespaces.
    */
-  async settle(nameOf: (ifindex: number) => string | null): Promise<void> {
+  async settle(nameOf: (ifindex: number, device: string) => string): Promise<void> {
     const known = new Set([...this.#sandboxes.values(), ...this.#kept.values()].map(({ slot }) => slot));
     for (const { slot, ifindex, place, generation } of this.#common.slots.inForce()) {
       if (place !== this.place || known.has(slot)) continue;
@@ -423,7 +423,7 @@ export class Enforcer implements Member {
         continue;
       }
       await this.#predecessor.forgetInWorkers(slot, this.#parts);
-      const name = nameOf(ifindex) ?? link.name;
+      const name = nameOf(ifindex, link.name);
       const fault = this.#run.fault(name);
       const reason = fault === null ? "its policy could not be built again" : `its state file is not regarded: ${fault}`;
       this.inside(() => attachHooks(this.#programs, ifindex, link.name, TAP_HOOKS));

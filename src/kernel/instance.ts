@@ -51,7 +51,7 @@ export class Instance implements Programs {
   /** Whether maps of a former process were taken over. */
   readonly adopted: boolean;
   readonly #object: BpfObject;
-  #within: BpfObject | null = null;
+  #servesWithin = false;
   readonly #maps = new Map<string, BpfMap>();
   readonly #programs = new Map<string, BpfProgram>();
   readonly #programIds = new Map<string, number>();
@@ -130,31 +130,16 @@ export class Instance implements Programs {
    */
   serveWithin(): void {
     const { directory } = this;
-    if (this.#programs.has(WITHIN[0]) || directory === null) return;
+    if (this.#servesWithin || directory === null) return;
     const programs = programDirectory(directory), pins = mapDirectory(directory);
-    const standing = standingPrograms(programs, pins, WITHIN);
-    if (standing === null) {
-      try {
-        this.#within = BpfObject.load(OBJECT, {
-          maxEntries: formerSizes(pins), pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: [...NOT_LOADED, ...MEASURING, ...SERVING],
-        });
-      } catch (cause) {
-        throw new EnforcerError("E_LOAD", `the kernel refused the programs: ${describe(cause)}`, { cause });
-      }
-      for (const name of WITHIN) {
-        this.#programs.set(name, this.#within.program(name));
-        const pin = join(programs, name);
-        if (existsSync(pin)) unlinkSync(pin);
-        this.program(name).pin(pin);
-      }
-    }
-    for (const [name, program] of standing ?? []) this.#programs.set(name, program);
+    for (const [name, program] of standingPrograms(programs, pins, WITHIN) ?? loadWithin(programs, pins)) this.#programs.set(name, program);
     for (const [name, index] of Object.entries(ENTERED)) {
       const key = Buffer.alloc(4), fd = Buffer.alloc(4);
       key.writeUInt32LE(index);
       fd.writeInt32LE(this.program(name as ProgramName).fd);
       this.map("within").update(key, fd);
     }
+    this.#servesWithin = true;
   }
 
   /** Those of another version go: the links hold what they still need. */
@@ -194,7 +179,6 @@ export class Instance implements Programs {
     for (const program of this.#programs.values()) program.close();
     this.#programs.clear();
     this.#object.close();
-    this.#within?.close();
   }
 
   /** Closes and removes every pin: the kernel frees it all once no link holds it. */
@@ -240,6 +224,33 @@ function standingPrograms(programs: string, pins: string, names: readonly Progra
   }
   for (const program of found.values()) program.close();
   return null;
+}
+
+/** Loads the programs of other namespaces' devices over the pinned maps, and pins them. @throws EnforcerError E_LOAD. */
+function loadWithin(programs: string, pins: string): Map<ProgramName, BpfProgram> {
+  let object: BpfObject;
+  try {
+    object = BpfObject.load(OBJECT, {
+      maxEntries: formerSizes(pins), pinnedMaps: Object.fromEntries(PINNED.map((name) => [name, join(pins, name)])), disabledPrograms: [...NOT_LOADED, ...MEASURING, ...SERVING],
+    });
+  } catch (cause) {
+    throw new EnforcerError("E_LOAD", `the kernel refused the programs: ${describe(cause)}`, { cause });
+  }
+  const found = new Map<ProgramName, BpfProgram>();
+  try {
+    for (const name of WITHIN) {
+      const program = object.program(name), pin = join(programs, name);
+      found.set(name, program);
+      if (existsSync(pin)) unlinkSync(pin);
+      program.pin(pin);
+    }
+    return found;
+  } catch (error) {
+    for (const program of found.values()) program.close();
+    throw error;
+  } finally {
+    object.close();
+  }
 }
 
 /** Removes an instance's directory with every pin in it. A pinned link that goes away detaches its program. */

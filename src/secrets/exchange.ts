@@ -13,6 +13,7 @@ import { matchesPattern } from "../policy/names.js";
 import type { SecretSpec } from "../policy/types.js";
 import { type Fields, tokensOf, valuesOf } from "../tls/http/fields.js";
 import type { ExchangeFilter, RequestFacts } from "../tls/http/passage.js";
+import { gathered } from "../tls/http/gathered.js";
 import { refuse, type Refusal } from "../tls/http/refusal.js";
 import { codingOf, DecodedStream, InspectedStream } from "./coding.js";
 import { FOUND_FROM, Finder, type Hit } from "./finder.js";
@@ -380,25 +381,7 @@ class Exchange implements ExchangeFilter {
 
   /** The whole body as it is to go out. */
   async #whole(source: Readable, coding: ReturnType<typeof codingOf>, rewrites: boolean): Promise<Buffer | Refusal> {
-    const through = this.#stream(coding, rewrites, false);
-    const pieces: Buffer[] = [];
-    return new Promise((resolve, reject) => {
-      through.on("data", (piece: Buffer) => pieces.push(piece));
-      through.once("end", () => resolve(Buffer.concat(pieces)));
-      through.once("error", (error) => {
-        source.unpipe(through);
-        source.resume();
-        resolve(stopOf(error));
-      });
-      const gone = (): void => {
-        through.destroy();
-        reject(new Error("the request broke off"));
-      };
-      source.once("aborted", gone);
-      source.once("error", gone);
-      source.once("close", () => { if (!source.readableEnded) gone(); });
-      source.pipe(through);
-    });
+    return gathered(source, this.#stream(coding, rewrites, false), stopOf);
   }
 
   requestTrailers(fields: Fields): string[] | Refusal {

@@ -10,18 +10,13 @@ import type { ExplainQuery } from "../../src/api/schema.js";
 import { PATIENCE } from "../lib/processes.mjs";
 import { ADDRESS, World } from "../lib/world.mjs";
 import { TestAgent } from "./daemon.js";
+import { Seeded } from "../lib/random.js";
 
 vi.setConfig({ testTimeout: 240_000 * PATIENCE, hookTimeout: 120_000 * PATIENCE });
 
-const SEED = Number(process.env.EXPLAIN_SEED ?? 20_261_127), CASES = Number(process.env.EXPLAIN_CASES ?? 60);
-let seed = SEED | 1;
-function random(bound: number): number {
-  seed ^= seed << 13;
-  seed ^= seed >>> 17;
-  seed ^= seed << 5;
-  return (seed >>> 0) % bound;
-}
-const pick = <T>(list: readonly T[]): T => list[random(list.length)]!;
+const seeded = new Seeded("EXPLAIN_SEED", 20_261_127), SEED = seeded.seed, CASES = Number(process.env.EXPLAIN_CASES ?? 60);
+const random = (bound: number): number => seeded.below(bound);
+const pick = <T>(list: readonly T[]): T => seeded.pick(list);
 
 type Seen = Awaited<ReturnType<World["guest"]["probe"]>>;
 

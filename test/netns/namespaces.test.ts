@@ -1,8 +1,8 @@
 /** Network namespaces of taps that come and go, as a jailer makes them: they go although the agent has them open, and are not taken for others. */
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, expect, test } from "vitest";
-import { must, Namespace, run, type Service, World } from "../lib/world.mjs";
+import { ADDRESS, MAC, must, Namespace, run, type Service, tool, World } from "../lib/world.mjs";
 import { TestAgent } from "./daemon.js";
 import "./stage.js"; // its bounds for tests and hooks
 
@@ -143,5 +143,53 @@ test("namespaces share programs and threads, and what is the host's in one is so
   } finally {
     await run(["ip", "netns", "del", second.name]);
     await world.host.ip("link del tap0");
+  }
+});
+
+test("guests of two namespaces whose devices are alike in name, number and address: apart in what is refused, kept and attached again", async () => {
+  await make();
+  const second = new Namespace(`${world.id}-jail4`), guests = [new Namespace(`${world.id}-guest1`), new Namespace(`${world.id}-guest2`)] as const;
+  const jails = [jail, second], names = jails.map(({ name }) => `${name}/tap0`);
+  for (const { name } of [second, ...guests]) await must(["ip", "netns", "add", name]);
+  const wires: Service[] = [];
+  try {
+    await jail.ip("link del tap0");
+    for (const [i, at] of jails.entries()) {
+      const wire = world.own(at.start([tool("tapwire"), "tap0", guests[i]!.name, "eth0"]));
+      await wire.line((line) => line === "ready");
+      wires.push(wire);
+      await at.ip(`link set lo up\nlink set tap0 address ${MAC.tap0}\nlink set tap0 up\naddr add ${ADDRESS.gateway4}/30 dev tap0\naddr add 93.184.219.${i + 1}/32 dev lo`);
+      await guests[i]!.ip(`link set eth0 address ${MAC.guest}\nlink set eth0 up\naddr add ${ADDRESS.guest4}/30 dev eth0\nroute add default via ${ADDRESS.gateway4}`);
+      await agent.client.attach({ tap: "tap0", netns: at.name, policy: { rules: ["allow@public", "allow@site.example"] } });
+    }
+    const count = async (name: string, reason: string): Promise<number> => (await agent.client.sandbox(name)).counters.filter((row) => row.reason === reason).reduce((sum, { packets }) => sum + packets, 0);
+    // The other namespace's own address, which is public by itself; a neighbour's address behind the resolver; metadata.
+    for (const [address, reason] of [["93.184.219.2", "default-host"], ["240.0.1.1", "default-reserved"], ["169.254.169.254", "default-metadata"], [ADDRESS.gateway4, "default-host"]] as const) {
+      const before = await Promise.all(names.map((name) => count(name, reason)));
+      expect((await guests[0].probe(["tcp", address, "80"], 300)).ok).toBe(false);
+      expect(await count(names[0]!, reason), address).toBeGreaterThan(before[0]!);
+      expect(await count(names[1]!, reason), address).toBe(before[1]);
+    }
+    // Nobody serves them: both are told so, and at once. What is asked while the resolver's device is on its way out may go with it.
+    const ask = async (guest: Namespace, family: string, ms = 8000): Promise<string> => (await guest.probe(["dns", family, "9.9.9.9", "other.example", "A"], ms)).saw;
+    for (const guest of guests) expect(await ask(guest, "tcp")).toMatch(/SERVFAIL/);
+    await agent.kill();
+    for (const guest of guests) for (const family of ["udp", "tcp"]) await expect.poll(() => ask(guest, family, 2000), { timeout: 30_000 }).toMatch(/refused/i);
+    // Their state has gone with it: each is kept as it was, by a name of its own, and can be attached again.
+    for (const entry of readdirSync(path.join(world.runDir, "agent"))) if (entry.includes("jail")) rmSync(path.join(world.runDir, "agent", entry), { recursive: true });
+    await agent.restart();
+    expect(await agent.states()).toEqual({ [names[0]!]: "kept", [names[1]!]: "kept" });
+    for (const guest of guests) {
+      expect((await guest.probe(["tcp", "169.254.169.254", "80"], 300)).ok).toBe(false);
+      expect(await ask(guest, "udp")).toMatch(/NXDOMAIN/i);
+    }
+    await agent.client.attach({ tap: "tap0", netns: second.name, policy: { rules: ["allow@site.example"] } });
+    expect(await agent.states()).toEqual({ [names[0]!]: "kept", [names[1]!]: "enforced" });
+    await agent.client.attach({ tap: "tap0", netns: jail.name, policy: { rules: ["allow@public"] } });
+    expect([await ask(guests[0], "udp"), await ask(guests[1], "udp")]).toEqual([expect.stringMatching(/SERVFAIL/), expect.stringMatching(/NXDOMAIN/)]);
+    for (const name of names) await agent.client.detach(name);
+    for (const wire of wires) await wire.stop("SIGKILL");
+  } finally {
+    for (const { name } of [second, ...guests]) await run(["ip", "netns", "del", name]);
   }
 });

@@ -11,6 +11,7 @@ import { explainFlow, type PinFact } from "../../src/explain/explain.js";
 import { Proto } from "../../src/policy/types.js";
 import { echo, fragments, ipFrame, PROTOCOL, tcp, tcpFrame, udp, udpFrame, type Endpoints, ip } from "../lib/frames.js";
 import { address, GUEST, hostGroups, HOST, Lab, prefix, SITE, type LabSandbox, policyOf } from "./lab.js";
+import { Seeded } from "../lib/random.js";
 
 const groups = hostGroups(["93.184.216.1"]);
 
@@ -77,15 +78,9 @@ describe.each(floors)("explain under the floor %s", (floor) => {
 
 /* ---- at random ---- */
 
-const SEED = Number(process.env.EXPLAIN_SEED ?? 20_261_127), POLICIES = 60, QUESTIONS = 60;
-let seed = SEED | 1;
-function random(bound: number): number {
-  seed ^= seed << 13;
-  seed ^= seed >>> 17;
-  seed ^= seed << 5;
-  return (seed >>> 0) % bound;
-}
-const pick = <T>(list: readonly T[]): T => list[random(list.length)]!;
+const seeded = new Seeded("EXPLAIN_SEED", 20_261_127), SEED = seeded.seed, POLICIES = 60, QUESTIONS = 60;
+const random = (bound: number): number => seeded.below(bound);
+const pick = <T>(list: readonly T[]): T => seeded.pick(list);
 
 const wide = groupTable({
   hostAddresses: [HOST.gateway4, HOST.gateway6, HOST.uplink4, HOST.uplink6, "93.184.216.1", "8.8.8.8"].map(address),

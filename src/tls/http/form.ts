@@ -11,6 +11,7 @@ import { Duplex, Readable, type Transform, type TransformCallback } from "node:s
 import { SecretStop } from "../../secrets/exchange.js";
 import { TakingTurns } from "../../secrets/stream.js";
 import { namesMethod, tokensOf, valuesOf } from "./fields.js";
+import { gathered } from "./gathered.js";
 import { isRefusal, type ExchangeFilter, type RequestFacts } from "./passage.js";
 import { refuse, type Refusal } from "./refusal.js";
 
@@ -195,7 +196,7 @@ export function guardMethods(filter: ExchangeFilter | null, request: RequestFact
     body: holds ? null : inner === null ? stream : joined(stream, inner),
     bodyLength: filter?.body ? filter.bodyLength : body.kind === "length" ? body.octets : null,
     whole: !holds ? null : async (source) => {
-      const got = await gathered(source, stream);
+      const got = await gathered(source, stream, (error) => (error instanceof SecretStop ? error.refusal : null));
       return isRefusal(got) || whole === null ? got : whole(Readable.from(got.length === 0 ? [] : [got]));
     },
     requestTrailers: (trailers) => filter?.requestTrailers(trailers) ?? [...trailers],
@@ -213,27 +214,4 @@ export function guardMethods(filter: ExchangeFilter | null, request: RequestFact
 function joined(first: Transform, second: Duplex): Duplex {
   first.pipe(second);
   return Duplex.from({ writable: first, readable: second });
-}
-
-/** All of a body, or why it is refused. Rejects when it breaks off. */
-function gathered(source: Readable, through: Transform): Promise<Buffer | Refusal> {
-  return new Promise((resolve, reject) => {
-    const pieces: Buffer[] = [];
-    through.on("data", (piece: Buffer) => pieces.push(piece));
-    through.once("end", () => resolve(Buffer.concat(pieces)));
-    through.once("error", (error) => {
-      source.unpipe(through);
-      source.resume();
-      if (error instanceof SecretStop) resolve(error.refusal);
-      else reject(error);
-    });
-    const gone = (): void => {
-      through.destroy();
-      reject(new Error("the request broke off"));
-    };
-    source.once("aborted", gone);
-    source.once("error", gone);
-    source.once("close", () => { if (!source.readableEnded) gone(); });
-    source.pipe(through);
-  });
 }
