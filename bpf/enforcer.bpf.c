@@ -6,6 +6,10 @@
  *   to_guest       TC egress of a tap:    world -> guest
  *   from_resolver  TC ingress of the veth's near end: what the agent answers -> guest
  *
+ * Those of other namespaces, which the programs on their devices go on in, are from_guest_in, to_guest_in and from_agent_in; and
+ *
+ *   to_place       TC egress of the veth's far end: what the agent answers -> the pair of the guest's namespace
+ *
  * A packet goes: pull headers, parse, identity, then port 53 to the resolver, everything else to flow table and policy,
  * and from there to the agent where a name must be looked at; then count, and tell of a denial. Each step is the header of that name. Whatever is not understood is dropped.
  */

@@ -343,8 +343,8 @@ inline_stage __u32 answered_sandbox(struct pkt *p)
 }
 
 /*
- * What the agent answers leaves its namespace by one device, whichever the sandbox's is. The far end of the pair that leads to the
- * sandbox's namespace; 0: this very device does.
+ * What the agent answers leaves its namespace by one device, whichever the sandbox's is. VERDICT_ALLOW: it leads to the sandbox's
+ * namespace. VERDICT_REDIRECT: another pair does, whose far end is in *far.
  */
 inline_stage __u32 way_out(struct __sk_buff *skb, __u32 *far)
 {
