@@ -4,8 +4,10 @@ import path from "node:path";
 import { expect } from "vitest";
 import { ADDRESS, must, type Namespace, type Service, World } from "../lib/world.mjs";
 
-const NAMES = ["shop.example", "tenant.example", "other.example", "bank.example", "odd.example"] as const;
-const ZONE = Object.fromEntries(NAMES.map((name) => [name, { A: [ADDRESS.site4], AAAA: [ADDRESS.site6] }]));
+const NAMES = ["shop.example", "tenant.example", "other.example", "bank.example", "odd.example", "under_score.example"] as const;
+/** Everything below one name. */
+const WILD = ["*.many.example"] as const;
+const ZONE = Object.fromEntries([...NAMES, ...WILD].map((name) => [name, { A: [ADDRESS.site4], AAAA: [ADDRESS.site6] }]));
 
 /** HTTPS and HTTP at the sites: one shared address for all names, as a CDN has. */
 const ORIGIN = `
@@ -23,19 +25,62 @@ const ORIGIN = `
   server.on("sessionError", () => {});
   server.listen({ host: "::", port: 443 }, () => server.listening && require("node:http").createServer(answer).listen({ host: "::", port: 8081 }, () => console.log("ready")));`;
 
-/** @param options.script of the origin, instead of ORIGIN; it says "ready" when it listens. */
-export async function openWorld({ script = ORIGIN, ...options }: { sibling?: boolean; script?: string } = {}): Promise<{ world: World; origin: Service }> {
-  const world = await World.create({ zone: ZONE, tls: true, ...options });
+/** HTTPS servers with a name, an address and TLS settings of their own each, as `origins.json` has them (Origin[]); no "alpn": ALPN is not answered. */
+export const ORIGINS = `
+  const { readFileSync } = require("node:fs"), dir = process.argv[1];
+  const origins = JSON.parse(readFileSync(dir + "/origins.json", "utf8"));
+  const say = (what) => console.log(JSON.stringify(what));
+  let open = 0;
+  for (const { name, address, alpn, tls, renegotiates } of origins) {
+    const answer = (request, response) => {
+      request.resume();
+      say({ event: "request", name, version: request.httpVersion, url: request.url, headers: request.headers });
+      response.end("origin " + name + " " + request.httpVersion + " " + request.url);
+    };
+    const http1 = require("node:http").createServer(answer), http2 = require("node:http2").createServer(answer);
+    const server = require("node:tls").createServer({ ...tls, ...(alpn === undefined ? {} : { ALPNProtocols: alpn }) }, (socket) => {
+      say({ event: "secure", name, alpn: socket.alpnProtocol, version: socket.getProtocol() });
+      socket.on("error", () => {});
+      socket.on("data", () => {});
+      if (renegotiates) socket.renegotiate({ requestCert: true, rejectUnauthorized: true }, (error) => say({ event: error ? "failed" : "renegotiated", name }));
+      (socket.alpnProtocol === "h2" ? http2 : http1).emit("connection", socket);
+    });
+    http2.on("sessionError", () => {});
+    server.on("connection", () => say({ event: "connection", name }));
+    server.on("tlsClientError", (error) => say({ event: "failed", name, code: error.code }));
+    server.listen({ host: address, port: 443 }, () => { if (++open === origins.length) console.log("ready"); });
+  }`;
+export interface Origin { readonly name: string; readonly address: string; readonly alpn?: readonly string[]; readonly tls: object; /** asks for a client's certificate after the handshake (TLS 1.2) */ readonly renegotiates?: boolean }
+
+interface TlsWorldOptions extends Omit<Parameters<typeof World.create>[0] & object, "tls"> {
+  /** of the origin, instead of ORIGIN; it says "ready" when it listens. */
+  script?: string;
+  /** before the origin starts. @param dir of the world. */
+  prepare?: (dir: string) => void;
+}
+
+/** How long the origins' certificates are good for, days: longer than a clock in a test is put forward. */
+const DAYS = "30";
+
+export async function openWorld({ script = ORIGIN, prepare, zone, ...options }: TlsWorldOptions = {}): Promise<{ world: World; origin: Service }> {
+  const world = await World.create({ zone: { ...ZONE, ...zone }, tls: true, ...options });
   const key = path.join(world.dir, "root.key"), root = path.join(world.dir, "root.pem");
-  await must(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", root, "-days", "2", "-subj", "/CN=Test root", "-addext", "keyUsage=critical,keyCertSign"]);
+  await must(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", root, "-days", DAYS, "-subj", "/CN=Test root", "-addext", "keyUsage=critical,keyCertSign"]);
   const request = path.join(world.dir, "origin.csr"), extensions = path.join(world.dir, "origin.ext");
-  writeFileSync(extensions, `subjectAltName=${NAMES.map((name) => `DNS:${name}`).join(",")}\nextendedKeyUsage=serverAuth\n`);
+  writeFileSync(extensions, `subjectAltName=${[...NAMES, ...WILD].map((name) => `DNS:${name}`).join(",")}\nextendedKeyUsage=serverAuth\n`);
   await must(["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", path.join(world.dir, "origin.key"), "-out", request, "-subj", "/CN=origin"]);
-  await must(["openssl", "x509", "-req", "-in", request, "-CA", root, "-CAkey", key, "-days", "2", "-extfile", extensions, "-out", path.join(world.dir, "origin.pem")]);
+  await must(["openssl", "x509", "-req", "-in", request, "-CA", root, "-CAkey", key, "-days", DAYS, "-extfile", extensions, "-out", path.join(world.dir, "origin.pem")]);
+  writeFileSync(path.join(world.dir, "resolv.conf"), "nameserver 8.8.8.8\n");
+  writeFileSync(path.join(world.dir, "hosts"), "127.0.0.1 localhost\n");
+  prepare?.(world.dir);
   const origin = world.internet.start([process.execPath, "-e", script, world.dir]);
   await origin.line((line) => line === "ready");
   return { world, origin };
 }
+
+/** A command that finds names as a guest's does, by DNS, whatever the machine's own files say. */
+export const byDns = (world: World, command: readonly string[]): string[] =>
+  ["sh", "-c", 'mount --bind "$0/resolv.conf" /etc/resolv.conf && mount --bind "$0/hosts" /etc/hosts && exec "$@"', world.dir, ...command];
 
 /** The guest asks for a name and is told where it is. */
 export const tell = async (world: World, name: string, guest: Namespace = world.guest): Promise<void> => {

@@ -1,12 +1,11 @@
 /** Upstream verification (A44, TLS.md tests 11 and 17): who does not hold gets no octet of a request, the guest gets to know why. */
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { TlsOptions } from "node:tls";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { CertificateAuthority } from "../../src/tls/certificates/authority.js";
 import { trustContext } from "../../src/tls/http/trust.js";
+import { ODD_KINDS, OddRoot } from "../lib/odd-certificates.js";
 import { answering, NAME, originAuthority, sandboxCa, until, World, type WorldOptions } from "./http-world.js";
 
 const worlds: World[] = [];
@@ -20,49 +19,22 @@ const PLACEHOLDER = "PLACEHOLDER-0123456789";
 const GET = `GET / HTTP/1.1\r\nHost: ${NAME}\r\nAuthorization: Bearer ${PLACEHOLDER}\r\n\r\n`;
 const DAY = 86_400_000;
 
-let directory: string;
-/** A root with odd leaves, by openssl. */
-const odd = new Map<string, TlsOptions>();
-let oddRoot = "";
+let directory: string, root: OddRoot;
 beforeAll(() => {
   directory = mkdtempSync(join(tmpdir(), "enforcer-upstream-"));
-  const at = (name: string): string => join(directory, name);
-  const run = (...args: string[]): void => { execFileSync("openssl", args, { stdio: "pipe" }); };
-  run("req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "30", "-subj", "/CN=odd root", "-addext", "keyUsage=critical,keyCertSign", "-keyout", at("root.key"), "-out", at("root.pem"));
-  oddRoot = readFileSync(at("root.pem"), "utf8");
-  const leaf = (name: string, extensions: string, options: { key?: string[]; days?: string; sign?: string[]; subject?: string } = {}): void => {
-    run("req", "-nodes", "-newkey", ...(options.key ?? ["rsa:2048"]), "-subj", options.subject ?? "/CN=x", "-keyout", at("k"), "-out", at("csr"));
-    writeFileSync(at("ext"), extensions);
-    run("x509", "-req", "-in", at("csr"), "-CA", at("root.pem"), "-CAkey", at("root.key"), "-days", options.days ?? "10", "-extfile", at("ext"), "-out", at("c"), ...(options.sign ?? []));
-    odd.set(name, { key: readFileSync(at("k"), "utf8"), cert: readFileSync(at("c"), "utf8") });
-  };
-  const san = `subjectAltName=DNS:${NAME}\n`;
-  leaf("good", san);
-  leaf("expired", san, { days: "-1" });
-  leaf("client only", `${san}extendedKeyUsage=clientAuth\n`);
-  leaf("code signing", `${san}extendedKeyUsage=codeSigning\n`);
-  leaf("weak key", san, { key: ["rsa:1024"] });
-  leaf("weak signature", san, { sign: ["-sha1"] });
-  leaf("common name only", "basicConstraints=CA:FALSE\n", { subject: `/CN=${NAME}` });
-  leaf("another name", "subjectAltName=DNS:evil.test\n");
-  leaf("a name below", `subjectAltName=DNS:*.${NAME}\n`);
-  leaf("a wildcard of the top", "subjectAltName=DNS:*.test\n");
-  leaf("an address", "subjectAltName=IP:127.0.0.1\n", { subject: `/CN=${NAME}` });
-  leaf("a NUL in the name", `subjectAltName=DNS:${NAME}.evil.test\n`);
-  run("req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "30", "-subj", `/CN=${NAME}`, "-addext", `subjectAltName=DNS:${NAME}`, "-keyout", at("k"), "-out", at("c"));
-  odd.set("self-signed", { key: readFileSync(at("k"), "utf8"), cert: readFileSync(at("c"), "utf8") });
+  root = new OddRoot(directory);
 });
 afterAll(() => rmSync(directory, { recursive: true, force: true }));
 
 describe("A44, 11", () => {
   it("a good one of the same root passes", async () => {
-    const w = await world({ trusted: [oddRoot], origin: { ...odd.get("good") } });
+    const w = await world({ trusted: [root.certificate], origin: root.good(NAME) });
     const guest = await w.guest();
     guest.write(GET);
     await until(() => (w.seen[0] ?? "").includes(PLACEHOLDER));
   });
-  it.each(["expired", "client only", "code signing", "weak key", "weak signature", "common name only", "another name", "a name below", "an address", "a NUL in the name", "self-signed"])("%s", async (kind) => {
-    const w = await world({ trusted: [oddRoot], origin: { ...odd.get(kind), ciphers: "DEFAULT:@SECLEVEL=0" } });
+  it.each(ODD_KINDS)("%s", async (kind) => {
+    const w = await world({ trusted: [root.certificate], origin: { ...root.odd(kind, NAME), ciphers: "DEFAULT:@SECLEVEL=0" } });
     const guest = await w.guest();
     guest.write(GET);
     const got = await guest.all();
@@ -92,7 +64,7 @@ describe("A44, 11", () => {
     const before = process.env["NODE_TLS_REJECT_UNAUTHORIZED"];
     process.env["NODE_TLS_REJECT_UNAUTHORIZED"] = "0";
     try {
-      const w = await world({ origin: { ...odd.get("self-signed") } });
+      const w = await world({ origin: root.odd("self-signed", NAME) });
       const guest = await w.guest();
       guest.write(GET);
       expect(await guest.all()).toMatch(/upstream-untrusted/);
@@ -115,7 +87,7 @@ describe("A44, 11", () => {
     expect(w.seen.join("")).toBe("");
   });
   it.each(["TLSv1.2", "TLSv1.3"] as const)("17: a far side that wants a client certificate is told apart (%s)", async (version) => {
-    const w = await world({ origin: { requestCert: true, rejectUnauthorized: true, ca: oddRoot, minVersion: version, maxVersion: version } });
+    const w = await world({ origin: { requestCert: true, rejectUnauthorized: true, ca: root.certificate, minVersion: version, maxVersion: version } });
     const guest = await w.guest();
     guest.write(GET);
     expect(await guest.all()).toMatch(/502 [^]*tls\.bypass/);
@@ -133,7 +105,7 @@ describe("A44, 11", () => {
     expect(await other.all()).toMatch(/upstream-unreachable[^]*ECONNREFUSED/);
   });
   it("a guest that speaks h2 only gets its 502 by HTTP/2", async () => {
-    const w = await world({ alpn: ["h2"], origin: { ...odd.get("self-signed"), ALPNProtocols: ["h2"] } });
+    const w = await world({ alpn: ["h2"], origin: { ...root.odd("self-signed", NAME), ALPNProtocols: ["h2"] } });
     const guest = await w.guest();
     guest.socket.removeAllListeners("data");
     const { connect } = await import("node:http2");

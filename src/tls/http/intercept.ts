@@ -41,7 +41,7 @@ export async function interceptTls(interception: Interception): Promise<void> {
   guest.on("error", () => guest.destroy());
   const offer = alpn.filter((protocol) => spoken.includes(protocol));
   if (alpn.length > 0 && offer.length === 0) {
-    fail(interception, new UpstreamError("upstream-alpn", "neither h2 nor http/1.1 is offered"));
+    fail(interception, new UpstreamError("upstream-alpn", `the client offers neither h2 nor http/1.1; for another protocol, name ${name} under tls.bypass`));
     guest.end(NO_APPLICATION_PROTOCOL);
     return;
   }

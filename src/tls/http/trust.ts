@@ -5,7 +5,7 @@
  * with `trust_host_cas`, and never what environment variables of the agent name. Contexts are shared by those who trust the
  * same; building one reads the whole list, some 15 ms.
  */
-import { createHash, X509Certificate } from "node:crypto";
+import { constants, createHash, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createSecureContext, rootCertificates, type SecureContext } from "node:tls";
 import { EnforcerError } from "../../errors.js";
@@ -39,6 +39,8 @@ export function trustContext(trust: Trust): SecureContext {
   if (trust.extra.length > 0 && added.length === 0) throw new EnforcerError("E_CA", "an upstream CA named in the policy holds no PEM certificate");
   const context = createSecureContext({
     ca: [...rootCertificates, ...added, ...(trust.hostCas ? hostCertificates() : [])], minVersion: "TLSv1.2",
+    // What was verified is the certificate of the first handshake, and a further one costs this thread as much as a new connection.
+    secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
     // Level 2: no RSA below 2048 bits, no SHA-1 (SSL_CTX_set_security_level(3)).
     ciphers: `${CIPHERS}:@SECLEVEL=2`,
   });

@@ -3,7 +3,7 @@
  *
  * Holds always: no octet of a request leaves before the certificate was verified for the judged name, by the sandbox's trust,
  * whatever the environment says; a name must stand in subjectAltName. Each connection verifies anew: no session is resumed, so
- * a change of trust takes force at once. One connection of a guest has one of its own here; none is shared.
+ * a change of trust takes force at once; and once: the far side cannot begin another handshake. One connection of a guest has one of its own here; none is shared.
  * Does not: choose the address (the caller dials the original destination), check revocation (Node does not).
  */
 import type { Socket } from "node:net";
@@ -44,8 +44,15 @@ export async function dialUpstream(options: UpstreamOptions): Promise<TLSSocket>
       raw.destroy();
       reject(describe(options.name, error));
     };
+    let verified = false;
     const settings: ConnectionOptions = {
-      socket: raw, servername: options.name, secureContext: options.context, rejectUnauthorized: true, checkServerIdentity: named,
+      socket: raw, servername: options.name, secureContext: options.context, rejectUnauthorized: true,
+      // Node asks again when the far side begins another handshake, which the context refuses (trust.ts): mostly one with a client's certificate.
+      checkServerIdentity: (name, certificate) => {
+        const error = verified ? Object.assign(new Error("the far side began another handshake"), { code: "ERR_SSL_NO_RENEGOTIATION" }) : named(name, certificate);
+        verified = true;
+        return error;
+      },
       ...(options.offer.length > 0 ? { ALPNProtocols: [...options.offer] } : {}),
     };
     const socket = connect(settings);
@@ -88,7 +95,7 @@ export function describe(name: string, error: unknown): UpstreamError {
   return new UpstreamError("upstream-failed", `${name} broke off (${code})`);
 }
 
-function wantsCertificate(code: string): boolean { return /ALERT_(HANDSHAKE_FAILURE|CERTIFICATE_REQUIRED|BAD_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)|HANDSHAKE_FAILURE/.test(code); }
+function wantsCertificate(code: string): boolean { return /ALERT_(HANDSHAKE_FAILURE|CERTIFICATE_REQUIRED|BAD_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)|HANDSHAKE_FAILURE|NO_RENEGOTIATION/.test(code); }
 
 export function codeOf(error: unknown): string {
   const code = (error as { code?: unknown } | null)?.code;
