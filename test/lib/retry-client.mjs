@@ -2,15 +2,17 @@
  * A TLS 1.3 client that is asked for another key share and names another server when it says its hello again, which no library
  * does: RFC 8446, P-256, AES-128-GCM, nothing verified.
  *
- *   node retry-client.mjs ADDRESS PORT FIRST-NAME SECOND-NAME
+ *   node retry-client.mjs ADDRESS PORT FIRST-NAME SECOND-NAME [browser]
  *
+ * browser: its hellos begin as browsers' do, with what pushes the name far back: a GREASE extension, a GREASE Encrypted Client Hello,
+ * and in the first one a share for X25519MLKEM768, which no server of the tests knows.
  * Finishes the handshake whatever the server's certificate says, sends one request for the second name, and prints as JSON what
  * came of it: {retried, finished, answer, end}.
  */
 import { createCipheriv, createDecipheriv, createECDH, createHash, createHmac, randomBytes } from "node:crypto";
 import { connect } from "node:net";
 
-const [address, port, first, second] = /** @type {[string, string, string, string]} */ (/** @type {unknown} */ (process.argv.slice(2)));
+const [address, port, first, second, kind] = /** @type {[string, string, string, string, string?]} */ (/** @type {unknown} */ (process.argv.slice(2)));
 const HANDSHAKE = 22, DATA = 23, FINISHED = 20;
 const RETRY = Buffer.from("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c", "hex");
 
@@ -24,9 +26,13 @@ const expand = (secret, label, context, length) => hmac(secret, Buffer.concat([u
 const derive = (/** @type {Buffer} */ secret, /** @type {string} */ label, /** @type {readonly Buffer[]} */ messages) => expand(secret, label, sha(messages), 32);
 
 const ecdh = createECDH("prime256v1"), point = ecdh.generateKeys(), random = randomBytes(32), session = randomBytes(32);
+const MLKEM = 0x11ec, outer = randomBytes(250);
 /** @param {string} name @param {Buffer} shares */
 function hello(name, shares) {
-  const extensions = /** @type {const} */ ([[0, vector16(Buffer.concat([Buffer.of(0), vector16(Buffer.from(name))]))], [43, vector8(Buffer.of(3, 4))], [10, vector16(Buffer.of(0, 23))], [13, vector16(Buffer.of(4, 3, 8, 4, 4, 1))], [51, vector16(shares)]]);
+  const browser = /** @type {(readonly [number, Buffer])[]} */ (kind === "browser" ? [[0x0a0a, Buffer.alloc(0)], [0xfe0d, outer]] : []);
+  const groups = kind === "browser" ? Buffer.concat([u16(MLKEM), u16(23)]) : u16(23);
+  const share = /** @type {const} */ ([51, vector16(shares)]);
+  const extensions = /** @type {(readonly [number, Buffer])[]} */ ([...browser, ...(kind === "browser" ? [share] : []), [0, vector16(Buffer.concat([Buffer.of(0), vector16(Buffer.from(name))]))], [43, vector8(Buffer.of(3, 4))], [10, vector16(groups)], [13, vector16(Buffer.of(4, 3, 8, 4, 4, 1))], ...(kind === "browser" ? [] : [share])]);
   const body = Buffer.concat([Buffer.of(3, 3), random, vector8(session), vector16(Buffer.of(0x13, 1)), vector8(Buffer.of(0)), vector16(Buffer.concat(extensions.map(([type, content]) => Buffer.concat([u16(type), vector16(content)]))))]);
   return Buffer.concat([Buffer.of(1, 0), u16(body.length), body]);
 }
@@ -61,7 +67,7 @@ class Keys {
 
 const told = { retried: false, finished: false, answer: "", end: "" };
 const socket = connect(Number(port), address);
-const one = hello(first, Buffer.alloc(0));
+const one = hello(first, kind === "browser" ? Buffer.concat([u16(MLKEM), vector16(randomBytes(1216))]) : Buffer.alloc(0));
 /** @type {Buffer[]} */
 let transcript = [one];
 /** @type {Keys | null} */

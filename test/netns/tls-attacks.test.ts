@@ -6,13 +6,13 @@ import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ADDRESS, type Enforcer, type Service, type World } from "../lib/world.mjs";
 import { AbiLimit } from "../../src/kernel/layout.gen.js";
-import { helloRecords, type HelloParts } from "../lib/hello.js";
+import { helloRecords, type HelloParts, records } from "../lib/hello.js";
 import "./stage.js"; // its bounds for tests and hooks
-import { openWorld, tell } from "./tls-world.js";
+import { dialled, openWorld, resident, tell } from "./tls-world.js";
 
-/** Says octets, the first at once, each further after something was heard; then tells what was heard and how it ended. */
+/** Says octets, which come in chunks on standard input, the first at once, each further after something was heard; then tells what was heard and how it ended. */
 const TALK = `
-  const [host, port, segment, ...chunks] = process.argv.slice(1);
+  const [host, port, segment] = process.argv.slice(1), chunks = require("node:fs").readFileSync(0, "latin1").split(" ");
   const socket = require("node:net").connect({ host, port: +port, noDelay: true });
   const heard = [];
   const tell = (end) => { console.log(JSON.stringify({ heard: Buffer.concat(heard).toString("hex"), end })); process.exit(); };
@@ -31,13 +31,24 @@ const TALK = `
 
 interface Heard { readonly heard: string; readonly end: string }
 async function talk(world: World, chunks: readonly Buffer[], { port = 443, segment = 0, host = ADDRESS.site4 as string } = {}): Promise<Heard> {
-  const { stdout, stderr } = await world.guest.run([process.execPath, "-e", TALK, host, String(port), String(segment), ...chunks.map((chunk) => chunk.toString("hex"))], { timeoutMs: 30_000 });
+  const { stdout, stderr } = await world.guest.run([process.execPath, "-e", TALK, host, String(port), String(segment)], { timeoutMs: 30_000, input: chunks.map((chunk) => chunk.toString("hex")).join(" ") });
   expect(stderr).toBe("");
   return JSON.parse(stdout) as Heard;
 }
 /** One that the far side answers (by asking again). */
 const welcome = (parts: HelloParts, sizes?: readonly number[]): Buffer => helloRecords({ retry: true, ...parts }, sizes);
-const UNRECOGNIZED = "15030100020270";
+const UNRECOGNIZED = "15030100020270", UNREADABLE = "15030100020232";
+/** A client whose hello is answered by another question; its answer is that of the second name. */
+async function retrying(world: World, second: string, ...more: string[]): Promise<{ retried: boolean; finished: boolean; answer: string }> {
+  const { stdout, stderr } = await world.guest.run([process.execPath, path.join(import.meta.dirname, "../lib/retry-client.mjs"), ADDRESS.site4, "443", "shop.example", second, ...more], { timeoutMs: 30_000 });
+  expect(stderr).toBe("");
+  return JSON.parse(stdout) as never;
+}
+const SERVED = { retried: true, finished: true, answer: expect.stringContaining("origin shop.example /again") as string };
+/** 70 KB, of which each record is as long as may be. */
+const HUGE = records(Buffer.concat([Buffer.of(1, 1, 0x11, 0x70, 3, 3), Buffer.alloc(70_000)]));
+/** By the octet a second, no end in sight. */
+const DRIBBLE = Buffer.from(helloRecords({ names: ["shop.example"] })).toString("hex");
 
 describe("names verified", () => {
   let world: World, origin: Service, enforcer: Enforcer;
@@ -97,18 +108,43 @@ describe("names verified", () => {
     }
   });
 
-  test("A45, TLS test 3: silence ends at the deadline, and a thousand silent connections delay nobody", async () => {
-    const silent = world.guest.run([process.execPath, "-e", `
-      let open = 0, ended = 0;
+  test("A39, TLS test 4: a hello of 70 KB, or a record longer than TLS has, ends the connection, and the far side is not dialled", async () => {
+    const before = await dialled(world);
+    // Of a record that is too long its first five octets are enough.
+    for (const octets of [HUGE, Buffer.of(22, 3, 1, 0x41, 0x01), Buffer.of(22, 3, 1, 0xff, 0xff)]) {
+      expect(await talk(world, [octets])).toEqual({ heard: UNREADABLE, end: "end" });
+    }
+    await seen("too-large");
+    expect((await talk(world, [records(Buffer.concat([Buffer.of(1, 1, 0, 0), Buffer.alloc(60_000)]), [1])])).heard).toBe(UNREADABLE);
+    expect(await dialled(world)).toBe(before);
+  });
+
+  test("A39, TLS test 2: a hello as browsers say it, with a post-quantum share that pushes the name behind octet 1500, is read whole and passed on", async () => {
+    expect(await retrying(world, "shop.example", "browser")).toMatchObject(SERVED);
+    expect(await retrying(world, "other.example", "browser")).toMatchObject({ finished: false, answer: "" });
+  });
+
+  test("A45, TLS test 3: silence and dribbling end at the deadline, a thousand such connections delay nobody and cost little memory", async () => {
+    const pid = enforcer.service.pid as number, before = resident(pid);
+    const silent = world.guest.start([process.execPath, "-e", `
+      const hello = Buffer.from("${DRIBBLE}", "hex");
+      let begun = 0, ended = 0;
       for (let i = 0; i < 1000; i++) {
-        const socket = require("node:net").connect(443, "${ADDRESS.site4}", () => { if (++open === 1000) console.log("open"); });
+        const socket = require("node:net").connect({ port: 443, host: "${ADDRESS.site4}", noDelay: true });
+        socket.once("connect", () => socket.emit("begun")).once("close", () => socket.emit("begun")).once("begun", () => { if (++begun === 1000) console.log("open"); });
+        let at = 0;
+        const dribble = i % 2 ? setInterval(() => { socket.write(hello.subarray(at, ++at)); }, 1000) : null;
         socket.on("error", () => undefined);
-        socket.on("close", () => { if (++ended === 1000) { console.log("ended"); process.exit(); } });
-      }`], { timeoutMs: 60_000 });
+        socket.on("close", () => { clearInterval(dribble); if (++ended === 1000) { console.log("ended"); process.exit(); } });
+      }`]);
+    await silent.line((line) => line === "open");
     expect(await talk(world, [welcome({ names: ["shop.example"] })])).toMatchObject({ end: "talking" });
-    expect((await silent).stdout).toMatch(/ended/);
+    const during = resident(pid);
+    await silent.line((line) => line === "ended");
     await seen("hello-limit");
+    await seen("timeout");
     expect(await talk(world, [welcome({ names: ["shop.example"] })])).toMatchObject({ end: "talking" });
+    for (const memory of [during, resident(pid)]) expect(memory - before).toBeLessThan(48 << 20);
   });
 
   test("A52: the agent's own addresses are not there for the guest", async () => {
@@ -213,16 +249,20 @@ print([got[i] for i in range(len(hosts))])`;
 
   test("A43, TLS test 8: another name after a HelloRetryRequest ends the connection when the handshake is over, before any request", async () => {
     for (const name of ["shop.example", "tenant.example"]) await tell(world, name);
-    const client = async (second: string): Promise<{ retried: boolean; finished: boolean; answer: string }> => {
-      const { stdout, stderr } = await world.guest.run([process.execPath, path.join(import.meta.dirname, "../lib/retry-client.mjs"), ADDRESS.site4, "443", "shop.example", second], { timeoutMs: 30_000 });
-      expect(stderr).toBe("");
-      return JSON.parse(stdout) as never;
-    };
-    expect(await client("shop.example")).toMatchObject({ retried: true, finished: true, answer: expect.stringContaining("origin shop.example /again") as string });
+    expect(await retrying(world, "shop.example")).toMatchObject(SERVED);
     const before = origin.lines.length;
-    expect(await client("tenant.example")).toMatchObject({ retried: true, finished: true, answer: "" });
+    expect(await retrying(world, "tenant.example")).toMatchObject({ retried: true, finished: true, answer: "" });
     await enforcer.denied({ event: "tls-denied", reason: "name-changed", name: "shop.example" });
     expect(origin.lines.length).toBe(before);
+  });
+
+  test("TLS tests 2, 9: a hello as browsers say it, with a GREASE Encrypted Client Hello and the name behind octet 1500, is served", async () => {
+    await tell(world, "shop.example");
+    expect(await retrying(world, "shop.example", "browser")).toMatchObject(SERVED);
+  });
+
+  test.each([["443", ADDRESS.site4], ["853", "8.8.8.8"]])("TLS test 4: a hello of 70 KB is not taken at port %s", async (port, host) => {
+    expect((await talk(world, [HUGE], { port: Number(port), host })).heard).toBe(UNREADABLE);
   });
 
   test("ports of the policy are looked into, others pass untouched", async () => {

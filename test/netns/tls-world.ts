@@ -1,5 +1,5 @@
 /** A world whose internet has one shared HTTPS address for several names, as a CDN has, with certificates of a root of its own. */
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { expect } from "vitest";
 import { ADDRESS, must, type Namespace, type Service, World } from "../lib/world.mjs";
@@ -81,6 +81,15 @@ export async function openWorld({ script = ORIGIN, prepare, zone, ...options }: 
 /** A command that finds names as a guest's does, by DNS, whatever the machine's own files say. */
 export const byDns = (world: World, command: readonly string[]): string[] =>
   ["sh", "-c", 'mount --bind "$0/resolv.conf" /etc/resolv.conf && mount --bind "$0/hosts" /etc/hosts && exec "$@"', world.dir, ...command];
+
+/** TCP connections that the internet's servers were asked for, whatever became of them. */
+export const dialled = async (world: World): Promise<number> => {
+  const [names = [], values = []] = (await world.internet.must(["cat", "/proc/net/snmp"])).split("\n").filter((line) => line.startsWith("Tcp:")).map((line) => line.split(" "));
+  return Number(values[names.indexOf("PassiveOpens")]);
+};
+
+/** Resident memory of a process, octets. */
+export const resident = (pid: number): number => 1024 * Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1]);
 
 /** The guest asks for a name and is told where it is. */
 export const tell = async (world: World, name: string, guest: Namespace = world.guest): Promise<void> => {

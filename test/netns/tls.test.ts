@@ -7,7 +7,7 @@ import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ADDRESS, type Enforcer, type Service, type World } from "../lib/world.mjs";
 import "./stage.js"; // its bounds for tests and hooks
-import { openWorld, tell } from "./tls-world.js";
+import { dialled, openWorld, tell } from "./tls-world.js";
 
 interface Got { status: number | null; out: string; err: string }
 async function curl(world: World, ...args: string[]): Promise<Got> {
@@ -49,13 +49,15 @@ describe("names verified, nothing decrypted", () => {
     expect(origin.lines.length).toBe(before);
   });
 
-  test.each(families)("A40 an allowed name that was not told for the address is refused (%s)", async (_family, address) => {
+  test.each(families)("A40, TLS test 7: an allowed name that was not told for the address is refused, and the far side is not even dialled (%s)", async (_family, address) => {
+    const before = await dialled(world);
     const got = await curl(world, "-k", "--resolve", at("tenant.example", address), "https://tenant.example/");
     expect(got.status).toBe(35);
     await fromEnforcer("not-pinned");
+    expect(await dialled(world)).toBe(before);
   });
 
-  test("A40 no server name, and A45 no TLS at all, are refused", async () => {
+  test("A40, TLS test 5: no server name, and A45 no TLS at all, are refused", async () => {
     const silent = await world.guest.run(["openssl", "s_client", "-connect", `${ADDRESS.site4}:443`, "-noservername"], { input: "", timeoutMs: 15_000 });
     expect(silent.stderr + silent.stdout).toMatch(/alert number 112|unrecognized/i);
     await fromEnforcer("no-name");
@@ -119,9 +121,10 @@ rules:
   - {allow: shop.example, methods: [GET, PUT], paths: [/public/**, /x]}
   - allow: tenant.example
   - allow: bank.example
+  - allow: under_score.example
 tls: {intercept: true, upstream_ca: [root.pem], bypass: [bank.example]}
 ` });
-    for (const name of ["shop.example", "tenant.example", "bank.example"]) await tell(world, name);
+    for (const name of ["shop.example", "tenant.example", "bank.example", "under_score.example"]) await tell(world, name);
     ca = path.join(world.runDir, "tap0.ca.pem");
   });
   afterAll(async () => {
@@ -136,6 +139,25 @@ tls: {intercept: true, upstream_ca: [root.pem], bypass: [bank.example]}
       expect(got.out).toContain("origin shop.example /x");
       expect(got.out.toLowerCase()).not.toContain("alt-svc");
     }
+  });
+
+  test("TLS test 6: a name with an underscore, in upper case, and with a final dot, has a certificate that clients take", async () => {
+    for (const [host, sni] of [["under_score.example", "under_score.example"], ["Under_Score.example", "under_score.example"], ["under_score.example.", "under_score.example"]] as const) {
+      const got = await curl(world, "--cacert", ca, "--resolve", at(host, ADDRESS.site4), `https://${host}/u`);
+      expect([host, got.err, got.out]).toEqual([host, "", expect.stringMatching(/^origin under_score\.example\.? \/u$/i)]);
+      const python = `import socket, ssl
+c = ssl.create_default_context(cafile=${JSON.stringify(ca)})
+c.verify_flags |= ssl.VERIFY_X509_STRICT
+print(c.wrap_socket(socket.create_connection(("${ADDRESS.site4}", 443)), server_hostname="${sni}").getpeercert()["subjectAltName"])`;
+      expect((await world.guest.run(["python3", "-c", python], { timeoutMs: 20_000 })).stdout).toBe("(('DNS', 'under_score.example'),)\n");
+    }
+  });
+
+  test("TLS test 5: no server name is refused, and the far side is not dialled", async () => {
+    const before = await dialled(world);
+    const silent = await world.guest.run(["openssl", "s_client", "-connect", `${ADDRESS.site4}:443`, "-noservername"], { input: "", timeoutMs: 15_000 });
+    expect(silent.stderr + silent.stdout).toMatch(/alert number 112/);
+    expect(await dialled(world)).toBe(before);
   });
 
   test("A42 another Host under an allowed server name is refused, and nothing reaches the origin", async () => {
