@@ -31,7 +31,8 @@ enum abi_limit {
 	REDIRECT_PORT_BASE = 16384, /* source port that entry 0 of `redirects` shows to the agent */
 	INTERCEPTED = 2048,         /* connections per sandbox that the agent looks into at one time; power of two */
 	INTERCEPTED_PORT_BASE = 32768, /* source port that entry 0 of `intercepted` shows to the agent */
-	INTERCEPTED_PORT = 443,     /* where the agent takes them, whatever port the guest aimed at */
+	INTERCEPTED_PORT = 443,     /* where the agent takes them, whatever port the guest aimed at: this, or one of the next */
+	INTERCEPTED_PORTS = 16,     /* a sandbox's is slot % INTERCEPTED_PORTS: its thread listens there; power of two */
 	INSPECT_PORTS = 16,         /* ports of one policy whose connections may need a look */
 	ADDR_CACHE = 1024,          /* per-CPU entries of the address cache; power of two */
 	RECENT_FLOWS = 512,         /* per-CPU entries of flows seen lately; power of two */

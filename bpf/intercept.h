@@ -227,6 +227,9 @@ inline_stage int unicast(struct pkt *p)
 	return first && first < 224;
 }
 
+/* Where the thread that has this sandbox's connections listens. */
+inline_stage __be16 intercepted_port(struct pkt *p) { return bpf_htons(INTERCEPTED_PORT + (p->slot & (INTERCEPTED_PORTS - 1))); }
+
 /* From the guest. dns: port 53. VERDICT_REDIRECT: the packet is rewritten and p->sandbox's table remembers it. */
 inline_stage __u32 redirect_to_agent(struct pkt *p, int dns, int within)
 {
@@ -276,7 +279,7 @@ inline_stage __u32 redirect_to_agent(struct pkt *p, int dns, int within)
 		return deny(p, REASON_MAP_MISSING);
 	struct rewrite *r = &room->rewrite;
 	r->source_port = bpf_htons((dns ? REDIRECT_PORT_BASE : INTERCEPTED_PORT_BASE) + index);
-	r->destination_port = dns ? DNS_PORT : bpf_htons(INTERCEPTED_PORT);
+	r->destination_port = dns ? DNS_PORT : intercepted_port(p);
 	__be32 id = bpf_htonl(p->slot + SANDBOX_ADDR_OFFSET);
 
 	if (p->v6) {
@@ -375,11 +378,12 @@ inline_stage __u32 redirect_to_guest(struct pkt *p)
 {
 	__u32 zero = 0;
 	int dns = p->source_port == DNS_PORT;
-	if (p->fragment || (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) ||
-	    !(dns || (p->source_port == bpf_htons(INTERCEPTED_PORT) && p->proto == IPPROTO_TCP)))
+	if (p->fragment || (p->proto != IPPROTO_TCP && (p->proto != IPPROTO_UDP || !dns)))
 		return deny(p, REASON_UNSOLICITED_ANSWER);
 	if (answered_sandbox(p) != VERDICT_ALLOW)
 		return VERDICT_DENY;
+	if (!dns && p->source_port != intercepted_port(p))
+		return deny(p, REASON_UNSOLICITED_ANSWER);
 	void *table = dns ? bpf_map_lookup_elem(&redirects, &p->slot) : bpf_map_lookup_elem(&intercepted, &p->slot);
 	__u32 index = bpf_ntohs(p->destination_port) - (dns ? REDIRECT_PORT_BASE : INTERCEPTED_PORT_BASE);
 	struct redirect *e = table ? bpf_map_lookup_elem(table, &index) : 0;

@@ -8,7 +8,7 @@ import { bpffs, folder } from "./place.mjs";
 /** @param {{sandboxes: number, say: (text: string) => void}} options */
 export function startEngine({ sandboxes, say }) {
   return Enforcer.start({
-    run: new RunDirectory(folder()), bpffs: bpffs(), instance: "bench", sandboxes, resolverDevice: "enf0", resolvConf: null, netnsFd: null, beside: null, extraGroups: {}, nat64Prefixes: [], heldPatterns: [], adoptable: () => [],
+    run: new RunDirectory(folder()), bpffs: bpffs(), instance: "bench", sandboxes, tlsThreads: 1, resolverDevice: "enf0", resolvConf: null, netnsFd: null, beside: null, extraGroups: {}, nat64Prefixes: [], heldPatterns: [], adoptable: () => [],
     onPackets: () => undefined, onQueries: () => undefined, onDenials: () => undefined, onLink: () => undefined, onView: () => undefined, onNotice: say, onTerminate: () => undefined, onFailure: (error) => { throw error; },
   });
 }

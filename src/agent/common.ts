@@ -25,7 +25,7 @@ import { Slots } from "./slots.js";
 import { TapTests } from "./tap-tests.js";
 import { Workers, type WorkersOptions } from "./workers.js";
 
-export interface CommonOptions extends Pick<WorkersOptions, "resolvConf" | "onQueries" | "onDenied" | "onTerminate" | "onNotice" | "onFailure"> {
+export interface CommonOptions extends Pick<WorkersOptions, "resolvConf" | "tlsThreads" | "onQueries" | "onDenied" | "onTerminate" | "onNotice" | "onFailure"> {
   readonly run: RunDirectory;
   /** The instance's folder on the BPF file system. */
   readonly directory: string;
@@ -151,10 +151,10 @@ export class Common {
 
   /** Starts the threads behind the first pair. @throws EnforcerError E_RESOLVER. */
   async serve(link: ResolverLink): Promise<void> {
-    const { run, resolvConf, onQueries, onDenied, onTerminate, onNotice, onFailure } = this.#options;
+    const { run, resolvConf, tlsThreads, onQueries, onDenied, onTerminate, onNotice, onFailure } = this.#options;
     this.#link = link;
     this.#workers = new Workers({
-      run, instance: this.instance, link, agentNetnsFd: this.agentNetnsFd, hostNetnsFd: this.#hostNetnsFd, resolvConf, groups: () => this.#groups, onQueries, onDenied, onTerminate, onNotice, onFailure,
+      run, instance: this.instance, link, agentNetnsFd: this.agentNetnsFd, hostNetnsFd: this.#hostNetnsFd, resolvConf, tlsThreads, groups: () => this.#groups, onQueries, onDenied, onTerminate, onNotice, onFailure,
     });
     await this.#workers.start();
   }

@@ -296,7 +296,7 @@ export class Agent {
     const inode = inodeOf(at);
     let engine: Engine | null = null;
     const options: EngineOptions = {
-      run: this.#run, bpffs: this.#config.bpffs, sandboxes: this.#config.sandboxes, resolvConf: "/etc/resolv.conf",
+      run: this.#run, bpffs: this.#config.bpffs, sandboxes: this.#config.sandboxes, tlsThreads: this.#config.tlsThreads, resolvConf: "/etc/resolv.conf",
       extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes, adoptable: (table) => this.#adoptable(netns, inode, table), heldPatterns: this.#heldPatterns(inode),
       onPackets: (events) => { if (engine !== null) this.#onPackets(events); },
       onDenials: (denials) => { if (engine !== null) this.#onDenials(denials); },
@@ -565,7 +565,7 @@ export class Agent {
     return this.#exclusive(async () => {
       const former = this.#config;
       const config = withOverrides(await readAgentConfigApart(this.#options.configFile), this.#options), readings = new Readings();
-      const restart = (["runDirectory", "bpffs", "sandboxes"] as const).filter((key) => config[key] !== former[key]).map((key) => ({ runDirectory: "run_dir", bpffs: "bpffs", sandboxes: "sandboxes" })[key]);
+      const restart = (["runDirectory", "bpffs", "sandboxes", "tlsThreads"] as const).filter((key) => config[key] !== former[key]).map((key) => ({ runDirectory: "run_dir", bpffs: "bpffs", sandboxes: "sandboxes", tlsThreads: "tls_threads" })[key]);
       const floor = config.floor === null ? null : buildFloor(config.floor, this.#own.enforcer.groups, await readings.source(config.floor));
       // Everything that can be wrong is found before anything is put in force.
       const next = new Map<string, { source: Source; built: Built }>();
@@ -600,7 +600,7 @@ export class Agent {
       }
       if (differs("expedite_rcu", former.expediteRcu, config.expediteRcu)) allowExpedite(config.expediteRcu);
       for (const [what, key] of [["floor", "floor"], ["policy", "policy"], ["limits", "limits"], ["upstreams", "upstreams"], ["attach", "attach"]] as const) differs(what, printed(former[key]), printed(config[key]));
-      this.#config = { ...config, runDirectory: former.runDirectory, bpffs: former.bpffs, sandboxes: former.sandboxes };
+      this.#config = { ...config, runDirectory: former.runDirectory, bpffs: former.bpffs, sandboxes: former.sandboxes, tlsThreads: former.tlsThreads };
       this.#floor = floor;
       const failed: { sandbox: string; message: string }[] = [];
       const all = groups || changed.some((what) => !["metrics", "attach", "expedite_rcu"].includes(what));

@@ -39,7 +39,8 @@ import type { Policy } from "../policy/types.js";
 import { forgetPlaceholders, keptEnvironment } from "../secrets/placeholder.js";
 import type { Violation } from "../secrets/types.js";
 import { forgetAuthority } from "../tls/certificates/store.js";
-import type { TlsDenial, TlsStats } from "../tls/protocol.js";
+import type { InspectionStats } from "./inspection.js";
+import type { TlsDenial } from "../tls/protocol.js";
 import { attach } from "./attach.js";
 import { Common, type Member } from "./common.js";
 import { HeldNames } from "./held-names.js";
@@ -77,6 +78,8 @@ export interface EnforcerOptions {
   /** Name of the resolver's near device; unique in the namespace, at most 15 octets. */
   readonly resolverDevice: string;
   readonly resolvConf: string | null;
+  /** That look into connections, at most. 1 to INTERCEPTED_PORTS. */
+  readonly tlsThreads: number;
   /** Namespace of the taps; the caller keeps it open. null: the process's own. */
   readonly netnsFd: number | null;
   readonly extraGroups: Partial<Record<Group, readonly string[]>>;
@@ -239,14 +242,14 @@ export class Enforcer implements Member {
 
   /** Programs, tables and threads, for this namespace and others beside it. @returns whether no former process left any. */
   #openFirst(): boolean {
-    const { bpffs, instance, run, sandboxes, resolvConf, extraGroups, nat64Prefixes, onPackets, onQueries, onDenials, onTerminate, onNotice } = this.#options;
+    const { bpffs, instance, run, sandboxes, resolvConf, tlsThreads, extraGroups, nat64Prefixes, onPackets, onQueries, onDenials, onTerminate, onNotice } = this.#options;
     const directory = instanceDirectory(bpffs, instance);
     const fresh = !existsSync(directory);
     for (const folder of [dirname(directory), directory]) refuseForeign(folder);
     refuseOtherLayout(directory);
     forgottenExpedite();
     this.#common = new Common({
-      run, directory, sandboxes, resolvConf, extraGroups, nat64Prefixes, onPackets, onQueries, onNotice, onDenied: onDenials, onFailure: (error) => this.#failed(error),
+      run, directory, sandboxes, resolvConf, tlsThreads, extraGroups, nat64Prefixes, onPackets, onQueries, onNotice, onDenied: onDenials, onFailure: (error) => this.#failed(error),
       onTerminate: (slot, generation, violation) => {
         const sandbox = this.sandboxAt(slot, generation);
         if (sandbox !== null) onTerminate(sandbox.name, violation);
@@ -574,7 +577,7 @@ export class Enforcer implements Member {
   secretsOf({ name }: Sandbox): Record<string, string> { return keptEnvironment(this.#run.path, name); }
 
   /** null: no policy needs a look into connections. */
-  async tlsStats(): Promise<TlsStats | null> { return this.#parts.workers.inspection.stats(); }
+  async tlsStats(): Promise<InspectionStats | null> { return this.#parts.workers.inspection.stats(); }
 
   async resolverStats(): Promise<Stats> { return this.#parts.workers.resolver.ask({ kind: "stats" }); }
 

@@ -1,8 +1,9 @@
 /**
- * The looking into connections, as the engine uses it: a worker thread that is started when the first policy needs it.
+ * The looking into connections, as the engine uses it: worker threads, each started when the first policy of its sandboxes needs it.
  *
- * Holds always: a policy that sends connections to the agent takes force only after the worker knows it; with a swap the worker
- * has the new policy first, so that in between both must allow. Main thread only.
+ * Holds always: a sandbox's connections are one thread's, by its slot, and the kernel sends them to a port where that thread listens; a
+ * policy that sends connections to the agent takes force only after the thread knows it; with a swap the thread has the new policy first,
+ * so that in between both must allow. Main thread only.
  */
 import { MessageChannel } from "node:worker_threads";
 import { packGroups, type GroupTable, type PackedGroups } from "../addresses/groups.js";
@@ -16,8 +17,13 @@ import type { StartTls, TlsDenial, TlsStats } from "../tls/protocol.js";
 import type { ResolverClient } from "./resolver-client.js";
 import { TlsClient } from "./tls-client.js";
 
+/** Where a sandbox's connections are taken, as bpf/intercept.h has it. */
+const PORTS = Array.from({ length: AbiLimit.INTERCEPTED_PORTS }, (_, i) => AbiLimit.INTERCEPTED_PORT + i);
+
 export interface InspectionOptions extends Pick<StartTls, "hostNetnsFd" | "sandboxNet6" | "runDirectory"> {
-  readonly listen: Omit<StartTls["listen"], "port">;
+  readonly listen: Omit<StartTls["listen"], "ports">;
+  /** At most; 1 to INTERCEPTED_PORTS. */
+  readonly threads: number;
   readonly resolver: ResolverClient;
   readonly groups: () => GroupTable;
   readonly onDenied: (denials: readonly TlsDenial[]) => void;
@@ -39,21 +45,31 @@ export interface Inspected {
   readonly compiledFloor: CompiledPolicy | null;
 }
 
+/** Of all threads together. */
+export interface InspectionStats extends TlsStats {
+  /** That run. */
+  readonly threads: number;
+}
+
 export class Inspection {
   readonly #options: InspectionOptions;
   readonly #served = new Map<number, number>();
-  #client: Promise<TlsClient> | null = null;
+  /** By number of the thread; null: not started. */
+  readonly #clients: (Promise<TlsClient> | null)[];
 
-  constructor(options: InspectionOptions) { this.#options = options; }
+  constructor(options: InspectionOptions) {
+    this.#options = options;
+    this.#clients = Array.from({ length: options.threads }, () => null);
+  }
 
   /** Whether anybody's connections are looked into. */
-  get active(): boolean { return this.#client !== null; }
+  get active(): boolean { return this.#running.length > 0; }
 
-  /** Hands the worker a policy that was staged. Nothing happens where neither it nor a former one needs a look. @throws EnforcerError E_TLS. */
+  /** Hands the sandbox's thread a policy that was staged. Nothing happens where neither it nor a former one needs a look. @throws EnforcerError E_TLS. */
   async serve({ name, slot, generation, tables, policy, compiled, floor, compiledFloor }: Inspected): Promise<void> {
     const known = this.#served.get(slot) === generation;
     if (!known && !compiled.intercepts && compiledFloor?.intercepts !== true && policy.secrets.length === 0) return;
-    const client = await this.#started();
+    const client = await this.#started(slot);
     const intercepted = tables.inner("intercepted");
     if (intercepted === null) throw new EnforcerError("E_TLS", `${name}: the table of intercepted connections is missing`);
     try {
@@ -68,30 +84,43 @@ export class Inspection {
   async remove(slot: number, generation: number): Promise<void> {
     if (this.#served.get(slot) !== generation) return;
     this.#served.delete(slot);
-    await (await this.#started()).ask({ kind: "removeSandbox", slot, generation });
+    await (await this.#started(slot)).ask({ kind: "removeSandbox", slot, generation });
   }
 
-  async setGroups(groups: PackedGroups): Promise<void> { if (this.#client !== null) await (await this.#client).ask({ kind: "groups", groups }); }
+  async setGroups(groups: PackedGroups): Promise<void> { await Promise.all(this.#running.map(async (client) => (await client).ask({ kind: "groups", groups }))); }
 
   /** null: nothing is looked into. */
-  async stats(): Promise<TlsStats | null> { return this.#client === null ? null : (await this.#client).ask({ kind: "stats" }); }
+  async stats(): Promise<InspectionStats | null> {
+    if (!this.active) return null;
+    const all = await Promise.all(this.#running.map(async (client) => (await client).ask({ kind: "stats" })));
+    return {
+      threads: all.length, strangers: all.reduce((sum, one) => sum + one.strangers, 0), pumpFailing: all.some((one) => one.pumpFailing), pumpFailures: all.reduce((sum, one) => sum + one.pumpFailures, 0),
+      sandboxes: all.flatMap((one) => one.sandboxes),
+    };
+  }
 
-  async stop(): Promise<void> { if (this.#client !== null) await (await this.#client).stop(); }
+  async stop(): Promise<void> { await Promise.all(this.#running.map(async (client) => (await client).stop())); }
 
-  #started(): Promise<TlsClient> {
-    return (this.#client ??= this.#start().catch((error: unknown) => {
-      this.#client = null;
+  get #running(): Promise<TlsClient>[] { return this.#clients.filter((client) => client !== null); }
+
+  #started(slot: number): Promise<TlsClient> {
+    const thread = this.#threadOf(slot % PORTS.length);
+    return (this.#clients[thread] ??= this.#start(thread).catch((error: unknown) => {
+      this.#clients[thread] = null;
       throw error;
     }));
   }
 
-  async #start(): Promise<TlsClient> {
-    const { listen, hostNetnsFd, sandboxNet6, runDirectory, resolver, groups, onDenied, onTerminate, onNotice, onFailure } = this.#options;
+  /** That listens at a port, by the port's place among them. */
+  #threadOf(port: number): number { return port % this.#options.threads; }
+
+  async #start(thread: number): Promise<TlsClient> {
+    const { listen, threads, hostNetnsFd, sandboxNet6, runDirectory, resolver, groups, onDenied, onTerminate, onNotice, onFailure } = this.#options;
     const { port1, port2 } = new MessageChannel();
     await resolver.ask({ kind: "connect", port: port1 }, [port1]);
     const client = new TlsClient({ onDenied, onTerminate, onNotice, onFailure });
     try {
-      await client.ask({ kind: "start", listen: { ...listen, port: AbiLimit.INTERCEPTED_PORT }, hostNetnsFd, sandboxNet6, groups: packGroups(groups()), port: port2, runDirectory }, [port2]);
+      await client.ask({ kind: "start", listen: { ...listen, ports: PORTS.filter((_, port) => this.#threadOf(port) === thread) }, threads, hostNetnsFd, sandboxNet6, groups: packGroups(groups()), port: port2, runDirectory }, [port2]);
     } catch (error) {
       await client.stop();
       throw error;

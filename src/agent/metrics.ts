@@ -169,6 +169,7 @@ export function enforcerRegistry(enforcer: Enforcer, engines: () => readonly Enf
   counter("enforcer_tls_leaves_total", "Certificates for names, by whether one was there.", ["sandbox", "result"], (add) => eachTls((sandbox, { leaves }) => {
     for (const [result, value] of Object.entries(leaves)) add({ sandbox, result }, value);
   }));
+  gauge("enforcer_tls_threads", "Threads that look into connections: started as sandboxes need them, tls_threads of the configuration at most.", [], async (set) => set({}, (await tls())?.threads ?? 0));
   counter("enforcer_tls_strangers_total", "Connections at the agent's listener that belonged to no redirected flow.", [], async (add) => add({}, (await tls())?.strangers ?? 0));
   gauge("enforcer_tls_pump_failing", "1: the splicing thread could not be made, or not be given a connection, when it was last wanted, and connections are passed on without it, more slowly.", [], async (set) => set({}, (await tls())?.pumpFailing === true ? 1 : 0));
   counter("enforcer_tls_pump_failures_total", "Attempts to make the splicing thread, or to give it a connection, that failed.", [], async (add) => add({}, (await tls())?.pumpFailures ?? 0));

@@ -24,6 +24,8 @@ export interface WorkersOptions extends Pick<InspectionOptions, "groups" | "onDe
   readonly agentNetnsFd: number;
   readonly hostNetnsFd: number;
   readonly resolvConf: string | null;
+  /** Of the looking into connections, at most. 1 to INTERCEPTED_PORTS. */
+  readonly tlsThreads: number;
   readonly onQueries: (queries: readonly DeniedQuery[]) => void;
 }
 
@@ -47,12 +49,13 @@ export class Workers {
   /** Starts nothing yet. */
   constructor(options: WorkersOptions) {
     this.#options = options;
-    const { run, link, agentNetnsFd, hostNetnsFd, groups, onQueries, onDenied, onTerminate, onNotice, onFailure } = options;
+    const { run, link, agentNetnsFd, hostNetnsFd, tlsThreads, groups, onQueries, onDenied, onTerminate, onNotice, onFailure } = options;
     this.resolver = new ResolverClient({
       onDenied: onQueries, onFailure,
       onResolvers: (servers) => onNotice(servers.length === 0 ? "no resolver is configured on the host: names fail until there is one" : `resolvers are now ${servers.join(", ")}`),
     });
     this.inspection = new Inspection({
+      threads: tlsThreads,
       listen: { netnsFd: agentNetnsFd, address4: formatAddress(link.addr4), address6: link.ipv6 ? formatAddress(link.addr6) : null },
       hostNetnsFd, sandboxNet6: link.ipv6 ? link.net6.bytes : null, runDirectory: run.path, resolver: this.resolver, groups, onDenied, onTerminate, onNotice, onFailure,
     });

@@ -29,7 +29,7 @@ async function detachLeft(name: string, runDir: string, bpffs: string): Promise<
   const unlock = run.lock(name, `${name}: an enforcer serves it in the foreground; end that one`);
   try {
     const enforcer = await Enforcer.start({
-      run, bpffs, instance: name, sandboxes: 1, resolverDevice: `enfd${process.pid}`, resolvConf: null, netnsFd: null, beside: null, extraGroups: {}, nat64Prefixes: [], heldPatterns: [], adoptable: () => [],
+      run, bpffs, instance: name, sandboxes: 1, tlsThreads: 1, resolverDevice: `enfd${process.pid}`, resolvConf: null, netnsFd: null, beside: null, extraGroups: {}, nat64Prefixes: [], heldPatterns: [], adoptable: () => [],
       onPackets: () => undefined, onQueries: () => undefined, onDenials: () => undefined, onTerminate: () => undefined, onLink: () => undefined, onView: () => undefined, onNotice: () => undefined,
       onFailure: (error) => { throw new EnforcerError("E_RESOLVER", error.message, { cause: error }); },
     });

@@ -69,6 +69,7 @@ async function serve(options: AttachArguments, run: RunDirectory, draft: Policy,
     bpffs: options.bpffs,
     instance: tap,
     sandboxes: 1,
+    tlsThreads: 1,
     // Not by the ifindex, which is another after the tap was made again; and never that of another process.
     resolverDevice: `enf${createHash("sha256").update(`${run.path} ${tap}`).digest("hex").slice(0, 8)}`,
     resolvConf: options.upstreams.length > 0 || draft.dns.upstreams !== null ? null : "/etc/resolv.conf",

@@ -7,6 +7,7 @@
  * Does not: put anything in force (src/agent/daemon.ts).
  */
 import { existsSync, readFileSync, statSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { dirname, resolve } from "node:path";
 import { LineCounter, isMap, isScalar, isSeq, visit, type Document, type Node } from "yaml";
 import { z } from "zod";
@@ -15,6 +16,7 @@ import { groupTable } from "../addresses/groups.js";
 import type { Listen } from "../agent/metrics.js";
 import { faultText } from "../api/faults.js";
 import { EnforcerError } from "../errors.js";
+import { AbiLimit } from "../kernel/layout.gen.js";
 import { suggest } from "../policy/diagnostics.js";
 import { FILE_OCTETS, parsePolicyText, parseUpstream, readPolicyFile } from "../policy/parse.js";
 import { limitKinds, type Limits, type Upstream } from "../policy/types.js";
@@ -51,6 +53,7 @@ export const agentConfigSchema = z.strictObject({
   metrics: z.string().refine((text) => text === "off" || parseListen(text) !== null, "ADDR:PORT or off is wanted").meta({ pattern: LISTEN }).optional().describe("Where Prometheus metrics are served, ADDR:PORT, or off. Default 127.0.0.1:9469."),
   expedite_rcu: z.boolean().optional().describe("Whether attaching and detaching may have the kernel end RCU grace periods early, by interrupts to all CPUs for about a millisecond (/sys/kernel/rcu_expedited), as it does itself when a network device is deleted. An attach takes several times as long without. Default true."),
   sandboxes: z.int().min(1).max(4096).optional().describe("Sandboxes at one time. Default 1024. Takes effect when nothing of a former agent is in force."),
+  tls_threads: z.int().min(1).max(AbiLimit.INTERCEPTED_PORTS).optional().describe("Threads that look into connections, at most: each sandbox has one of them. Default half of the CPUs, between 1 and 4. Takes effect at a start."),
   groups: z.partialRecord(z.enum(groupNames), prefixes).optional().describe("Prefixes that are added to an address group; bits beyond the length are 0, and IPv4 is not written as IPv6."),
   nat64_prefixes: z.array(z.string().meta({ pattern: NAT64 })).optional().describe("Prefixes of this network's NAT64 translators (RFC 6052)."),
   policy: path.optional().describe("Policy file of sandboxes that are attached without one. Default: the built-in policy."),
@@ -79,6 +82,7 @@ export interface AgentConfig {
   readonly metrics: Listen | null;
   readonly expediteRcu: boolean;
   readonly sandboxes: number;
+  readonly tlsThreads: number;
   readonly groups: NonNullable<Written["groups"]>;
   readonly nat64Prefixes: readonly string[];
   readonly policy: PolicyText | null;
@@ -221,6 +225,7 @@ function settle(written: Written, file: string | null, at: (...path: string[]) =
   return {
     file, runDirectory: written.run_dir ?? DEFAULT_RUN_DIRECTORY, bpffs: written.bpffs ?? DEFAULT_BPFFS,
     metrics: written.metrics === "off" ? null : parseListen(written.metrics ?? DEFAULT_METRICS), expediteRcu: written.expedite_rcu ?? true, sandboxes: written.sandboxes ?? DEFAULT_SANDBOXES,
+    tlsThreads: written.tls_threads ?? Math.max(1, Math.min(4, availableParallelism() >> 1)),
     groups, nat64Prefixes, policy: policy(written.policy, "policy"), floor: policy(written.floor, "floor"), limits, upstreams,
     attach: (written.attach ?? []).map(({ match, policy: own, netns }, i) => ({ match, pattern: globPattern(match), policy: policy(own, "attach", String(i), "policy"), netns: netns ?? null })),
   };

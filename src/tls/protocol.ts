@@ -13,7 +13,9 @@ import type { ConnectionOutcome } from "./reasons.js";
 
 export interface StartTls {
   readonly kind: "start";
-  readonly listen: { readonly netnsFd: number; readonly address4: string; readonly address6: string | null; readonly port: number };
+  readonly listen: { readonly netnsFd: number; readonly address4: string; readonly address6: string | null; readonly ports: readonly number[] };
+  /** How many threads do this, each for sandboxes of its own: each has its part of the process's descriptors. */
+  readonly threads: number;
   /** Where far sides are dialled from. */
   readonly hostNetnsFd: number;
   /** 16 octets; null: no IPv6. */

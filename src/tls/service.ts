@@ -74,6 +74,8 @@ export interface ServiceOptions {
   /** 16 octets; null: no IPv6. */
   readonly sandboxNet6: Uint8Array | null;
   readonly runDirectory: string;
+  /** How many services share the process's descriptors. Default 1. */
+  readonly threads?: number;
   readonly onDenied: (denial: TlsDenial) => void;
   /** A secret's violation asks for the sandbox to be cut off; its connections have ended already. */
   readonly onTerminate: (slot: number, generation: number, violation: Violation) => void;
@@ -144,7 +146,7 @@ export class TlsService {
   constructor(options: ServiceOptions) {
     this.#options = options;
     this.#groups = options.groups;
-    this.#room = Math.floor((options.descriptors ?? descriptorLimit()) * DESCRIPTOR_PARTS.lookedInto / 2);
+    this.#room = Math.floor((options.descriptors ?? descriptorLimit()) * DESCRIPTOR_PARTS.lookedInto / 2 / (options.threads ?? 1));
     this.#pump = new PumpHolder({
       start: options.startPump ?? Pump.start,
       onChange: (failure) => options.onNotice(failure === null ? "the splicing thread runs: connections are passed on by it again" : `connections whose names were checked are passed on more slowly, because the splicing thread cannot be made or cannot have them; it is tried again: ${failure.message}`),

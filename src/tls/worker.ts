@@ -1,7 +1,8 @@
 /**
- * The TLS worker thread: takes requests (protocol.ts) from its port and runs the service.
+ * The TLS worker thread: takes requests (protocol.ts) from its port and runs the service
+ * for the sandboxes whose connections come to its ports.
  *
- * Holds always: the listener stands in the agent's namespace, which only redirected packets reach, and everything else this
+ * Holds always: the listeners stand in the agent's namespace, which only redirected packets reach, and everything else this
  * thread opens in the host's; requests are done one after the other; a failure is a reply, never the end of the thread.
  */
 import { createServer, type Server } from "node:net";
@@ -65,13 +66,13 @@ class Worker {
     return this.#service;
   }
 
-  async #start({ listen, hostNetnsFd, sandboxNet6, groups, port, runDirectory }: StartTls): Promise<null> {
+  async #start({ listen, threads, hostNetnsFd, sandboxNet6, groups, port, runDirectory }: StartTls): Promise<null> {
     if (this.#service !== null) throw new Error("the TLS service is started already");
     this.#resolver = new ResolverLink(port, (asked) => this.#service?.placeholderAsked(asked));
-    const service = new TlsService({ resolver: this.#resolver, groups: unpackGroups(groups), sandboxNet6, runDirectory, onDenied: (denial) => this.#deny(denial), onNotice: (text) => this.#post({ kind: "notice", text }), onTerminate: (slot, generation, violation) => this.#post({ kind: "terminate", slot, generation, violation }) });
+    const service = new TlsService({ resolver: this.#resolver, groups: unpackGroups(groups), sandboxNet6, runDirectory, threads, onDenied: (denial) => this.#deny(denial), onNotice: (text) => this.#post({ kind: "notice", text }), onTerminate: (slot, generation, violation) => this.#post({ kind: "terminate", slot, generation, violation }) });
     setNetns(listen.netnsFd);
     try {
-      for (const address of [listen.address4, listen.address6]) if (address !== null) await this.#listen(service, address, listen.port);
+      for (const address of [listen.address4, listen.address6]) if (address !== null) for (const at of listen.ports) await this.#listen(service, address, at);
     } finally {
       setNetns(hostNetnsFd);
     }

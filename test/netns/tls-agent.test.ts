@@ -17,7 +17,7 @@ let world: World, origin: Service, agent: TestAgent;
 
 beforeAll(async () => {
   ({ world, origin } = await openWorld({ sibling: true }));
-  agent = await TestAgent.start(world, `metrics: ${METRICS}\n`);
+  agent = await TestAgent.start(world, `metrics: ${METRICS}\ntls_threads: 1\n`);
   await agent.client.attach({ tap: "tap0", policy: SHOP });
   await agent.client.attach({ tap: "tap1", policy: SHOP });
 });
@@ -105,7 +105,7 @@ test("a flood of handshakes of one sandbox, and what is over its rate, leave the
     more();`]));
   await tell(world, "shop.example");
   await tell(world, "shop.example", world.sibling!);
-  for (const [limits, count] of [["limits: {connections_per_second: 10000}\n", 600], ["limits: {connections_per_second: 1}\n", 200]] as const) {
+  for (const [limits, count] of [["limits: {connections_per_second: 10000}\n", 600], ["limits: {connections_per_second: 1}\n", 60]] as const) {
     await agent.client.setPolicy("tap0", policy(limits));
     const flooding = flood(count);
     await flooding.line((line) => line === "flooding", { ms: 500_000 });
@@ -167,6 +167,30 @@ test("TLS test 40: an agent that is killed lets nothing pass uninspected; its su
   await agent.restart();
   await until("the name passes again", async () => (await curl(world.guest, "shop.example")) === "origin shop.example /c", 20_000);
   expect(await curl(world.guest, "other.example")).toBe("");
+});
+
+test("tls_threads: sandboxes on threads of their own are told, judged and counted as on one, and the number takes effect at a start", async () => {
+  const metrics = async (): Promise<string> => (await world.host.run(["curl", "-sS", `http://${METRICS}/metrics`])).stdout;
+  agent.configure(`metrics: ${METRICS}\ntls_threads: 2\n`);
+  expect((await agent.client.reload()).restart).toEqual(["tls_threads"]);
+  expect(await metrics()).toMatch(/^enforcer_tls_threads 1$/m);
+  await agent.kill();
+  await agent.restart();
+  expect(await metrics()).toMatch(/^enforcer_tls_threads 2$/m);
+  const guests = [world.guest, world.sibling!] as const;
+  for (const guest of guests) await tell(world, "shop.example", guest);
+  const [mine, sibling] = await Promise.all(guests.map(async (guest) => talker(guest))) as [Service, Service];
+  await asks(mine, "one");
+  await asks(sibling, "two");
+  const counted = await metrics();
+  for (const tap of ["tap0", "tap1"]) expect(counted).toMatch(new RegExp(`^enforcer_tls_connections\\{sandbox="${tap}"\\} 1$`, "m"));
+  await agent.client.setPolicy("tap1", OTHER);
+  await sibling.line((line) => line === "closed");
+  await asks(mine, "three");
+  expect(await curl(world.sibling!, "shop.example")).toBe("");
+  await agent.client.setPolicy("tap1", SHOP);
+  expect(await curl(world.sibling!, "shop.example")).toBe("origin shop.example /c");
+  await mine.stop();
 });
 
 test("detaching ends what the agent passed on", async () => {

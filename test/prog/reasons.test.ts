@@ -89,8 +89,9 @@ twins("dns-answer", "the answer at the tap, come in by the resolver's device", (
 const named = (more = ""): string => `{allow: api.example.com}, {allow: "198.51.0.0/16"}${more}`;
 const inspected = (rules: string, more = ""): Partial<Row> => ({ sandbox: { ...policy(rules, more).sandbox, inspect: true } });
 const pinned = (v6: boolean): Partial<Row> => ({ ...inspected(named()), pins: [{ address: site(v6), names: ["api.example.com"] }] });
-const agentTcp = (s: LabSandbox, v6: boolean, port: number, flags: number): Bytes => tcpFrame(
-  { sourceMac: RESOLVER.farMac, destinationMac: RESOLVER.nearMac, source: resolverOf(v6), destination: shown(v6, s.slot) }, { sourcePort: 443, destinationPort: port, flags });
+/** @param thread of the agent; its own has the sandbox's number, as the others have theirs. */
+const agentTcp = (s: LabSandbox, v6: boolean, port: number, flags: number, thread = s.slot): Bytes => tcpFrame(
+  { sourceMac: RESOLVER.farMac, destinationMac: RESOLVER.nearMac, source: resolverOf(v6), destination: shown(v6, s.slot) }, { sourcePort: 443 + thread % 16, destinationPort: port, flags });
 twins("intercepted", "TLS to an address that a name allows", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), pinned);
 twins("intercepted", "HTTP to the same", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, destinationPort: 80 })), pinned);
 twins("intercepted", "the next packet of such a flow", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, flags: TCP.ack })), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
@@ -98,6 +99,7 @@ twins("intercepted", "what the default allows behind a name that is denied", (s,
 twins("rule-allow", "a port nobody looks into", (s, v6) => out(tcpFrame(s.to(site(v6)), { ...https, destinationPort: 22 })), pinned);
 twins("rule-allow", "an address that an address rule allows, beside names", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => inspected("{allow: api.example.com}, {allow: public}"));
 twins("intercept-answer", "the agent's side", (s, v6) => answer(agentTcp(s, v6, 32768 + s.redirects("intercepted")[0]!.index, TCP.syn | TCP.ack)), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
+twins("unsolicited-answer", "another thread's than the sandbox's", (s, v6) => answer(agentTcp(s, v6, 32768 + s.redirects("intercepted")[0]!.index, TCP.syn | TCP.ack, s.slot + 1)), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
 twins("intercept-answer", "the same at the tap", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.syn | TCP.ack }), { ingressIfindex: RESOLVER.near }));
 twins("unsolicited-answer", "somebody else than the agent speaks in such a connection", (s, v6) => into(tcpFrame(s.from(site(v6)), { sourcePort: 443, destinationPort: 40000, flags: TCP.ack })), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), https)); } }));
 twins("unsolicited-answer", "the agent's TLS port with an entry of DNS", (s, v6) => answer(agentTcp(s, v6, 16384 + s.redirects()[0]!.index, TCP.ack)), (v6) => ({ ...pinned(v6), prepare: (s) => { s.out(tcpFrame(s.to(site(v6)), { sourcePort: 5000, destinationPort: 53 })); } }));
