@@ -1,27 +1,23 @@
 /**
- * The host's one agent: sandboxes by name over the engines, what the API does, what the host's devices do, and the
- * configuration.
+ * The host's one agent: what the API asks for, what the host's devices do, and the configuration, put in force one after the other.
  *
  * Holds always: one operation at a time, in the order in which they came; what is asked for is in a state file before it is in
  * force, so that a successor completes or removes what was half made; the end of the agent, by whatever way, leaves the kernel
  * enforcing: only detach takes a guest out from under its policy. A configuration that is wrong changes nothing.
- * Does not: speak HTTP (src/api/server.ts) or print (src/cli/agent.ts).
+ * Does not: speak HTTP (src/api/server.ts) or print (src/cli/agent.ts); find sandboxes by name (register.ts) and namespaces (namespaces.ts), or
+ * tell what happens (telling.ts).
  */
 import type { Server } from "node:http";
 import { join } from "node:path";
-import { z } from "zod";
 import { closeFd, lockFile } from "../../native/index.js";
 import { formatAddress, parseAddress, parsePrefix, type Address, type Prefix } from "../addresses/address.js";
 import type { GroupTable } from "../addresses/groups.js";
-import { attachRequest, policyRequest, sandboxName, type AttachRequest, type PolicyDiff, type PolicyRequest, type ReloadAnswer } from "../api/schema.js";
+import { sandboxName, type AttachRequest, type PolicyDiff, type PolicyRequest, type ReloadAnswer } from "../api/schema.js";
 import { readAgentConfig, type AgentConfig, type AttachPattern } from "../config/agent-config.js";
 import { readAgentConfigApart } from "../config/read-apart.js";
-import type { DeniedQuery } from "../dns/protocol.js";
 import { EnforcerError } from "../errors.js";
-import type { PacketEvent } from "../kernel/events.js";
 import { allowExpedite } from "../kernel/grace-period.js";
 import { onBpffs, refuseForeign } from "../kernel/instance.js";
-import { formerPlaces, type FormerPlace } from "../kernel/place.js";
 import { tcMechanism } from "../kernel/tap-link.js";
 import { makeDirectories } from "../make-directory.js";
 import { holdable } from "../net/base-drop.js";
@@ -35,41 +31,21 @@ import { lineDiff } from "../policy/diff.js";
 import { upstreamsOf } from "../policy/floor.js";
 import { parseUpstream } from "../policy/parse.js";
 import type { Policy } from "../policy/types.js";
-import { findNamespace, inodeNamed, inodeOf, namespacePaths, removeFormer, removeFormerInstances, startEngine, type Engine, type EngineOptions } from "./engine.js";
+import { inodeNamed, removeFormerInstances, type Engine, type EngineOptions } from "./engine.js";
 import type { Adoptable } from "./enforcer.js";
 import { describeViolation } from "../secrets/exchange.js";
 import { forgetPlaceholders } from "../secrets/placeholder.js";
 import type { Violation } from "../secrets/types.js";
 import { forgetAuthority, keptCertificate } from "../tls/certificates/store.js";
-import type { TlsDenial } from "../tls/protocol.js";
-import { describeAllowed, describeConnection, describePacket, describeQuery } from "./verdicts.js";
 import { enforcerRegistry, serveMetrics } from "./metrics.js";
 import { buildFloor, buildRequested, isLong, readAhead, Readings, requestOfText, type Built, type Floor } from "./policy-source.js";
 import { agentDirectory, RunDirectory } from "./run-directory.js";
 import { Slices } from "./slices.js";
-import type { KeptSandbox, Sandbox, UpstreamAddress } from "./sandbox.js";
-import { FlowWatch } from "./flow-watch.js";
-import { WatchHub, type Watcher, type WatchEvent } from "./watch.js";
-
-/** What is kept of a request in the state file, beside the policy. */
-const storedSpec = attachRequest.omit({ policy: true }).extend({
-  origin: z.enum(["request", "pattern"]),
-  /** Of the tap's namespace, where that is another than the agent's own: its name may be another's when this is read. */
-  inode: z.int().optional(),
-});
-export type Spec = z.infer<typeof storedSpec>;
-
-/** Where a policy came from; its text is kept for a successor that has another configuration. */
-const storedSource = z.strictObject({ from: z.enum(["request", "default", "pattern"]), request: policyRequest });
-export type Source = z.infer<typeof storedSource>;
-
-export interface Waiting { readonly name: string; readonly spec: Spec; readonly source: Source; readonly since: number }
-
-/** One sandbox as the agent knows it. */
-export type Known =
-  | { readonly state: "enforced"; readonly name: string; readonly engine: Engine; readonly sandbox: Sandbox; readonly spec: Spec; readonly source: Source }
-  | { readonly state: "kept"; readonly name: string; readonly engine: Engine; readonly kept: KeptSandbox }
-  | { readonly state: "waiting"; readonly name: string; readonly waiting: Waiting };
+import type { Sandbox, UpstreamAddress } from "./sandbox.js";
+import { Namespaces, sameInode, sameNamespace } from "./namespaces.js";
+import { nameIn, nameOf, Register, storedSource, storedSpec, type Enforced, type Known, type Source, type Spec, type Waiting } from "./register.js";
+import { Telling } from "./telling.js";
+import type { WatchHub, Watcher } from "./watch.js";
 
 export interface AgentOptions {
   readonly configFile: string | null;
@@ -83,27 +59,25 @@ export interface AgentOptions {
 }
 
 export class Agent {
-  readonly watchers = new WatchHub();
   readonly since = Date.now();
   readonly #options: AgentOptions;
   readonly #run: RunDirectory;
-  readonly #engines = new Map<number, Engine>();
-  readonly #waiting = new Map<string, Waiting>();
-  readonly #unlock: (() => void)[] = [];
-  readonly #flows = new FlowWatch({
-    known: () => this.known().filter((known) => known.state === "enforced"),
-    wanted: (name) => this.watchers.wantsFlows(name),
-    // In order, although the names come from another thread.
-    onAllowed: ({ engine, sandbox }, row) => {
-      const rule = row.rule === null ? null : (sandbox.compiled.bits[row.rule]?.text ?? null);
-      this.watchers.tellLater("allow", [row], async () => ({ ...describeAllowed(sandbox.name, row, await engine.enforcer.namesOf(sandbox, row.remote).catch(() => []), rule) }));
-    },
-    onUnseen: (name, count) => this.watchers.tellLater("allow", [name], async () => ({ event: "unseen", time: now(), sandbox: name, count })),
-    onError: (name, error) => this.#notice(`${name}: flows that are let through could not be read, and are tried again: ${text(error)}`),
+  readonly #namespaces = new Namespaces({
+    engine: (netns, inode, engine) => this.#engineOptions(netns, inode, engine),
+    onStarted: () => this.#regroup(),
+    // For taps that a pattern names.
+    watched: (engine) => this.#config.attach.some(({ netns }) => sameNamespace(netns, engine)),
+    onNotice: (notice) => this.#telling.notice(notice),
   });
+  readonly #register = new Register(() => this.#namespaces.engines);
+  readonly #telling = new Telling({
+    known: () => this.known().filter((known) => known.state === "enforced"),
+    enforcer: () => this.own.enforcer,
+    onNotice: (notice) => this.#options.onNotice(notice),
+  });
+  readonly #unlock: (() => void)[] = [];
   #config: AgentConfig;
   #floor: Floor | null = null;
-  #own!: Engine;
   #metrics: Server | null = null;
   #queue: Promise<unknown> = Promise.resolve();
   #ended = false;
@@ -136,9 +110,17 @@ export class Agent {
 
   get config(): AgentConfig { return this.#config; }
   get floor(): Floor | null { return this.#floor; }
-  get own(): Engine { return this.#own; }
-  get engines(): Iterable<Engine> { return this.#engines.values(); }
-  get waiting(): ReadonlyMap<string, Waiting> { return this.#waiting; }
+  /** Of the agent's own namespace. */
+  get own(): Engine { return this.#namespaces.own; }
+  get engines(): Iterable<Engine> { return this.#namespaces.engines; }
+  get watchers(): WatchHub { return this.#telling.watchers; }
+
+  /** Sandboxes in the order of their names. */
+  known(): Known[] { return this.#register.all(); }
+  /** @throws EnforcerError E_NO_SANDBOX. */
+  need(name: string): Known { return this.#register.need(name); }
+  /** One that is in force under a policy that is known. @throws EnforcerError E_NO_SANDBOX. */
+  enforced(name: string): Enforced { return this.#register.enforced(name); }
 
   #lock(): void {
     const taken = (error: unknown): EnforcerError => new EnforcerError("E_AGENT_RUNS", `another agent runs: ${(error as Error).message}`, { cause: error });
@@ -167,10 +149,10 @@ export class Agent {
 
   async #start(): Promise<void> {
     removeFormerInstances(this.#config.bpffs);
-    this.#own = await this.#startEngine(null);
+    await this.#namespaces.startOwn();
     allowExpedite(this.#config.expediteRcu);
     // First, so that what is adopted is judged by the groups of all namespaces.
-    await this.#findFormer();
+    await this.#namespaces.findFormer();
     const ending: string[] = [];
     for (const name of this.#run.names()) {
       try {
@@ -183,102 +165,49 @@ export class Agent {
         this.#waitIfGone(name);
       }
     }
-    for (const engine of this.#engines.values()) {
+    for (const engine of this.#namespaces.engines) {
       // Another namespace's devices have the same numbers.
       const names = new Map<number, string>();
       for (const name of this.#run.names()) {
         const state = this.#run.read(name), spec = storedSpec.safeParse(state?.spec);
         if (state !== null && spec.success && isIn(spec.data, engine.inode)) names.set(state.ifindex, name);
       }
-      await engine.enforcer.settle((ifindex, device) => names.get(ifindex) ?? nameOf({ tap: device, ...(engine.netns === null ? {} : { netns: engine.netns }) }));
+      await engine.enforcer.settle((ifindex, device) => names.get(ifindex) ?? nameIn(engine.netns, device));
     }
     for (const name of ending) await this.#finishDetach(name).catch((error: unknown) => this.#options.onNotice(`${name}: its detach was begun, and could not be completed: ${text(error)}`));
-    await this.#closeIdle();
+    await this.#namespaces.closeIdle();
     await this.#attachByPattern();
     if (this.#config.metrics !== null) this.#metrics = await this.#serveMetrics(this.#config);
-    this.#flows.start();
-    this.#looking = setInterval(() => { this.#exclusive(() => this.#lookForNamespaces()).catch((error: unknown) => { if (!this.#ended) this.#notice(text(error)); }); }, LOOK_FOR_NAMESPACES);
+    this.#telling.start();
+    this.#looking = setInterval(() => { this.#exclusive(() => this.#lookForNamespaces()).catch((error: unknown) => { if (!this.#ended) this.#telling.notice(text(error)); }); }, LOOK_FOR_NAMESPACES);
     this.#looking.unref();
   }
 
-  // ---- engines -------------------------------------------------------------------------------------------------------
+  // ---- network namespaces ----------------------------------------------------------------------------------------------
 
-  /**
-   * @param inode of the namespace that is meant, where it is known: its name may be another's by now, and the process that it was named
-   * after may have ended; then it is looked for. Where it has gone, the one of that name is taken.
-   * @throws EnforcerError E_NETNS.
-   */
-  async #engineOf(netns: string | null, inode?: number): Promise<Engine> {
-    const known = inode === undefined ? undefined : this.#engines.get(inode);
-    if (known !== undefined) return known;
-    if (inode !== undefined && inodeNamed(netns) !== inode) {
-      const at = findNamespace(inode);
-      if (at !== null) return this.#startEngine(netns, at);
-    }
-    return this.#engines.get(inodeOf(netns)) ?? this.#startEngine(netns);
-  }
-
-  /** Engines for what a former agent left in force in other namespaces; what it left of those that have gone is removed. */
-  async #findFormer(): Promise<void> {
-    for (const former of this.#formerPlaces()) {
-      const { netns, inode } = former;
-      try {
-        if (inodeNamed(netns) === inode || findNamespace(inode) !== null) await this.#engineOf(netns, inode);
-        else if (!removeFormer(this.#own.enforcer.common, former)) this.#notice(`${netns}: what is in force there goes on being so, but the namespace cannot be found: name it under /run/netns and start the agent anew`);
-      } catch (error) {
-        this.#notice(`${netns}: ${text(error)}`);
-      }
-    }
-    this.#own.enforcer.common.refreshGroups();
-  }
-
-  /** Of which no engine has taken the place over. */
-  #formerPlaces(): FormerPlace[] {
-    const held = new Set([...this.#engines.values()].map(({ enforcer }) => enforcer.place));
-    return formerPlaces(this.#own.enforcer.common.instance).filter(({ number }) => !held.has(number));
-  }
-
-  /**
-   * A namespace that nobody is in but this agent, which holds it open, has gone: so have its taps, and what is theirs is freed. Taps that
-   * are waited for in namespaces that have come are taken.
-   */
+  /** What is in namespaces that have gone is freed. Taps that are waited for in namespaces that have come are taken. */
   async #lookForNamespaces(): Promise<void> {
-    let paths: ReadonlyMap<number, string> | null = null;
-    const find = (inode: number): string | null => findNamespace(inode, (paths ??= namespacePaths()));
-    for (const engine of [...this.#engines.values()]) {
-      if (engine === this.#own || inodeNamed(engine.at) === engine.inode) continue;
-      const at = find(engine.inode);
-      if (at === null) await this.#namespaceGone(engine);
-      else engine.at = at;
-    }
-    const former = this.#formerPlaces(), { common } = this.#own.enforcer;
-    for (const place of former) {
-      try {
-        if (inodeNamed(place.netns) !== place.inode && find(place.inode) === null && removeFormer(common, place)) common.refreshGroups();
-      } catch {
-        // It is tried again, and a start says why.
-      }
-    }
+    for (const engine of this.#namespaces.takeGone()) await this.#namespaceGone(engine);
+    this.#namespaces.removeFormer();
     const come = (netns: string | null): boolean => {
       const inode = netns === null ? null : inodeNamed(netns);
-      return inode !== null && !this.#engines.has(inode);
+      return inode !== null && !this.#namespaces.has(inode);
     };
-    for (const { name, spec } of [...this.#waiting.values()]) {
+    for (const { name, spec } of [...this.#register.waiting.values()]) {
       if (!come(spec.netns ?? null)) continue;
       try {
-        const engine = await this.#engineOf(spec.netns!);
+        const engine = await this.#namespaces.engineOf(spec.netns!);
         engine.enforcer.awaitTap(spec.tap);
         const link = engine.enforcer.inside(() => findLink(spec.tap));
         if (link !== null) await this.#appeared(engine, link);
       } catch (error) {
-        this.#notice(`${name}: ${text(error)}`);
+        this.#telling.notice(`${name}: ${text(error)}`);
       }
     }
     for (const netns of new Set(this.#config.attach.map((pattern) => pattern.netns))) if (come(netns)) await this.#attachIn(netns);
   }
 
   async #namespaceGone(engine: Engine): Promise<void> {
-    this.#engines.delete(engine.inode);
     const known = [...engine.enforcer.sandboxes.values()].map(({ name, options }) => ({ name, options })), kept = [...engine.enforcer.kept.keys()];
     // Nothing is taken off the taps: were somebody there who cannot be seen, his guest would be free.
     await engine.enforcer.forget();
@@ -286,101 +215,28 @@ export class Agent {
     for (const name of kept) this.#run.remove(name);
     for (const { name, options } of known) this.#tapGone(name, options.spec as Spec, options.source as Source);
     for (const name of [...kept, ...known.map((one) => one.name)]) {
-      this.#flows.forget(name);
-      this.#notice(`${name}: its network namespace ${engine.netns ?? ""} has gone`);
-      this.#tell({ event: "detached", time: now(), sandbox: name, why: "deleted" });
+      this.#telling.forget(name);
+      this.#telling.notice(`${name}: its network namespace ${engine.netns ?? ""} has gone`);
+      this.#telling.change("detached", { sandbox: name, why: "deleted" });
     }
   }
 
-  async #startEngine(netns: string | null, at = netns): Promise<Engine> {
-    const inode = inodeOf(at);
-    let engine: Engine | null = null;
-    const options: EngineOptions = {
-      run: this.#run, bpffs: this.#config.bpffs, sandboxes: this.#config.sandboxes, tlsThreads: this.#config.tlsThreads, resolvConf: "/etc/resolv.conf",
-      extraGroups: this.#config.groups, nat64Prefixes: this.#config.nat64Prefixes, adoptable: (table) => this.#adoptable(netns, inode, table), heldPatterns: this.#heldPatterns(inode),
-      onPackets: (events) => { if (engine !== null) this.#onPackets(events); },
-      onDenials: (denials) => { if (engine !== null) this.#onDenials(denials); },
+  /** @param engine null until it is begun: what it says before is of a former agent's sandboxes, and nobody watches yet. */
+  #engineOptions(netns: string | null, inode: number, engine: () => Engine | null): EngineOptions {
+    const { bpffs, sandboxes, tlsThreads, groups, nat64Prefixes } = this.#config;
+    const begun = <T>(tell: (one: T) => void) => (one: T): void => { if (engine() !== null) tell(one); };
+    return {
+      run: this.#run, bpffs, sandboxes, tlsThreads, resolvConf: "/etc/resolv.conf", extraGroups: groups, nat64Prefixes,
+      adoptable: (table) => this.#adoptable(netns, inode, table), heldPatterns: this.#heldPatterns(inode),
+      onPackets: begun((events) => this.#telling.packets(events)),
+      onDenials: begun((denials) => this.#telling.connections(denials)),
+      onQueries: begun((queries) => this.#telling.queries(queries)),
       onTerminate: (name, violation) => this.#cutOff(name, violation),
-      onQueries: (queries) => { if (engine !== null) this.#onQueries(queries); },
-      onLink: (event) => { if (engine !== null) this.#onLink(engine, event); },
-      onView: () => { if (engine !== null) this.#regroup(); },
-      onNotice: (notice) => this.#notice(notice),
+      onLink: begun((event) => this.#onLink(engine()!, event)),
+      onView: () => { if (engine() !== null) this.#regroup(); },
+      onNotice: (notice) => this.#telling.notice(notice),
       onFailure: (error) => this.#options.onFailure(error),
     };
-    engine = await startEngine(netns, at, options, netns === null ? null : this.#own.enforcer.common);
-    this.#engines.set(engine.inode, engine);
-    if (netns === null) this.#own = engine;
-    else this.#regroup();
-    return engine;
-  }
-
-  /** Ends engines of other namespaces that hold nothing. */
-  async #closeIdle(): Promise<void> {
-    for (const engine of [...this.#engines.values()]) {
-      // Its namespace is watched for taps that a pattern names.
-      if (this.#config.attach.some(({ netns }) => sameNamespace(netns, engine))) continue;
-      if (engine === this.#own || engine.enforcer.sandboxes.size + engine.enforcer.kept.size > 0 || engine.enforcer.awaited.size > 0) continue;
-      this.#engines.delete(engine.inode);
-      await engine.enforcer.stop().finally(engine.close);
-    }
-  }
-
-  // ---- what is known -------------------------------------------------------------------------------------------------
-
-  /** In the order of their names. */
-  known(): Known[] {
-    const all: Known[] = [];
-    for (const engine of this.#engines.values()) {
-      for (const sandbox of engine.enforcer.sandboxes.values()) all.push(this.#enforced(engine, sandbox));
-      for (const kept of engine.enforcer.kept.values()) all.push({ state: "kept", name: kept.name, engine, kept });
-    }
-    for (const waiting of this.#waiting.values()) all.push({ state: "waiting", name: waiting.name, waiting });
-    return all.sort((a, b) => (a.name < b.name ? -1 : 1));
-  }
-
-  find(name: string): Known | null {
-    for (const engine of this.#engines.values()) {
-      const sandbox = engine.enforcer.sandboxes.get(name);
-      if (sandbox !== undefined) return this.#enforced(engine, sandbox);
-      const kept = engine.enforcer.kept.get(name);
-      if (kept !== undefined) return { state: "kept", name, engine, kept };
-    }
-    const waiting = this.#waiting.get(name);
-    return waiting === undefined ? null : { state: "waiting", name, waiting };
-  }
-
-  /** @throws EnforcerError E_NO_SANDBOX. */
-  need(name: string): Known {
-    const known = this.find(name);
-    if (known !== null) return known;
-    const owner = this.#ownerOf(name);
-    if (owner !== null) throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}: the device is that of the sandbox ${owner}`, { remedy: `name ${owner}` });
-    if (this.#holderOf(name) !== null) throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}, and nothing comes in from a tap of that name: one was deleted under its policy, or could not be taken over`, { remedy: `attach it, or open the name with enforcer detach ${name}` });
-    throw new EnforcerError("E_NO_SANDBOX", `there is no sandbox ${name}`);
-  }
-
-  /** The sandbox whose tap is called so, or waited for by that name, while it is called otherwise itself. */
-  #ownerOf(name: string): string | null {
-    const called = (tap: string, netns: string | null | undefined): boolean => nameOf({ tap, ...(netns == null ? {} : { netns }) }) === name;
-    return this.known().find((known) => (known.state === "enforced" ? called(known.sandbox.facts.name, known.engine.netns) : known.state === "waiting" && called(known.waiting.spec.tap, known.waiting.spec.netns)))?.name ?? null;
-  }
-
-  /** The engine that holds a name although no sandbox has it. */
-  #holderOf(name: string): Engine | null {
-    return [...this.#engines.values()].find(({ netns, enforcer }) => [...enforcer.heldTaps].some((tap) => nameOf({ tap, ...(netns === null ? {} : { netns }) }) === name)) ?? null;
-  }
-
-  /** One that is in force under a policy that is known. @throws EnforcerError E_NO_SANDBOX. */
-  enforced(name: string): Extract<Known, { state: "enforced" }> {
-    const known = this.need(name);
-    if (known.state === "enforced") return known;
-    throw new EnforcerError("E_NO_SANDBOX", known.state === "kept" ? `${name} is kept as a former agent left it, and its policy is not known` : `${name} waits for its tap and is not in force`, {
-      remedy: known.state === "kept" ? "attach it again, with its policy" : "create the tap",
-    });
-  }
-
-  #enforced(engine: Engine, sandbox: Sandbox): Extract<Known, { state: "enforced" }> {
-    return { state: "enforced", name: sandbox.name, engine, sandbox, spec: sandbox.options.spec as Spec, source: sandbox.options.source as Source };
   }
 
   // ---- operations ----------------------------------------------------------------------------------------------------
@@ -410,10 +266,10 @@ export class Agent {
   }
 
   async #attach(name: string, asked: Spec, source: Source, incomplete: boolean): Promise<{ known: Known; warnings: readonly string[] }> {
-    if (asked.netns !== undefined && this.find(name)?.state === "enforced") await this.#lookForNamespaces();
-    const there = this.find(name);
+    if (asked.netns !== undefined && this.#register.find(name)?.state === "enforced") await this.#lookForNamespaces();
+    const there = this.#register.find(name);
     if (there !== null && there.state !== "kept") throw new EnforcerError("E_NAME_TAKEN", there.state === "enforced" ? `${name} is attached already` : `${name} waits for its tap already`);
-    const engine = await this.#engineOf(asked.netns ?? null);
+    const engine = await this.#namespaces.engineOf(asked.netns ?? null);
     const spec = asked.netns === undefined ? asked : { ...asked, inode: engine.inode };
     const { enforcer } = engine;
     try {
@@ -423,17 +279,17 @@ export class Agent {
         this.#wait(name, spec, source);
         return { known: this.need(name), warnings: built.warnings };
       }
-      const unlock = engine === this.#own ? this.#lockTap(spec.tap) : null;
+      const unlock = engine === this.own ? this.#lockTap(spec.tap) : null;
       try {
         await enforcer.attach({ ...this.#engineRequest(spec, built.policy), name, policy: built.policy, floor: this.#floor?.policy ?? null, source, spec, incomplete });
       } finally {
         unlock?.();
       }
-      this.#waiting.delete(name);
-      this.#tell({ event: "attached", time: now(), sandbox: name });
+      this.#register.waiting.delete(name);
+      this.#telling.change("attached", { sandbox: name });
       return { known: this.need(name), warnings: built.warnings };
     } finally {
-      await this.#closeIdle();
+      await this.#namespaces.closeIdle();
     }
   }
 
@@ -447,13 +303,13 @@ export class Agent {
 
   /** Nothing comes in by the tap's name until it is there and attached. */
   #expect(waiting: Waiting): void {
-    this.#waiting.set(waiting.name, waiting);
-    for (const engine of this.#engines.values()) if (sameNamespace(waiting.spec.netns ?? null, engine)) engine.enforcer.awaitTap(waiting.spec.tap);
+    this.#register.waiting.set(waiting.name, waiting);
+    for (const engine of this.#namespaces.engines) if (sameNamespace(waiting.spec.netns ?? null, engine)) engine.enforcer.awaitTap(waiting.spec.tap);
   }
 
   #forget({ name, spec }: Waiting): void {
-    this.#waiting.delete(name);
-    for (const engine of this.#engines.values()) if (sameNamespace(spec.netns ?? null, engine)) engine.enforcer.forgetTap(spec.tap);
+    this.#register.waiting.delete(name);
+    for (const engine of this.#namespaces.engines) if (sameNamespace(spec.netns ?? null, engine)) engine.enforcer.forgetTap(spec.tap);
   }
 
   #engineRequest(spec: Spec, policy: Policy): { tap: string; gateways: Address[]; guest: Prefix[]; mac: Uint8Array | null; upstreams: readonly UpstreamAddress[] } {
@@ -474,7 +330,7 @@ export class Agent {
   /** Takes a sandbox out from under its policy, or gives up waiting for its tap. @throws EnforcerError E_NO_SANDBOX. */
   detach(name: string): Promise<void> {
     return this.#exclusive(async () => {
-      const held = this.find(name) === null && this.#ownerOf(name) === null ? this.#holderOf(name) : null;
+      const held = this.#register.holderOf(name);
       if (held !== null) {
         // Its tap was deleted under its policy, and what is left is the closed name; or it could not be taken over.
         held.enforcer.forgetTap(name.slice(name.lastIndexOf("/") + 1));
@@ -487,10 +343,10 @@ export class Agent {
         this.#run.remove(name);
       } else {
         await known.engine.enforcer.detach(name);
-        this.#flows.forget(name);
+        this.#telling.forget(name);
       }
-      await this.#closeIdle();
-      this.#tell({ event: "detached", time: now(), sandbox: name });
+      await this.#namespaces.closeIdle();
+      this.#telling.change("detached", { sandbox: name });
     });
   }
 
@@ -502,7 +358,7 @@ export class Agent {
       const known = this.need(name);
       const source: Source = { from: "request", request };
       if (known.state === "waiting") {
-        const built = this.#build(source, this.#own);
+        const built = this.#build(source, this.own);
         this.#wait(name, known.waiting.spec, source);
         return { uid: "0", written: 0, left: 0, warnings: built.warnings };
       }
@@ -518,7 +374,7 @@ export class Agent {
     sandbox.options = { ...former, upstreams: this.#upstreams(spec, policy) };
     try {
       const { uid, written, left } = await engine.enforcer.setPolicy(sandbox.name, policy, source, this.#floor?.policy ?? null);
-      this.#tell({ event: "policy", time: now(), sandbox: sandbox.name, uid: uid.toString() });
+      this.#telling.change("policy", { sandbox: sandbox.name, uid: uid.toString() });
       return { uid: uid.toString(), written, left };
     } catch (error) {
       if (engine.enforcer.sandboxes.get(sandbox.name) === sandbox && sandbox.options.policy === former.policy) sandbox.options = former;
@@ -533,7 +389,7 @@ export class Agent {
     if (name !== null) this.need(name);
     if (isLong(request)) await readAhead(request);
     const known = name === null ? null : this.need(name);
-    return buildRequested(request, (known === null || known.state === "waiting" ? this.#own : known.engine).enforcer.groups, this.#config.limits, this.#floor);
+    return buildRequested(request, (known === null || known.state === "waiting" ? this.own : known.engine).enforcer.groups, this.#config.limits, this.#floor);
   }
 
   /** What the guest must trust where its TLS is intercepted; null: it is not. */
@@ -566,7 +422,7 @@ export class Agent {
       const former = this.#config;
       const config = withOverrides(await readAgentConfigApart(this.#options.configFile), this.#options), readings = new Readings();
       const restart = (["runDirectory", "bpffs", "sandboxes", "tlsThreads"] as const).filter((key) => config[key] !== former[key]).map((key) => ({ runDirectory: "run_dir", bpffs: "bpffs", sandboxes: "sandboxes", tlsThreads: "tls_threads" })[key]);
-      const floor = config.floor === null ? null : buildFloor(config.floor, this.#own.enforcer.groups, await readings.source(config.floor));
+      const floor = config.floor === null ? null : buildFloor(config.floor, this.own.enforcer.groups, await readings.source(config.floor));
       // Everything that can be wrong is found before anything is put in force.
       const next = new Map<string, { source: Source; built: Built }>();
       const slices = new Slices();
@@ -589,7 +445,7 @@ export class Agent {
       if (differs("metrics", former.metrics, config.metrics)) metrics = config.metrics === null ? null : await this.#serveMetrics(config);
       const groups = differs("groups", [former.groups, former.nat64Prefixes], [config.groups, config.nat64Prefixes]);
       try {
-        if (groups) this.#own.enforcer.common.setExtraGroups(config.groups, config.nat64Prefixes);
+        if (groups) this.own.enforcer.common.setExtraGroups(config.groups, config.nat64Prefixes);
       } catch (error) {
         metrics?.close();
         throw error;
@@ -615,9 +471,9 @@ export class Agent {
           failed.push({ sandbox: name, message: text(error) });
         }
       }
-      await this.#own.enforcer.reloadResolvers();
+      await this.own.enforcer.reloadResolvers();
       await this.#attachByPattern();
-      this.#tell({ event: "reloaded", time: now() });
+      this.#telling.change("reloaded");
       return { config: config.file, changed, restart, failed };
     });
   }
@@ -636,8 +492,8 @@ export class Agent {
     this.#regrouping = true;
     this.#exclusive(async () => {
       this.#regrouping = false;
-      for (const { enforcer } of [...this.#engines.values()]) await enforcer.regroup();
-    }).catch((error: unknown) => { if (!this.#ended) this.#notice(`policies are judged by the address groups of before: ${text(error)}`); });
+      for (const { enforcer } of [...this.#namespaces.engines]) await enforcer.regroup();
+    }).catch((error: unknown) => { if (!this.#ended) this.#telling.notice(`policies are judged by the address groups of before: ${text(error)}`); });
   }
 
   // ---- taps that come and go -----------------------------------------------------------------------------------------
@@ -653,7 +509,7 @@ export class Agent {
       }
       await this.#appeared(engine, event.link);
     };
-    this.#exclusive(work).catch((error: unknown) => { if (!this.#ended) this.#notice(`${event.link.name}: ${text(error)}`); });
+    this.#exclusive(work).catch((error: unknown) => { if (!this.#ended) this.#telling.notice(`${event.link.name}: ${text(error)}`); });
   }
 
   async #removed(engine: Engine, link: Link, movedAway: boolean): Promise<void> {
@@ -665,16 +521,16 @@ export class Agent {
     const spec = sandbox?.options.spec as Spec | undefined;
     if (spec?.wait === true) enforcer.awaitTap(spec.tap);
     await enforcer.detach(name, { gone: true, awaited: spec?.wait === true });
-    this.#flows.forget(name);
-    this.#notice(`${name}: its tap ${link.name} ${movedAway ? "was moved to another network namespace" : "was deleted"}`);
-    this.#tell({ event: "detached", time: now(), sandbox: name, why: movedAway ? "moved" : "deleted" });
+    this.#telling.forget(name);
+    this.#telling.notice(`${name}: its tap ${link.name} ${movedAway ? "was moved to another network namespace" : "was deleted"}`);
+    this.#telling.change("detached", { sandbox: name, why: movedAway ? "moved" : "deleted" });
     if (spec?.wait === true) {
       this.#wait(name, spec, sandbox!.options.source as Source);
       // It may be there again already: then its event came before this one was worked at.
       const again = enforcer.inside(() => findLink(spec.tap));
       if (again !== null) await this.#appeared(engine, again);
     }
-    await this.#closeIdle();
+    await this.#namespaces.closeIdle();
   }
 
   /** A device that no sandbox has: one that is waited for, or that a pattern names. */
@@ -683,12 +539,12 @@ export class Agent {
     // It may be gone, or have another name by now.
     const there = engine.enforcer.inside(() => findLinkByIndex(link.ifindex));
     if (there === null || [...engine.enforcer.sandboxes.values(), ...engine.enforcer.kept.values()].some((one) => ("facts" in one ? one.facts.ifindex : one.ifindex) === link.ifindex)) return;
-    for (const waiting of this.#waiting.values()) {
+    for (const waiting of this.#register.waiting.values()) {
       if (waiting.spec.tap !== there.name || !sameNamespace(waiting.spec.netns ?? null, engine)) continue;
-      this.#waiting.delete(waiting.name);
+      this.#register.waiting.delete(waiting.name);
       try {
         await this.#attach(waiting.name, waiting.spec, this.#currentSource(waiting.spec, waiting.source, this.#config), true);
-        this.#notice(`${waiting.name}: enforcing; its tap has appeared`);
+        this.#telling.notice(`${waiting.name}: enforcing; its tap has appeared`);
       } catch (error) {
         this.#wait(waiting.name, waiting.spec, waiting.source);
         throw error;
@@ -698,9 +554,9 @@ export class Agent {
     const pattern = this.#config.attach.find((one) => one.pattern.test(there.name) && sameNamespace(one.netns, engine));
     if (pattern === undefined || there.name.startsWith("enf")) return;
     const spec: Spec = { tap: there.name, origin: "pattern", ...(pattern.netns === null ? {} : { netns: pattern.netns }) };
-    if (this.find(nameOf(spec)) !== null) return;
+    if (this.#register.find(nameOf(spec)) !== null) return;
     await this.#attach(nameOf(spec), spec, this.#defaultSource(pattern), true);
-    this.#notice(`${nameOf(spec)}: enforcing; ${pattern.match} names it`);
+    this.#telling.notice(`${nameOf(spec)}: enforcing; ${pattern.match} names it`);
   }
 
   #heldPatterns(inode: number): string[] {
@@ -708,18 +564,18 @@ export class Agent {
   }
 
   async #attachByPattern(): Promise<void> {
-    for (const { match } of this.#config.attach) if (!holdable(match)) this.#notice(`attach: a tap that ${match} names carries packets until it is attached: beneath it only a name, or the beginning of one and *, can be held`);
-    for (const engine of this.#engines.values()) engine.enforcer.holdPatterns(this.#heldPatterns(engine.inode));
+    for (const { match } of this.#config.attach) if (!holdable(match)) this.#telling.notice(`attach: a tap that ${match} names carries packets until it is attached: beneath it only a name, or the beginning of one and *, can be held`);
+    for (const engine of this.#namespaces.engines) engine.enforcer.holdPatterns(this.#heldPatterns(engine.inode));
     for (const netns of new Set(this.#config.attach.map((pattern) => pattern.netns))) await this.#attachIn(netns);
   }
 
   /** Taps of a namespace that a pattern names. */
   async #attachIn(netns: string | null): Promise<void> {
     try {
-      const engine = await this.#engineOf(netns);
-      for (const link of engine.enforcer.inside(listLinks)) await this.#appeared(engine, link).catch((error: unknown) => this.#notice(`${link.name}: ${text(error)}`));
+      const engine = await this.#namespaces.engineOf(netns);
+      for (const link of engine.enforcer.inside(listLinks)) await this.#appeared(engine, link).catch((error: unknown) => this.#telling.notice(`${link.name}: ${text(error)}`));
     } catch (error) {
-      this.#notice(`attach in ${netns ?? "the agent's namespace"}: ${text(error)}`);
+      this.#telling.notice(`attach in ${netns ?? "the agent's namespace"}: ${text(error)}`);
     }
   }
 
@@ -746,10 +602,10 @@ export class Agent {
     const state = this.#run.read(name)!;
     const spec = storedSpec.safeParse(state.spec);
     const source = storedSource.safeParse(state.next?.source ?? state.policy.source);
-    if (!spec.success || !source.success) return this.#notice(`${name}: its state file is another version's`);
+    if (!spec.success || !source.success) return this.#telling.notice(`${name}: its state file is another version's`);
     if (state.phase === "waiting") {
       // Its namespace may come later as well.
-      const engine = await this.#engineOf(spec.data.netns ?? null).catch(() => null);
+      const engine = await this.#namespaces.engineOf(spec.data.netns ?? null).catch(() => null);
       this.#expect({ name, spec: spec.data, source: source.data, since: Date.now() });
       if (engine === null) return;
       const link = engine.enforcer.inside(() => findLink(spec.data.tap));
@@ -757,10 +613,10 @@ export class Agent {
     }
     let engine: Engine;
     try {
-      engine = await this.#engineOf(spec.data.netns ?? null, spec.data.inode);
+      engine = await this.#namespaces.engineOf(spec.data.netns ?? null, spec.data.inode);
     } catch (error) {
       this.#tapGone(name, spec.data, source.data);
-      return this.#notice(`${name}: its network namespace has gone: ${text(error)}`);
+      return this.#telling.notice(`${name}: its network namespace has gone: ${text(error)}`);
     }
     // Its end was under way when the former agent was killed. The name is held: whoever made the tap again meanwhile finds it closed.
     if (state.phase === "gone") {
@@ -774,7 +630,7 @@ export class Agent {
     const tap = same ? link.name : state.device;
     if (!same && engine.enforcer.inside(() => findLink(tap)) === null) {
       this.#tapGone(name, spec.data, source.data);
-      return this.#notice(`${name}: its tap ${tap} has gone`);
+      return this.#telling.notice(`${name}: its tap ${tap} has gone`);
     }
     const current = this.#currentSource(spec.data, source.data, this.#config);
     const built = this.#build(current, engine);
@@ -799,8 +655,8 @@ export class Agent {
   #waitIfGone(name: string): void {
     const state = this.#run.read(name);
     const spec = storedSpec.safeParse(state?.spec), source = storedSource.safeParse(state?.next?.source ?? state?.policy.source);
-    if (!spec.success || !source.success || spec.data.wait !== true || this.find(name) !== null) return;
-    const engine = [...this.#engines.values()].find((one) => sameNamespace(spec.data.netns ?? null, one));
+    if (!spec.success || !source.success || spec.data.wait !== true || this.#register.find(name) !== null) return;
+    const engine = [...this.#namespaces.engines].find((one) => sameNamespace(spec.data.netns ?? null, one));
     if (engine === undefined || engine.enforcer.inside(() => findLinkByIndex(state!.ifindex)) !== null) return;
     this.#wait(name, spec.data, source.data);
     const again = engine.enforcer.inside(() => findLink(spec.data.tap));
@@ -809,12 +665,12 @@ export class Agent {
 
   /** A detach that was begun: completed. */
   async #finishDetach(name: string): Promise<void> {
-    const known = this.find(name);
+    const known = this.#register.find(name);
     if (known !== null && known.state !== "waiting") return known.engine.enforcer.detach(name);
     const state = this.#run.read(name);
     const spec = storedSpec.safeParse(state?.spec);
     if (state !== null && spec.success) {
-      const engine = await this.#engineOf(spec.data.netns ?? null, spec.data.inode).catch(() => null);
+      const engine = await this.#namespaces.engineOf(spec.data.netns ?? null, spec.data.inode).catch(() => null);
       engine?.enforcer.inside(() => restoreTap({ ifindex: state.ifindex, name: state.device, changes: state.changes }));
       engine?.enforcer.forgetTap(state.device);
     }
@@ -824,52 +680,10 @@ export class Agent {
 
   // ---- events --------------------------------------------------------------------------------------------------------
 
-  #tell(event: WatchEvent): void { this.watchers.tell(event); }
-
-  #notice(notice: string): void {
-    this.#options.onNotice(notice);
-    this.#tell({ event: "notice", time: now(), text: notice });
-  }
-
-  #onPackets(events: readonly PacketEvent[]): void {
-    const { enforcer } = this.#own;
-    if (this.watchers.size === 0) return;
-    const monotonic = process.hrtime.bigint();
-    // In order, although the names come from another thread.
-    const wanted = events.filter(({ slot, generation }) => {
-      const sandbox = enforcer.sandboxAt(slot, generation);
-      return sandbox !== null && this.watchers.wantsDenials(sandbox.name);
-    });
-    this.watchers.tellLater("deny", wanted, async (event) => {
-      const sandbox = enforcer.sandboxAt(event.slot, event.generation);
-      if (sandbox === null) return null;
-      const names = await enforcer.namesOf(sandbox, event.direction === "egress" ? event.destination : event.source).catch(() => []);
-      const compiled = [sandbox.compiled, sandbox.former].find((one) => one?.uid === event.policy);
-      const rule = event.rule === null ? null : (compiled?.bits[event.rule]?.text ?? null);
-      return { ...describePacket(sandbox.name, event, names, rule, monotonic) };
-    });
-  }
-
   /** `on_violation: terminate`. The guest stays behind its tap, with a policy that lets nothing through, also under a next agent. */
   #cutOff(name: string, violation: Violation): void {
-    this.#notice(`${name} is cut off: ${describeViolation(violation)}`);
-    this.setPolicy(name, { no_net: true }).catch((error: unknown) => this.#notice(`${name} could not be cut off: ${text(error)}`));
-  }
-
-  #onDenials(denials: readonly TlsDenial[]): void {
-    if (this.watchers.size === 0) return;
-    for (const denial of denials) {
-      const sandbox = this.#own.enforcer.sandboxAt(denial.slot, denial.generation);
-      if (sandbox !== null) this.#tell({ ...describeConnection(sandbox.name, denial) });
-    }
-  }
-
-  #onQueries(queries: readonly DeniedQuery[]): void {
-    if (this.watchers.size === 0) return;
-    for (const query of queries) {
-      const sandbox = this.#own.enforcer.sandboxAt(query.slot, query.generation);
-      if (sandbox !== null) this.#tell({ ...describeQuery(sandbox.name, query) });
-    }
+    this.#telling.notice(`${name} is cut off: ${describeViolation(violation)}`);
+    this.setPolicy(name, { no_net: true }).catch((error: unknown) => this.#telling.notice(`${name} could not be cut off: ${text(error)}`));
   }
 
   /**
@@ -879,14 +693,13 @@ export class Agent {
    */
   watch(watcher: Watcher): { readonly end: () => void; readonly begun: Promise<void> } | null {
     if (watcher.query.sandbox !== undefined) this.need(watcher.query.sandbox);
-    const seat = this.watchers.add(watcher);
-    return seat === null ? null : { end: seat.end, begun: seat.flows ? this.#flows.joined() : Promise.resolve() };
+    return this.#telling.watch(watcher);
   }
 
   // ---- metrics -------------------------------------------------------------------------------------------------------
 
   #serveMetrics(config: AgentConfig): Promise<Server> {
-    return serveMetrics(enforcerRegistry(this.#own.enforcer, () => [...this.#engines.values()].map(({ enforcer }) => enforcer)), config.metrics!);
+    return serveMetrics(enforcerRegistry(this.own.enforcer, () => [...this.#namespaces.engines].map(({ enforcer }) => enforcer)), config.metrics!);
   }
 
   #closeMetrics(): void {
@@ -905,19 +718,9 @@ export class Agent {
     this.#ended = true;
     clearInterval(this.#looking);
     await queue;
-    this.#flows.stop();
+    this.#telling.stop();
     this.#closeMetrics();
-    // Not one namespace after another; and the first engine has what all share.
-    try {
-      (this.#own as Engine | undefined)?.enforcer.expectSuccessor();
-    } catch (error) {
-      this.#options.onNotice(text(error));
-    }
-    for (const engine of [...this.#engines.values()].reverse()) {
-      await engine.enforcer.release();
-      engine.close();
-    }
-    this.#engines.clear();
+    await this.#namespaces.release();
     for (const unlock of this.#unlock.reverse()) unlock();
     this.#unlock.length = 0;
   }
@@ -926,23 +729,8 @@ export class Agent {
 /** How often namespaces that have gone, or come, are looked for, ms. */
 const LOOK_FOR_NAMESPACES = 5_000;
 
-/** A sandbox's name: as given, or its tap's, behind the namespace's. */
-export function nameOf({ name, tap, netns }: Pick<AttachRequest, "name" | "tap" | "netns">): string {
-  return name ?? (netns === undefined ? tap : `${netns.split("/").filter((part) => part !== "").at(-1) ?? "netns"}/${tap}`);
-}
-
 function withOverrides(config: AgentConfig, { runDirectory, bpffs }: AgentOptions): AgentConfig {
   return { ...config, runDirectory: runDirectory ?? config.runDirectory, bpffs: bpffs ?? config.bpffs };
-}
-
-function sameNamespace(netns: string | null, engine: Engine): boolean { return sameInode(netns, engine.inode); }
-
-function sameInode(netns: string | null, inode: number): boolean {
-  try {
-    return inodeOf(netns) === inode;
-  } catch {
-    return false;
-  }
 }
 
 /** Whether a sandbox's tap is in the namespace with this inode. */
@@ -952,7 +740,5 @@ function matches(pattern: AttachPattern, netns: string | null, tap: string): boo
 
 /** For comparing configurations: regular expressions say nothing in JSON. */
 function printed(value: unknown): unknown { return JSON.parse(JSON.stringify(value, (_, one: unknown) => (one instanceof RegExp ? one.source : one instanceof Uint8Array ? formatAddress(one) : one))); }
-
-function now(): string { return new Date().toISOString(); }
 
 function text(error: unknown): string { return error instanceof Error ? error.message : String(error); }

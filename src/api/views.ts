@@ -5,7 +5,8 @@
  */
 import { clockMonotonicCoarse, libbpfVersion } from "../../native/index.js";
 import { formatAddress, formatPrefix } from "../addresses/address.js";
-import type { Agent, Known } from "../agent/daemon.js";
+import type { Agent } from "../agent/daemon.js";
+import type { Known } from "../agent/register.js";
 import { begunKinds, begunLimits } from "../agent/sandbox.js";
 import { Slices } from "../agent/slices.js";
 import { protocolName } from "../agent/verdicts.js";
