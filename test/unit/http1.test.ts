@@ -327,13 +327,13 @@ describe("28: answers as they were", () => {
     const got = await exchange(`HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload; as=style\r\nLink: </b.js>; rel=preload\r\n\r\n${OK}`);
     expect(got).toMatch(/^HTTP\/1\.1 103 Early Hints\r\n[^]*<\/a\.css>[^]*<\/b\.js>[^]*\r\n\r\nHTTP\/1\.1 200 OK\r\n/);
   });
-  it("A54: of 103 Early Hints, Node gets only what its expression for Link reads in one way", async () => {
-    const hints = vi.spyOn(ServerResponse.prototype, "writeEarlyHints");
-    // The first takes twice as long with each parameter: forty, and nobody would be served again.
-    const odd = [`<a>${";x=y".repeat(16)}"`, `<a>${";x=\"y\"".repeat(16)} "`, `<a>${";==".repeat(16)}"`, "<a>;rel=a=b", "a", "<a>,<b>"];
-    const got = await exchange(`HTTP/1.1 103 Early Hints\r\n${odd.map((value) => `Link: ${value}\r\n`).join("")}\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>; rel="preload" ;as=style; x\r\n${odd.map((value) => `Link: ${value}\r\n`).join("")}\r\n${OK}`);
-    expect(hints.mock.calls.map(([given]) => given)).toEqual([{ link: ['</a>; rel="preload" ;as=style; x'] }]);
-    expect(got).toMatch(/^HTTP\/1\.1 103 Early Hints\r\nLink: <\/a>; rel="preload" ;as=style; x\r\n\r\nHTTP\/1\.1 200 OK\r\n/);
+  it("A54: interim answers pass as they came, also those whose Link takes Node's own expression for ever, and without a length", async () => {
+    const started = vi.spyOn(ServerResponse.prototype, "writeEarlyHints");
+    // The first takes that one twice as long with each parameter: forty, and nobody would be served again.
+    const odd = [`<a>${";x=y".repeat(40)}"`, `<a>${";x=\"y\"".repeat(40)} "`, `<a>${";==".repeat(40)}"`, "<a>;rel=a=b", "a", "<a>; rel=preload, <b>; rel=preload"];
+    const interim = [`HTTP/1.1 103 Early Hints\r\n${odd.map((value) => `Link: ${value}\r\n`).join("")}\r\n`, "HTTP/1.1 102 Processing\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nX-a: 1\r\nX-A: 2\r\n\r\n", "HTTP/1.1 199 Odd\r\nX: y\r\n\r\n"];
+    expect(await exchange(`${interim.join("")}HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\nAlt-Svc: h3\r\nX: y\r\n\r\n${OK}`)).toBe(`${interim.join("")}HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n${await exchange(OK)}`);
+    expect(started).not.toHaveBeenCalled();
     vi.restoreAllMocks();
   });
   it("server-sent events pass one by one", async () => {

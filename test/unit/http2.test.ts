@@ -663,6 +663,8 @@ describe("A54, 29: floods end the session; another one goes on", () => {
     };
     client.ask(1, GOOD);
     await until(() => asked === 1);
+    // What the guest's socket takes without it goes first, in fields too large for a table: those behind it are some octets again there.
+    await told(frame(HEADERS, END_HEADERS, 1, Buffer.concat([status, ...Array.from({ length: 3 }, () => [Buffer.of(0x10), literal("x-a"), literal("X".repeat(5_000))]).flat()])), 900);
     await told(frame(HEADERS, END_HEADERS, 1, Buffer.concat([status, Buffer.of(0x40), literal("x-b"), literal("a".repeat(3_000))])), 1);
     for (let i = 0; i < 10 && !over(); i++) await told(frame(HEADERS, END_HEADERS, 1, Buffer.concat([status, again])), 100);
     expect(w.world.counters.refused["limit"]).toBe(1);

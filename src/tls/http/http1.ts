@@ -9,7 +9,7 @@
  * Does not: judge policy or know secrets (passage.ts), speak TLS.
  */
 import { createHash } from "node:crypto";
-import { Agent, createServer, request as httpRequest, type ClientRequest, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { Agent, createServer, request as httpRequest, validateHeaderValue, type ClientRequest, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import type { Duplex, Readable } from "node:stream";
 import { stopOf } from "../../secrets/exchange.js";
@@ -468,7 +468,11 @@ class Http1Leg implements Watched {
       request.once("readable", () => this.#guard(turn, () => { if (!answered) begin(); }));
     }
     outgoing.on("information", (interim) => this.#guard(turn, () => {
-      if (interim.statusCode === 103 && !answered && head.version === "1.1" && !answer.headersSent) earlyHints(answer, interim.rawHeaders, filter);
+      // 100 has its own event, 101 too.
+      if (interim.statusCode < 102 || answered || head.version !== "1.1" || answer.headersSent || this.guest.destroyed) return;
+      const plain = without(responseFields(interim.rawHeaders), "content-length");
+      const passed = filter === null ? { phrase: interim.statusMessage, fields: plain } : filter.responseHead(interim.statusCode, interim.statusMessage, plain);
+      if (passed !== null) this.guest.write(headOf(interim.statusCode, passed.phrase, passed.fields), "latin1");
     }));
     outgoing.once("response", (incoming) => this.#guard(turn, () => {
       answered = true;
@@ -769,27 +773,15 @@ function endsConnection(incoming: IncomingMessage, body: Body, method: string, s
   return tokens.includes("close") || (incoming.httpVersion === "1.0" && !tokens.includes("keep-alive")) || (body.kind === "none" && !bodiless);
 }
 
-/**
- * A Link field that Node's own expression for them takes without going back: of others, that takes time which doubles with each
- * parameter, and nobody else is served meanwhile. This one can be read in one way only.
- */
-const LINK = /^<[^>]*>(?:[ \t]*;[ \t]*[^;"\s=]+(?:="[^;"\s]*"|=[^;"\s=]*)?)*$/;
-
-/** 103 (RFC 8297): Node writes one only with its Link fields in order; what it does not take is left out. */
-function earlyHints(answer: ServerResponse, fields: Fields, filter: ExchangeFilter | null): void {
-  const scrubbed = filter === null ? responseFields(fields) : filter.responseHead(103, "Early Hints", responseFields(fields))?.fields;
-  if (scrubbed === undefined) return;
-  const links = valuesOf(scrubbed, "link").filter((value) => LINK.test(value));
-  const hints: Record<string, string | string[]> = {};
-  for (let i = 0; i < scrubbed.length; i += 2) {
-    const name = (scrubbed[i] as string).toLowerCase();
-    if (name !== "link") hints[name] = scrubbed[i + 1] as string;
+/** An interim answer (RFC 9110 section 15.2), as it goes out. Node writes but two of them, and 103 only with a Link that its own expression takes. */
+function headOf(status: number, phrase: string, fields: Fields): string {
+  validateHeaderValue("phrase", phrase);
+  const lines = [`HTTP/1.1 ${status} ${phrase}`];
+  for (let i = 0; i < fields.length; i += 2) {
+    validateHeaderValue(fields[i] as string, fields[i + 1] as string);
+    lines.push(`${fields[i]}: ${fields[i + 1]}`);
   }
-  try {
-    if (links.length > 0) answer.writeEarlyHints({ ...hints, link: links });
-  } catch {
-    // Hints are hints.
-  }
+  return `${lines.join("\r\n")}\r\n\r\n`;
 }
 
 function pairs(fields: Fields): [string, string][] {

@@ -140,6 +140,9 @@ class Http2Leg implements Watched {
   #resetsAt = 0;
   /** Streams that were reset from here: not by the guest. */
   readonly #cut = new WeakSet<ServerHttp2Stream>();
+  /** Those that wait for the last octet of their answer to leave, and then are to end with all that the guest still sends. */
+  readonly #answered = new Set<ServerHttp2Stream>();
+  #answeredTimer: NodeJS.Timeout | undefined;
 
   constructor(socket: TLSSocket, private readonly raw: Socket, private readonly passage: Passage, upstream: ClientHttp2Session | UpstreamError) {
     const { limits } = passage;
@@ -222,8 +225,8 @@ class Http2Leg implements Watched {
     this.#streams.set(stream, null);
     this.#kept.set(stream, sizeOf(raw));
     stream.once("close", () => this.#over(stream));
-    stream.once("trailers", (received: IncomingHttpHeaders) => {
-      const trailers = flat(received);
+    (stream as EventEmitter).once("trailers", (received: IncomingHttpHeaders, _flags: number, raw: string[]) => {
+      const trailers = flat(received, raw);
       this.#trailers.set(stream, trailers);
       this.#kept.set(stream, (this.#kept.get(stream) ?? 0) + sizeOf(trailers));
     });
@@ -324,22 +327,22 @@ class Http2Leg implements Watched {
       up.end(whole);
     } else if (!ended) this.#pumpRequest(stream, up, filter, trailers);
     up.on("continue", () => this.#guard(stream, up, () => { if (open(stream) && !stream.headersSent) stream.additionalHeaders({ ":status": 100 }); }));
-    up.on("headers", (interim) => this.#guard(stream, up, () => {
+    (up as EventEmitter).on("headers", (interim: IncomingHttpHeaders, _flags: number, raw: string[]) => this.#guard(stream, up, () => {
       const status = Number(interim[":status"]);
       if (!open(stream) || stream.headersSent || status < 102 || status > 199) return;
-      const plain = responseFields(flat(interim));
+      const plain = responseFields(flat(interim, raw));
       const passed = filter === null ? plain : filter.responseHead(status, "", plain)?.fields;
       if (passed === undefined) return;
       stream.additionalHeaders({ ":status": status, ...objectOf(passed) });
       this.#given(passed);
     }));
-    up.once("response", (incoming, flags) => this.#guard(stream, up, () => this.#answer(stream, up, incoming, flags, filter)));
+    (up as EventEmitter).once("response", (incoming: IncomingHttpHeaders, flags: number, raw: string[]) => this.#guard(stream, up, () => this.#answer(stream, up, incoming, raw, flags, filter)));
   }
 
   #pumpRequest(stream: ServerHttp2Stream, up: ClientHttp2Stream, filter: ExchangeFilter | null, come: Fields | null): void {
     let trailers = come;
-    if (come === null) stream.once("trailers", (received: IncomingHttpHeaders) => {
-      const checked = checkedTrailers(flat(received), filter);
+    if (come === null) (stream as EventEmitter).once("trailers", (received: IncomingHttpHeaders, _flags: number, raw: string[]) => {
+      const checked = checkedTrailers(flat(received, raw), filter);
       if (!isRefusal(checked)) trailers = checked;
       else {
         up.close(NGHTTP2_CANCEL);
@@ -359,13 +362,13 @@ class Http2Leg implements Watched {
     }
   }
 
-  #answer(stream: ServerHttp2Stream, up: ClientHttp2Stream, incoming: IncomingHttpHeaders, flags: number, filter: ExchangeFilter | null): void {
+  #answer(stream: ServerHttp2Stream, up: ClientHttp2Stream, incoming: IncomingHttpHeaders, raw: Fields, flags: number, filter: ExchangeFilter | null): void {
     if (!open(stream) || stream.headersSent) {
       up.close(NGHTTP2_CANCEL);
       return;
     }
     const status = Number(incoming[":status"]);
-    let fields = responseFields(flat(incoming));
+    let fields = responseFields(flat(incoming, raw));
     const refusal = this.passage.judgeAnswer?.(fields) ?? null;
     if (refusal !== null) {
       up.close(NGHTTP2_CANCEL);
@@ -388,8 +391,8 @@ class Http2Leg implements Watched {
     const options = ended ? { endStream: true, sendDate: false } : { waitForTrailers: true, sendDate: false };
     let trailers: OutgoingHttpHeaders = {};
     if (!ended) {
-      up.once("trailers", (received: IncomingHttpHeaders) => {
-        const plain = plainTrailers(flat(received));
+      (up as EventEmitter).once("trailers", (received: IncomingHttpHeaders, _flags: number, said: string[]) => {
+        const plain = plainTrailers(flat(received, said));
         const checked = filter === null ? plain : filter.responseTrailers(plain);
         if (checked !== null) {
           trailers = objectOf(checked);
@@ -399,7 +402,11 @@ class Http2Leg implements Watched {
           this.#cutOff(stream, NGHTTP2_INTERNAL_ERROR);
         }
       });
-      stream.once("wantTrailers", () => this.#guard(stream, up, () => { if (!stream.destroyed) stream.sendTrailers(trailers); }));
+      stream.once("wantTrailers", () => this.#guard(stream, up, () => {
+        if (stream.destroyed) return;
+        stream.sendTrailers(trailers);
+        if (up.closed || up.destroyed) this.#enough(stream);
+      }));
     }
     stream.respond({ ":status": status, ...objectOf(fields) }, options);
     this.#given(fields);
@@ -503,6 +510,25 @@ class Http2Leg implements Watched {
       if (stream.headersSent || this.#upstreamAlive()) this.#cutOff(stream, code);
       else this.#failed(stream, new UpstreamError("upstream-failed", "the far side broke off"));
     } else if (!stream.headersSent) this.#failed(stream, new UpstreamError("upstream-failed", "the far side gave no answer"));
+    else this.#enough(stream);
+  }
+
+  /** The far side has answered and takes no more of the request (RFC 9113 section 8.1): nor do we, else the guest sends until its windows are full, and waits. */
+  #enough(stream: ServerHttp2Stream): void {
+    this.#answered.add(stream);
+    this.#endAnswered(1);
+  }
+
+  /** @param ms until it is looked again; doubles up to a second, for a guest that does not read. */
+  #endAnswered(ms: number): void {
+    clearTimeout(this.#answeredTimer);
+    for (const stream of this.#answered) {
+      // A reset overtakes what is not on the wire yet, and with it the end of the answer.
+      if (open(stream) && stream.state.localClose !== 1) continue;
+      this.#answered.delete(stream);
+      if (open(stream)) this.#cutOff(stream, NGHTTP2_NO_ERROR);
+    }
+    if (this.#answered.size > 0 && !this.#closed) this.#answeredTimer = setTimeout(() => this.#endAnswered(Math.min(2 * ms, 1_000)), ms).unref();
   }
 
   #upstreamAlive(): boolean { return !(this.#upstream instanceof UpstreamError) && !this.#upstream.destroyed; }
@@ -528,6 +554,7 @@ class Http2Leg implements Watched {
     if (this.#closed) return;
     this.#closed = true;
     this.passage.watch.delete(this);
+    clearTimeout(this.#answeredTimer);
     if (!(this.#upstream instanceof UpstreamError)) this.#upstream.destroy();
     if (!this.#guest.destroyed) this.#guest.destroy();
     this.raw.destroy();
@@ -585,11 +612,18 @@ function removed(fields: Fields, name: string): string[] {
   return out;
 }
 
-function flat(headers: IncomingHttpHeaders): string[] {
+/** @param raw as they came, which Node gives as a further argument that its types lack. Of a field that may stand only once, the first counts, as for Node. */
+function flat(headers: IncomingHttpHeaders, raw: Fields): string[] {
   const out: string[] = [];
-  for (const [name, value] of Object.entries(headers)) {
-    if (name.startsWith(":") || value === undefined) continue;
-    for (const one of Array.isArray(value) ? value : [value]) out.push(name, one);
+  const first = new Map<string, string>();
+  for (let i = 0; i < raw.length; i += 2) {
+    const name = raw[i] as string, value = raw[i + 1] as string;
+    if (name.startsWith(":")) continue;
+    const had = first.get(name);
+    if (had === undefined) first.set(name, value);
+    // What Node joins is longer than its first.
+    else if (headers[name] === had) continue;
+    out.push(name, value);
   }
   return out;
 }
