@@ -43,6 +43,7 @@ import { agentDirectory, RunDirectory } from "./run-directory.js";
 import { Slices } from "./slices.js";
 import type { Sandbox, UpstreamAddress } from "./sandbox.js";
 import { Namespaces, sameInode, sameNamespace } from "./namespaces.js";
+import { NetnsNames } from "./netns-names.js";
 import { nameIn, nameOf, Register, storedSource, storedSpec, type Enforced, type Known, type Source, type Spec, type Waiting } from "./register.js";
 import { Telling } from "./telling.js";
 import type { WatchHub, Watcher } from "./watch.js";
@@ -84,6 +85,7 @@ export class Agent {
   /** It is due already. */
   #regrouping = false;
   #looking: NodeJS.Timeout | undefined;
+  #names: NetnsNames | null = null;
 
   private constructor(options: AgentOptions, config: AgentConfig) {
     this.#options = options;
@@ -179,7 +181,12 @@ export class Agent {
     await this.#attachByPattern();
     if (this.#config.metrics !== null) this.#metrics = await this.#serveMetrics(this.#config);
     this.#telling.start();
-    this.#looking = setInterval(() => { this.#exclusive(() => this.#lookForNamespaces()).catch((error: unknown) => { if (!this.#ended) this.#telling.notice(text(error)); }); }, LOOK_FOR_NAMESPACES);
+    const look = (): void => { this.#exclusive(() => this.#lookForNamespaces()).catch((error: unknown) => { if (!this.#ended) this.#telling.notice(text(error)); }); };
+    const names = this.#names = new NetnsNames(look);
+    this.#looking = setInterval(() => {
+      names.begin();
+      look();
+    }, LOOK_FOR_NAMESPACES);
     this.#looking.unref();
   }
 
@@ -717,6 +724,7 @@ export class Agent {
     const queue = this.#queue;
     this.#ended = true;
     clearInterval(this.#looking);
+    this.#names?.close();
     await queue;
     this.#telling.stop();
     this.#closeMetrics();
@@ -726,7 +734,7 @@ export class Agent {
   }
 }
 
-/** How often namespaces that have gone, or come, are looked for, ms. */
+/** How often namespaces that have gone, or come, are looked for, also where nothing told of them (netns-names.ts), ms. */
 const LOOK_FOR_NAMESPACES = 5_000;
 
 function withOverrides(config: AgentConfig, { runDirectory, bpffs }: AgentOptions): AgentConfig {
