@@ -98,4 +98,4 @@ bench-check: build ## fails when a ratio is worse than the recorded one (root)
 	@node bench/check.mjs
 
 clean: ## removes what build made
-	rm -rf dist bin native/build bpf/build test/tools/build packaging/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts src/policy/suffixes.gen.ts
+	rm -rf dist bin native/build bpf/build test/tools/build test/clients/build packaging/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts src/policy/suffixes.gen.ts

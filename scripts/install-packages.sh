@@ -6,7 +6,7 @@ set -euo pipefail
 declare -A packages=(
   [build]="g++ make python3 pkg-config clang-19 llvm-19 libbpf-dev libelf-dev zlib1g-dev bpftool"
   [demo]="curl iproute2 nftables qemu-system-x86 busybox-static cpio gcc libc6-dev dnsmasq-base kmod"
-  [test]="zsh fish iproute2 nftables dnsmasq-base bind9-dnsutils tcpdump ethtool curl openssl nghttp2-client gnutls-bin wget golang-go default-jdk-headless python3-grpcio python3-requests"
+  [test]="zsh fish iproute2 nftables dnsmasq-base bind9-dnsutils tcpdump ethtool curl openssl nghttp2-client gnutls-bin wget golang-go default-jdk-headless python3-grpcio python3-requests faketime"
   [kernels]="e2fsprogs xz-utils kmod"
   [packages]="mmdebstrap"
   [bench]="nftables dnsmasq-base dnsperf iperf3 nghttp2-client mitmproxy nginx-light"

@@ -1,8 +1,8 @@
 // A Go program as a guest runs one: net/http over HTTP/1.1 and HTTP/2, and a call as gRPC makes it, with nothing but the standard library.
 //
-//	client NAME PORT CA-FILE h1|h2|grpc
+//	client NAME PORT CA-FILE h1|h2|grpc [ADDRESS]
 //
-// Dials 127.0.0.1, verifies NAME against the CA alone, prints one line for each thing it got, and ends with status 1 at the first fault.
+// Dials ADDRESS, or what NAME resolves to, verifies NAME against the CA alone, prints one line for each thing it got, and ends with status 1 at the first fault.
 package main
 
 import (
@@ -26,7 +26,7 @@ func check(err error) {
 	}
 }
 
-func client(port string, ca string, h2 bool) *http.Client {
+func client(host string, port string, ca string, h2 bool) *http.Client {
 	pem, err := os.ReadFile(ca)
 	check(err)
 	roots := x509.NewCertPool()
@@ -37,7 +37,7 @@ func client(port string, ca string, h2 bool) *http.Client {
 		TLSClientConfig:   &tls.Config{RootCAs: roots},
 		ForceAttemptHTTP2: h2,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", "127.0.0.1:"+port)
+			return (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(host, port))
 		},
 	}
 	if !h2 {
@@ -122,7 +122,11 @@ func call(c *http.Client, base string) {
 func main() {
 	name, port, ca, what := os.Args[1], os.Args[2], os.Args[3], os.Args[4]
 	base := "https://" + name + ":" + port
-	c := client(port, ca, what != "h1")
+	host := name
+	if len(os.Args) > 5 {
+		host = os.Args[5]
+	}
+	c := client(host, port, ca, what != "h1")
 	if what == "grpc" {
 		call(c, base)
 	} else {

@@ -15,17 +15,19 @@ export class TestAgent {
   service!: Service;
   /** What the agent sees as /etc/resolv.conf; null: the machine's own. */
   readonly #resolvConf: string | null;
+  readonly #env: Record<string, string>;
 
-  private constructor(world: World, resolvConf: string | null) {
+  private constructor(world: World, resolvConf: string | null, env: Record<string, string>) {
     this.world = world;
     this.#resolvConf = resolvConf;
+    this.#env = env;
     this.config = path.join(world.dir, "agent.yaml");
     this.client = new AgentClient(path.join(world.runDir, "agent.sock"));
   }
 
   /** @param config lines of the configuration, without run_dir and bpffs; metrics are off, and sandboxes at most 64, unless it says otherwise. */
-  static async start(world: World, config = "", resolvConf: string | null = null): Promise<TestAgent> {
-    const agent = new TestAgent(world, resolvConf);
+  static async start(world: World, config = "", resolvConf: string | null = null, env: Record<string, string> = {}): Promise<TestAgent> {
+    const agent = new TestAgent(world, resolvConf, env);
     agent.configure(config);
     await agent.restart();
     return agent;
@@ -38,7 +40,7 @@ export class TestAgent {
   /** Starts one without waiting. */
   launch(...args: string[]): Service {
     const bound = this.#resolvConf === null ? [] : ["sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', this.#resolvConf];
-    return this.world.own(this.world.host.start([...bound, ENFORCER, "agent", "--config", this.config, "--json", ...args]));
+    return this.world.own(this.world.host.start([...bound, ENFORCER, "agent", "--config", this.config, "--json", ...args], { env: this.#env }));
   }
 
   async restart(): Promise<void> {

@@ -1,5 +1,5 @@
 /** Real clients through the interceptor (TLS.md tests 12, 26, 28): curl, python3, Node, openssl, Go, GnuTLS, wget, Java and h2load. */
-import { spawn, spawnSync } from "node:child_process";
+import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer as createHttpServer } from "node:http";
@@ -7,6 +7,7 @@ import { createServer as createHttp2Server, type Http2ServerRequest, type Http2S
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { goClient } from "../lib/clients.js";
 import { NAME, originAuthority, sandboxCa, until, World } from "./http-world.js";
 
 let directory: string, ca: string;
@@ -136,12 +137,7 @@ const NOTHING = sha(Buffer.alloc(0));
 
 describe("Go", () => {
   let client = "";
-  beforeAll(() => {
-    client = join(directory, "go-client");
-    // The standard library alone: nothing is fetched.
-    const built = spawnSync("go", ["build", "-o", client, join(import.meta.dirname, "../clients/client.go")], { encoding: "utf8", env: { ...process.env, GOFLAGS: "-mod=mod", GOPROXY: "off", CGO_ENABLED: "0", GOCACHE: join(directory, "go-cache"), HOME: directory } });
-    if (built.status !== 0) throw new Error(built.stderr);
-  });
+  beforeAll(async () => { client = await goClient(); });
   /** Says in a trailer what the request's trailer said. */
   const trailing: Handler = (request, response) => {
     const hash = createHash("sha256");
@@ -155,7 +151,7 @@ describe("Go", () => {
   };
   it.each([["h1", "HTTP/1.1", ["http/1.1"]], ["h2", "HTTP/2.0", ["h2", "http/1.1"]]])("net/http over %s: kept connection, a streamed upload, trailers in both directions", async (what, version, alpn) => {
     const world = await serving(alpn, trailing);
-    const { status, out, err } = await run(client, [NAME, String(world.port), ca, what]);
+    const { status, out, err } = await run(client, [NAME, String(world.port), ca, what, "127.0.0.1"]);
     expect(err).toBe("");
     const digest = sha(Buffer.from("abcdefghij".repeat(300_000)));
     expect(out.trim().split("\n")).toEqual([...[0, 1, 2].map((i) => `${version} 200 GET /${i} ${NOTHING}`), `up 200 POST /up ${digest} trailer ${digest}`]);
@@ -169,7 +165,7 @@ describe("Go", () => {
       response.addTrailers({ "grpc-status": "5", "grpc-message": "not found" });
       request.pipe(response);
     });
-    const { out, err } = await run(client, [NAME, String(world.port), ca, "grpc"]);
+    const { out, err } = await run(client, [NAME, String(world.port), ca, "grpc", "127.0.0.1"]);
     expect(err).toBe("");
     expect(out.trim().split("\n")).toEqual(["HTTP/2.0 200", "message 0", "message 1", "message 2", "EOF 5 not found"]);
   });
@@ -177,7 +173,7 @@ describe("Go", () => {
     const world = await serving(["http/1.1"], echo);
     const other = join(directory, "other.pem");
     writeFileSync(other, originAuthority.certificate);
-    const { status, err } = await run(client, [NAME, String(world.port), other, "h1"]);
+    const { status, err } = await run(client, [NAME, String(world.port), other, "h1", "127.0.0.1"]);
     expect(status).toBe(1);
     expect(err).toContain("certificate signed by unknown authority");
     await until(() => world.handshakes.includes("untrusted"));
