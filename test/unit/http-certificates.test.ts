@@ -13,6 +13,7 @@ import { children, oid, readElement, time, unsigned } from "../../src/tls/certif
 import { serverHandshake } from "../../src/tls/certificates/handshake.js";
 import { SandboxCertificates } from "../../src/tls/certificates/leaves.js";
 import { forgetAuthority, keptAuthority, keptCertificate, operatorAuthority } from "../../src/tls/certificates/store.js";
+import { helloRecords } from "../lib/hello.js";
 
 const DAY = 86_400_000;
 const name = (text: string): LeafSubject => ({ kind: "name", labels: text.split(".") });
@@ -178,7 +179,7 @@ describe("handshakes with the guest", () => {
   /** A listener whose connections shake hands as `subject` with what `certificates` has. */
   async function gate(certificates: SandboxCertificates, judged: () => string | null, alpn: string[] = [], limit = 60_000): Promise<{ port: number; outcomes: string[] }> {
     const outcomes: string[] = [];
-    const server: NetServer = createNetServer((raw) => {
+    const server: NetServer = createNetServer({ allowHalfOpen: true }, (raw) => {
       const said = judged();
       serverHandshake(raw, certificates.server(said === null ? address("127.0.0.1") : name(said), alpn), said, limit).then((socket) => {
         outcomes.push(`ok ${String(socket.alpnProtocol)}${socket.isSessionReused() ? " resumed" : ""}`);
@@ -262,6 +263,24 @@ describe("handshakes with the guest", () => {
     socket.write(Buffer.from([0x16, 3, 1, 0, 200]));
     await new Promise((resolve) => socket.once("close", resolve));
     expect(outcomes).toEqual(["timeout"]);
+  });
+  it("a guest that ends its sending within its handshake has gone; one that does so afterwards is answered", async () => {
+    const certificates = new SandboxCertificates(CertificateAuthority.generate("a", Date.now()));
+    const { port, outcomes } = await gate(certificates, () => "a.example");
+    for (const octets of [Buffer.alloc(0), Buffer.from([0x16, 3, 1, 0, 200]), helloRecords({ names: ["a.example"], retry: true })]) {
+      const socket = netConnect({ port, host: "127.0.0.1", allowHalfOpen: true });
+      socket.resume();
+      socket.end(octets);
+      await new Promise((resolve) => socket.once("close", resolve));
+    }
+    expect(outcomes).toEqual(["closed", "closed", "closed"]);
+    const raw = netConnect({ port, host: "127.0.0.1", allowHalfOpen: true });
+    const guest = tlsConnect({ socket: raw, servername: "a.example", ca: certificates.certificate });
+    let heard = "";
+    guest.on("data", (data: Buffer) => { heard += data.toString(); });
+    guest.on("secureConnect", () => guest.end());
+    await new Promise((resolve) => guest.once("close", resolve));
+    expect(heard).toBe("hello");
   });
   it("12: python3 verifies name and chain, strictly", async () => {
     const certificates = new SandboxCertificates(CertificateAuthority.generate("a", Date.now()));

@@ -1,7 +1,8 @@
 /**
  * The guest's half of a TLS handshake: a connection is handed to a server that does not listen.
  *
- * Holds always: the time limit is total, from the call on, whatever octets come; whoever fails is destroyed. The name the guest
+ * Holds always: the time limit is total, from the call on, whatever octets come; whoever fails is destroyed, and who ends
+ * the connection has failed. The name the guest
  * says in its (last) ClientHello is compared with the one that was judged: a second hello after a HelloRetryRequest may differ.
  * Does not decide which name is right, nor look at the first hello.
  */
@@ -50,6 +51,7 @@ export function serverHandshake(raw: Socket, server: Server, name: string | null
     table.set(id, {
       done(socket) {
         finish();
+        socket.allowHalfOpen = true;
         socket.on("error", () => undefined); // whoever reads it adds what it needs; none may end the process
         // A resumed TLS 1.2 session tells no name in Node; the server's ticket keys are this name's alone.
         const said: unknown = socket.servername;
@@ -66,6 +68,8 @@ export function serverHandshake(raw: Socket, server: Server, name: string | null
         fail(untrusted ? "untrusted" : code === "ECONNRESET" ? "closed" : "protocol", untrusted ? "the guest does not trust the sandbox's CA" : `handshake with the guest: ${code}`);
       },
     });
+    // A guest that ends its sending before its handshake is over has gone; one that does so later may still be answered.
+    raw.allowHalfOpen = false;
     server.emit("connection", raw);
   });
 }
