@@ -6,7 +6,7 @@ SHELL := /bin/bash
 NODE_HEADERS := $(shell node -p 'const home = path.join(path.dirname(process.execPath), ".."); fs.existsSync(home + "/include/node/node_api.h") ? "--nodedir=" + home : ""' 2>/dev/null)
 VITEST := npx vitest run --reporter=default
 
-.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm test-storm bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-tls bench-check test-kernels test-packages deb clean
+.PHONY: help demo test build deps test-unit test-native test-prog test-netns test-vm test-storm test-browsers bench bench-prog bench-tap bench-tcp bench-dns bench-attach bench-churn bench-tls bench-check test-kernels test-packages deb clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,13 @@ test-packages: deb ## the Debian packages on a bare Debian 12 under its systemd,
 	@scripts/install-packages.sh packages
 	@node test/packages/run.mjs && node test/packages/npm.mjs
 
+# The version is that of docs/TLS.md; the program comes within the package.
+test-browsers: build ## Chromium, Firefox and Deno in a guest on a tap; half a gigabyte to install (root)
+	@scripts/need-root.sh "make test-browsers"
+	@scripts/install-packages.sh build demo test browsers
+	@mkdir -p test/browsers/build && npm install --no-audit --no-fund --no-save --ignore-scripts --prefix test/browsers/build deno@2.9.6
+	$(VITEST) test/browsers
+
 deb: build ## Debian packages in packaging/build
 	@scripts/install-packages.sh build
 	@node packaging/deb.mjs
@@ -98,4 +105,4 @@ bench-check: build ## fails when a ratio is worse than the recorded one (root)
 	@node bench/check.mjs
 
 clean: ## removes what build made
-	rm -rf dist bin native/build bpf/build test/tools/build test/clients/build packaging/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts src/policy/suffixes.gen.ts
+	rm -rf dist bin native/build bpf/build test/tools/build test/clients/build test/browsers/build packaging/build src/kernel/layout.gen.ts src/addresses/tables.gen.ts src/policy/suffixes.gen.ts

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that the named purposes need and that are missing, showing progress.
-#   install-packages.sh build|demo|test|kernels|packages|bench ...
+#   install-packages.sh build|demo|test|kernels|packages|browsers|bench ...
 set -euo pipefail
 
 declare -A packages=(
@@ -9,6 +9,7 @@ declare -A packages=(
   [test]="zsh fish iproute2 nftables dnsmasq-base bind9-dnsutils tcpdump ethtool curl openssl nghttp2-client gnutls-bin wget golang-go default-jdk-headless python3-grpcio python3-requests faketime"
   [kernels]="e2fsprogs xz-utils kmod"
   [packages]="mmdebstrap"
+  [browsers]="chromium firefox-esr libnss3-tools"
   [bench]="nftables dnsmasq-base dnsperf iperf3 nghttp2-client mitmproxy nginx-light"
 )
 
