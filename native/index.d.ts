@@ -284,8 +284,11 @@ export class Tap {
 }
 
 /**
- * Executes a program in place of this process, with no more capabilities than `keep` (a bit mask), no way to gain others, and
- * no core dumps. Returns only by throwing. Needs CAP_SETPCAP.
+ * Executes a program in place of this process, with no more capabilities than `keep` (a bit mask) and no way to gain others.
+ * Returns only by throwing. Needs CAP_SETPCAP.
  * @param args with the program's own name first.
  */
 export function execConfined(file: string, args: string[], keep: bigint): never;
+
+/** This process leaves no core dump, neither a file nor at a program that core_pattern names, until it executes another. Its /proc is root's. */
+export function forbidCore(): void;

@@ -24,5 +24,5 @@ export const {
   BpfObject, BpfMap, BpfProgram, BpfLink, RingBuffer, NetlinkMonitor, UdpBatch, SplicePump, Tap,
   queryTcx, attachClsact, detachClsact, queryClsact, removeClsact,
   netlinkRequest, netlinkBatch, openNetns, setNetns, createNetns, netnsInode, closeFd, lockFile, mountBpffs, fsType, notifySocket,
-  clockMonotonicCoarse, tickNanoseconds, possibleCpus, libbpfVersion, effectiveCapabilities, execConfined,
+  clockMonotonicCoarse, tickNanoseconds, possibleCpus, libbpfVersion, effectiveCapabilities, execConfined, forbidCore,
 } = binding;

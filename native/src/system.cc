@@ -132,17 +132,20 @@ void ExecConfined(const Napi::CallbackInfo& info) {
     ThrowErrno(env, errno, {"prctl(PR_SET_NO_NEW_PRIVS)"});
     return;
   }
-  struct rlimit none = {0, 0};
-  if (setrlimit(RLIMIT_CORE, &none) != 0) {
-    ThrowErrno(env, errno, {"setrlimit(RLIMIT_CORE)"});
-    return;
-  }
   for (int fd = 0; fd <= 2; fd++) fcntl(fd, F_SETFD, 0); // Node closes even these at an execution
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   execv(file.c_str(), argv.data());
   ThrowErrno(env, errno, {"execve", file});
+}
+
+// The limit holds for files. Programs that core_pattern names get a dump whatever it says, unless the process is not dumpable; that an
+// execution undoes, so it is said by the image that stays.
+void ForbidCore(const Napi::CallbackInfo& info) {
+  struct rlimit none = {0, 0};
+  if (setrlimit(RLIMIT_CORE, &none) != 0) ThrowErrno(info.Env(), errno, {"setrlimit(RLIMIT_CORE)"});
+  else if (prctl(PR_SET_DUMPABLE, 0) != 0) ThrowErrno(info.Env(), errno, {"prctl(PR_SET_DUMPABLE)"});
 }
 
 }  // namespace
@@ -156,6 +159,7 @@ void InitSystem(Napi::Env env, Napi::Object exports) {
   exports.Set("possibleCpus", Napi::Function::New<PossibleCpus>(env, "possibleCpus"));
   exports.Set("libbpfVersion", Napi::Function::New<LibbpfVersion>(env, "libbpfVersion"));
   exports.Set("execConfined", Napi::Function::New<ExecConfined>(env, "execConfined"));
+  exports.Set("forbidCore", Napi::Function::New<ForbidCore>(env, "forbidCore"));
   exports.Set("effectiveCapabilities", Napi::Function::New<EffectiveCapabilities>(env, "effectiveCapabilities"));
 }
 

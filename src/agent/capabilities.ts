@@ -1,8 +1,8 @@
 /**
  * What the agent may do to the machine: six capabilities and no more, from its first moment on.
  *
- * Holds always: the process that goes on has no capability outside `needed`, on any thread, can gain none by executing
- * something, and writes no core dump. Under the systemd unit that is so already and nothing happens here.
+ * Holds always: the process that goes on has no capability outside `needed`, on any thread, and can gain none by executing
+ * something. Under the systemd unit that is so already and nothing happens here.
  * Does not: give any capability; whoever lacks one that is needed hears of it where it is used.
  */
 import { effectiveCapabilities, execConfined } from "../../native/index.js";

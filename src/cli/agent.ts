@@ -6,6 +6,7 @@
  * configuration again, and a bad one changes nothing.
  */
 import { join } from "node:path";
+import { forbidCore } from "../../native/index.js";
 import { Agent } from "../agent/daemon.js";
 import { notifyReady, notifyReloading, notifyStatus, notifyStopping } from "../agent/notify.js";
 import { serveApi, type ApiServer } from "../api/server.js";
@@ -16,6 +17,7 @@ export interface AgentArguments { readonly config: string | null; readonly runDi
 
 /** Resolves when a signal ended it. @throws EnforcerError. */
 export async function runAgent({ config, runDirectory, bpffs, json }: AgentArguments): Promise<void> {
+  forbidCore();
   const say = (event: string, text: string, more: object = {}): void => {
     if (json) process.stdout.write(`${JSON.stringify({ event, time: new Date().toISOString(), text, ...more })}\n`);
     else process.stderr.write(`enforcer: ${text}\n`);

@@ -7,6 +7,7 @@
  */
 import { createHash } from "node:crypto";
 import type { Server } from "node:http";
+import { forbidCore } from "../../native/index.js";
 import { formatAddress, type Address, type Prefix } from "../addresses/address.js";
 import { Enforcer, type Sandbox } from "../agent/enforcer.js";
 import { enforcerRegistry, serveMetrics, type Listen } from "../agent/metrics.js";
@@ -43,6 +44,7 @@ export interface AttachArguments extends PolicyArguments {
 
 /** Resolves when a signal ended it. @throws EnforcerError. */
 export async function attachForeground(options: AttachArguments): Promise<void> {
+  forbidCore();
   checkInterfaceName(options.tap);
   const input = policyInput(options);
   const { policy: draft, warnings } = buildPolicy(input);

@@ -1,6 +1,6 @@
 /** What a running agent may do, and what it needs for it: started by hand, without systemd's help. */
 import { spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, expect, test } from "vitest";
@@ -33,4 +33,16 @@ test("the agent keeps six capabilities, gains none, and leaves no core", async (
     agent.kill("SIGTERM");
     await ended;
   }
+});
+
+test.each([["the agent", ["agent", "--config", "/dev/null"]], ["enforcer attach in the foreground", ["attach", "tap9", "--wait", "--metrics", "off"]]])("TLS test 39: %s that is made to dump core leaves none, also where the shell allows it", async (what, args) => {
+  const cwd = path.join(folder, what.replaceAll(" ", "-"));
+  mkdirSync(cwd);
+  const program = spawn("prlimit", ["--core=unlimited", ENFORCER, ...args, "--run-dir", path.join(cwd, "run"), "--bpffs", bpffs.path, "--json"], { cwd, stdio: ["ignore", "pipe", "inherit"] });
+  const ended = new Promise<NodeJS.Signals | null>((resolve) => program.once("exit", (_status, signal) => resolve(signal)));
+  await Promise.race([new Promise<void>((resolve) => { program.stdout.setEncoding("utf8").once("data", () => resolve()); }), ended.then(() => { throw new Error("it ended"); })]);
+  expect(readFileSync(`/proc/${program.pid}/limits`, "utf8")).toMatch(/core file size +0 +0/);
+  program.kill("SIGABRT");
+  expect(await ended).toBe("SIGABRT");
+  expect(readdirSync(cwd)).toEqual(["run"]);
 });
