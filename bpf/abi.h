@@ -13,7 +13,7 @@
 
 /* Limits that shape a map or a loop. Those marked (default) may be set smaller or larger at load or attach time. */
 enum abi_limit {
-	ABI_VERSION = 4,
+	ABI_VERSION = 5,
 	MAX_SANDBOXES = 4096,       /* (default) slots in `sandboxes` and in every outer map */
 	MAX_RULES = 512,            /* bits of a rule vector: distinct rules after the compiler has merged equal ones */
 	RULE_WORDS = 8,             /* MAX_RULES / 64 */
@@ -25,6 +25,7 @@ enum abi_limit {
 	FLOWS_DEFAULT = 2048,       /* (default) flows per sandbox */
 	PINS_DEFAULT = 1024,        /* (default) pinned addresses per sandbox */
 	FRAGMENTS_DEFAULT = 256,    /* (default) datagrams in fragments per sandbox */
+	ADDRESSES_DEFAULT = 64,     /* (default) addresses of its prefixes that a sandbox may have in use at one time */
 	REDIRECTS = 512,            /* intercepted DNS conversations per sandbox at one time; power of two */
 	DNS_WAITING = 512,          /* UDP queries of one sandbox that may wait for the resolver: its socket has one queue for all sandboxes */
 	DNS_CONNECTIONS = 512,      /* TCP connections to port 53 that one sandbox may begin a second: the resolver's thread serves all sandboxes */
@@ -115,6 +116,7 @@ enum reason {
 	REASON_FLOW_TABLE_FULL,
 	REASON_FRAGMENT_TABLE_FULL,
 	REASON_REDIRECT_TABLE_FULL,
+	REASON_ADDRESS_TABLE_FULL,/* one more address of the guest's prefixes than it may have in use */
 	REASON_AGENT_GONE,        /* port 53, or a connection that the agent looks into, while no agent runs: refused at once */
 	REASON_NOT_ENFORCED,      /* tap has no sandbox, or its slot is not in force */
 	REASON_MAP_MISSING,       /* a table that must be there is not */
@@ -198,6 +200,7 @@ enum sandbox_flag {
 	SANDBOX_REDIRECT_DNS = 16,
 	SANDBOX_DHCP = 32, /* guest may act as DHCP and DHCPv6 client */
 	SANDBOX_REDIRECT_DOT = 64, /* TCP 853 goes to the agent, as port 53 does; else it is refused */
+	SANDBOX_PREFIXES = 128, /* some guest address is a prefix: what is used of it is in `addresses` */
 };
 
 struct net4 {
@@ -334,6 +337,11 @@ struct ip_address {
 	__u8 octets[16];
 };
 
+/* value of the inner maps of `addresses`: key is struct ip_address */
+struct address_use {
+	__u64 last_seen_ticks;
+};
+
 /* value of the inner maps of `prefixes4` / `prefixes6`: class whose vector is the union over all covering prefixes */
 struct prefix_entry {
 	__u32 class_id;
@@ -439,7 +447,7 @@ struct event_limit {
 	__u32 queries; /* over UDP */
 	__u32 dns_connections;
 	__u32 connections; /* that the agent looks into */
-	__u32 _pad;
+	__u32 addresses_swept; /* low half of the ticks at which full `addresses` were last swept */
 };
 
 /* per-CPU `addr_cache`: address -> rule bits without pins; can always be computed again */
@@ -454,10 +462,12 @@ struct addr_cache {
 
 /*
  * per-CPU `recent`: flows that were found established lately, one entry per direction, in front of the flow table. Good for
- * the same policy and groups only, and not beyond the moment at which the table's own entry wants to be touched again.
+ * the same policy, groups and address of the guest only, and not beyond the moment at which the table's own entry wants to be
+ * touched again.
  */
 struct recent_flow {
 	struct flow_key key;
+	__u64 own[2];      /* the guest's address: of a prefix, the key does not say which */
 	__u64 policy;      /* uid; 0: empty */
 	__u64 until_ticks;
 	__u32 generation;
@@ -535,7 +545,7 @@ ABI_ASSERT(sizeof(struct redirect) == 72);
 ABI_ASSERT(sizeof(struct counter) == 16);
 ABI_ASSERT(sizeof(struct event_limit) == 64);
 ABI_ASSERT(sizeof(struct addr_cache) == 104);
-ABI_ASSERT(sizeof(struct recent_flow) == 48);
+ABI_ASSERT(sizeof(struct recent_flow) == 64);
 ABI_ASSERT(sizeof(struct denial) == 56);
 ABI_ASSERT(sizeof(struct globals) == 88);
 ABI_ASSERT(sizeof(struct event) == 72);

@@ -102,7 +102,7 @@ inline_stage __u32 egress(struct pkt *p)
 	int dhcp = is_dhcp_egress(p);
 	if (dhcp && !p->v6 && !v4_of(p->source))
 		return allow(p, REASON_DHCP);
-	if (check_source(p) != VERDICT_ALLOW)
+	if (check_source(p) != VERDICT_ALLOW || use_address(p, p->guest, p->source) != VERDICT_ALLOW)
 		return VERDICT_DENY;
 	if (dhcp)
 		return allow(p, REASON_DHCP);
@@ -269,12 +269,13 @@ int from_guest_long(struct __sk_buff *skb)
 }
 
 /*
- * Never attached: the agent runs it (BPF_PROG_TEST_RUN) to free the expired flows of the sandbox whose slot is in skb->mark,
- * so that when a flow is over is written once, here. Returns how many there were.
+ * Never attached: the agent runs it (BPF_PROG_TEST_RUN) to free the expired flows of the sandbox whose slot is in skb->mark, and the places of
+ * addresses that it does not use any more, so that when either is over is written once, here. Returns how many flows there were.
  */
 SEC("tc")
 int sweep(struct __sk_buff *skb)
 {
+	address_reclaim(skb->mark, 0);
 	return flow_reclaim(skb->mark, 0);
 }
 
@@ -315,7 +316,7 @@ int abi_types(struct __sk_buff *skb __attribute__((unused)))
 	return bpf_core_type_id_local(struct tap) + bpf_core_type_id_local(struct tap_key) + bpf_core_type_id_local(struct place) + bpf_core_type_id_local(enum within) + bpf_core_type_id_local(struct sandbox) + bpf_core_type_id_local(struct learned) +
 	       bpf_core_type_id_local(struct lpm4) + bpf_core_type_id_local(struct lpm6) + bpf_core_type_id_local(struct group_entry) +
 	       bpf_core_type_id_local(union policy_page) + bpf_core_type_id_local(struct policy_header) +
-	       bpf_core_type_id_local(struct prefix_entry) + bpf_core_type_id_local(struct ip_address) + bpf_core_type_id_local(struct pin) + bpf_core_type_id_local(struct flow_key) +
+	       bpf_core_type_id_local(struct prefix_entry) + bpf_core_type_id_local(struct ip_address) + bpf_core_type_id_local(struct address_use) + bpf_core_type_id_local(struct pin) + bpf_core_type_id_local(struct flow_key) +
 	       bpf_core_type_id_local(struct flow) + bpf_core_type_id_local(struct fragment_key) + bpf_core_type_id_local(struct fragment) +
 	       bpf_core_type_id_local(struct redirect) + bpf_core_type_id_local(struct counter) + bpf_core_type_id_local(struct event_limit) +
 	       bpf_core_type_id_local(struct addr_cache) + bpf_core_type_id_local(struct recent_flow) + bpf_core_type_id_local(struct denial) + bpf_core_type_id_local(struct globals) + bpf_core_type_id_local(struct event) +

@@ -69,19 +69,21 @@ inline_stage __u32 recent_scope(const struct pkt *p, __u64 epoch)
 	return p->direction | (__u32)epoch << 1;
 }
 
-inline_stage int seen_lately(struct pkt *p, const struct recent_flow *recent, const struct flow_key *key, __u64 now)
+inline_stage int seen_lately(struct pkt *p, const struct recent_flow *recent, const struct flow_key *key, const __u64 *own, __u64 now)
 {
 	const __u64 *words = (const __u64 *)key, *known = (const __u64 *)&recent->key;
 
-	return recent->policy == p->sandbox->policy && recent->generation == p->sandbox->generation && recent->scope == recent_scope(p, p->global->groups_epoch) &&
+	return recent->policy == p->sandbox->policy && same16(recent->own, own) && recent->generation == p->sandbox->generation && recent->scope == recent_scope(p, p->global->groups_epoch) &&
 	       known[0] == words[0] && known[1] == words[1] && known[2] == words[2] && (__s64)(recent->until_ticks - now) > 0;
 }
 
-inline_stage void remember_flow(struct pkt *p, struct recent_flow *recent, const struct flow_key *key, const struct flow *flow, __u64 epoch)
+inline_stage void remember_flow(struct pkt *p, struct recent_flow *recent, const struct flow_key *key, const __u64 *own, const struct flow *flow, __u64 epoch)
 {
 	recent->policy = 0;
 	barrier();
 	recent->key = *key;
+	recent->own[0] = own[0];
+	recent->own[1] = own[1];
 	recent->generation = p->sandbox->generation;
 	recent->scope = recent_scope(p, epoch);
 	recent->until_ticks = flow->last_seen_ticks + p->global->hz / 2;
@@ -165,7 +167,7 @@ inline_stage __u32 fast(struct pkt *p, int within)
 			return UNDECIDED;
 	}
 
-	const __u64 *remote = out ? p->destination : p->source;
+	const __u64 *remote = out ? p->destination : p->source, *own = out ? p->source : p->destination;
 	if (!opens) {
 		struct flow_key key = {
 			.remote_port = out ? p->destination_port : p->source_port,
@@ -178,8 +180,10 @@ inline_stage __u32 fast(struct pkt *p, int within)
 		struct recent_flow *recent = recent_place(p, &key);
 		if (!recent)
 			return UNDECIDED;
-		if (seen_lately(p, recent, &key, now))
+		if (seen_lately(p, recent, &key, own, now))
 			return allow(p, REASON_ESTABLISHED);
+		if (out && use_address(p, p->guest, own) != VERDICT_ALLOW)
+			return VERDICT_DENY;
 		void *table = bpf_map_lookup_elem(&flows, &p->slot);
 		if (!table)
 			return UNDECIDED;
@@ -191,9 +195,11 @@ inline_stage __u32 fast(struct pkt *p, int within)
 			    (flow->origin != p->direction && !(flow->flags & FLOW_REPLIED)) ||
 			    now - flow->last_seen_ticks > p->global->hz / 2)
 				return TO_FLOW;
-			remember_flow(p, recent, &key, flow, epoch);
+			remember_flow(p, recent, &key, own, flow, epoch);
 			return allow(p, REASON_ESTABLISHED);
 		}
+	} else if (out && use_address(p, p->guest, own) != VERDICT_ALLOW) {
+		return VERDICT_DENY;
 	}
 	return denied_lately(p, remote, p->destination_port, p->proto) ? VERDICT_DENY : TO_FLOW;
 }

@@ -30,15 +30,6 @@ inline_stage __u32 flow_lifetime(__u8 proto, __u8 flags)
 	return OTHER_IDLE;
 }
 
-/*
- * Ticks since a table's entry was used. Signed: another CPU may have used it after `now` was read, above all during a walk through a
- * large table, and then it has not been idle for ages but not at all.
- */
-inline_stage __s64 idle_ticks(__u64 now, __u64 last_seen)
-{
-	return (__s64)(now - last_seen);
-}
-
 inline_stage int flow_expired(__u8 proto, const struct flow *flow, __u64 now, __u32 hz)
 {
 	return idle_ticks(now, flow->last_seen_ticks) > (__s64)flow_lifetime(proto, flow->flags) * hz;

@@ -5,7 +5,8 @@
  * Holds always: what was given is compared; what was not given is taken once, from the first frame in which it is plausible
  * (a unicast MAC; an address inside the tap's own prefixes that is neither the gateway's nor another of the host's), and locked
  * by compare-and-swap until the next attach. A frame seen while another CPU writes a learned address is dropped. A gateway's address is never the
- * guest's, also where it lies in a prefix that was given.
+ * guest's, also where it lies in a prefix that was given. Of prefixes the guest uses so many addresses at one time and no more: each
+ * takes a place in the host's neighbour table, which has 1,024 for all.
  */
 #ifndef ENFORCER_IDENTITY_H
 #define ENFORCER_IDENTITY_H
@@ -15,6 +16,12 @@
 #define GUEST_LEARNED_6 8
 #define GUEST_LINK_LOCAL 13
 #define GUEST_NONE 255
+
+/*
+ * Seconds after which an address of a prefix that sends nothing is not in use. Longer than the host's neighbour table keeps what is not used
+ * (gc_stale_time, 60, looked at every 15 or so).
+ */
+#define ADDRESS_IDLE 120
 
 #define MAC_LEARNED (1ULL << 48)
 
@@ -96,6 +103,85 @@ inline_stage __u8 guest_index6(struct pkt *p, const __u64 *addr)
 			return GUEST_LINK_LOCAL;
 	}
 	return GUEST_NONE;
+}
+
+struct address_sweep {
+	__u64 now;
+	__u32 hz;
+	__u32 freed;
+};
+
+static long sweep_address(void *map, const void *key, void *value, struct address_sweep *ctx)
+{
+	struct ip_address copy = *(const struct ip_address *)key;
+
+	if (idle_ticks(ctx->now, ((const struct address_use *)value)->last_seen_ticks) > (__s64)ADDRESS_IDLE * ctx->hz) {
+		bpf_map_delete_elem(map, &copy);
+		ctx->freed++;
+	}
+	return 0;
+}
+
+/* Frees the places of addresses that are not in use any more; how many there were. full: not if it was done within the last second. */
+__attribute__((noinline)) int address_reclaim(__u32 slot, int full)
+{
+	struct event_limit *limit = bpf_map_lookup_elem(&event_limits, &slot);
+	void *table = bpf_map_lookup_elem(&addresses, &slot);
+	__u32 zero = 0;
+	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+	struct address_sweep ctx = { .now = bpf_jiffies64(), .hz = global ? global->hz : 0 };
+
+	if (!limit || !table || !ctx.hz || (full && (__u32)ctx.now - limit->addresses_swept < ctx.hz))
+		return 0;
+	limit->addresses_swept = ctx.now;
+	bpf_for_each_map_elem(table, sweep_address, &ctx, 0);
+	return ctx.freed;
+}
+
+/*
+ * May the guest use this address of its own, which it has by this index? One of a prefix if it is in use already or there is a place for
+ * it, any other always. Global functions: the verifier checks them once.
+ */
+__attribute__((noinline)) int address_claim(__u32 slot, __u32 guest, __u64 high, __u64 low)
+{
+	struct sandbox *sb = bpf_map_lookup_elem(&sandboxes, &slot);
+	__u64 key[2] = { high, low };
+	__u64 now = bpf_jiffies64();
+	__u32 zero = 0;
+
+	if (!sb || guest == GUEST_LINK_LOCAL)
+		return !!sb;
+	/* no mask: the place is that of the learned address */
+	const struct net4 *four = &sb->guest4[guest & (GUEST_ADDRS - 1)];
+	const struct net6 *six = &sb->guest6[guest & (GUEST_ADDRS - 1)];
+	if (guest < GUEST_6 ? !four->mask || four->mask == ~0U : !six->mask[0] || six->mask[1] == ~0ULL)
+		return 1;
+	void *table = bpf_map_lookup_elem(&addresses, &slot);
+	if (!table)
+		return 0;
+	struct address_use *known = bpf_map_lookup_elem(table, key);
+	if (known) {
+		struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+
+		/* written once a second, not per packet */
+		if (global && idle_ticks(now, known->last_seen_ticks) > global->hz)
+			known->last_seen_ticks = now;
+		return 1;
+	}
+	struct address_use use = { .last_seen_ticks = now };
+	return bpf_map_update_elem(table, key, &use, BPF_ANY) == 0 ||
+	       (address_reclaim(slot, 1) && bpf_map_update_elem(table, key, &use, BPF_ANY) == 0);
+}
+
+/*
+ * The guest says that it has this address, by sending from it or by telling where it is. Whatever else makes the host look for one of
+ * its addresses is answered here or not at all.
+ */
+inline_stage __u32 use_address(struct pkt *p, __u8 guest, const __u64 *addr)
+{
+	if (!(p->sandbox->flags & SANDBOX_PREFIXES) || address_claim(p->slot, guest, addr[0], addr[1]))
+		return VERDICT_ALLOW;
+	return deny(p, REASON_ADDRESS_TABLE_FULL);
 }
 
 /* Nothing that the host has is ever learned: it may have more addresses on the tap than there are places for gateways. */

@@ -164,6 +164,21 @@ struct {
 	__array(values, struct flow_map);
 } flows SEC(".maps");
 
+/* slot -> addresses of its prefixes that the guest uses. Written and read here; swept by the agent, and here when full. Absent where
+ * it has single addresses only. Full of addresses in use: packets of one more are denied and counted. */
+struct address_map {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ADDRESSES_DEFAULT);
+	__uint(key_size, sizeof(struct ip_address));
+	__uint(value_size, sizeof(struct address_use));
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SANDBOXES);
+	__type(key, __u32);
+	__array(values, struct address_map);
+} addresses SEC(".maps");
+
 /* slot -> datagrams whose first fragment passed. Written and read here. An LRU: forgetting one drops the rest of that
  * datagram, nothing else. */
 struct fragment_map {

@@ -44,8 +44,13 @@ inline_stage __u32 arp_egress(struct pkt *p)
 	if (mac_word(arp->sender_mac) != guest_mac(p))
 		return deny(p, REASON_ARP_SPOOF);
 	if (sender) {
-		if (guest_index4(p, sender) == GUEST_NONE && learn4(p, sender) == GUEST_NONE)
+		__u8 own = guest_index4(p, sender);
+		if (own == GUEST_NONE)
+			own = learn4(p, sender);
+		if (own == GUEST_NONE)
 			return deny(p, REASON_ARP_SPOOF);
+		if (use_address(p, own, p->source) != VERDICT_ALLOW)
+			return VERDICT_DENY;
 	} else if (!request) {
 		return deny(p, REASON_ARP_SPOOF);
 	}
@@ -154,10 +159,16 @@ inline_stage __u32 nd_egress(struct pkt *p)
 		return deny(p, REASON_TRUNCATED);
 	if (is_mapped(target) || !nd_destination_fits(p, type, target) || !nd_options_fit(p, p->l4 + 24, !unspecified))
 		return deny(p, REASON_ND_SPOOF);
-	int own = guest_index6(p, target) != GUEST_NONE;
-	if (type == ICMP6_NEIGHBOUR_ADVERT)
-		return own && !unspecified ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ND_SPOOF);
-	if (own)
+	__u8 own = guest_index6(p, target);
+	if (type == ICMP6_NEIGHBOUR_ADVERT) {
+		if (own == GUEST_NONE || unspecified)
+			return deny(p, REASON_ND_SPOOF);
+		/* it tells of the target, whoever sends it */
+		return use_address(p, own, target) == VERDICT_ALLOW ? allow(p, REASON_NEIGHBOUR) : VERDICT_DENY;
+	}
+	if (!unspecified && use_address(p, p->guest, p->source) != VERDICT_ALLOW)
+		return VERDICT_DENY;
+	if (own != GUEST_NONE)
 		return allow(p, REASON_NEIGHBOUR);
 	if (unspecified)
 		return may_take6(p, target) ? allow(p, REASON_NEIGHBOUR) : deny(p, REASON_ND_SPOOF);

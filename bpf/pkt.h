@@ -158,6 +158,15 @@ inline_stage __be32 v4_of(const __u64 *addr)
 	return (__be32)(addr[1] >> 32);
 }
 
+/*
+ * Ticks since a table's entry was used. Signed: another CPU may have used it after `now` was read, above all during a walk through a
+ * large table, and then it has not been idle for ages but not at all.
+ */
+inline_stage __s64 idle_ticks(__u64 now, __u64 last_seen)
+{
+	return (__s64)(now - last_seen);
+}
+
 inline_stage int same16(const __u64 *a, const __u64 *b)
 {
 	return a[0] == b[0] && a[1] == b[1];

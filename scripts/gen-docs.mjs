@@ -89,6 +89,7 @@ const advice = {
   "flow-table-full": "Raise `limits.flows`, or look at what in the guest opens so many connections.",
   "fragment-table-full": faulty,
   "redirect-table-full": "Look at what in the guest asks so much: 512 questions and 2,048 connections that the agent looks into can be open at a time; how many may begin a second, and do, is in `enforcer_begun`.",
+  "address-table-full": "Give the guest fewer addresses, or raise `limits.guest_addresses`. An address that the guest sends nothing from for two minutes makes room.",
   "agent-gone": "Start the agent, or attach again. Until then names are not resolved, and connections by name that it would look into are refused.",
   "not-enforced": "Attach the tap. Until then it passes nothing through these programs.",
   "map-missing": faulty,
@@ -238,7 +239,7 @@ ${table(["metric", "type", "labels", "meaning"], metrics.map(({ name, type, labe
 | \`verdict\` | \`allow\`, \`deny\` or \`redirect\` |
 | \`reason\` | of packets and of requests, see [REASONS.md](REASONS.md) |
 | \`outcome\` | of DNS queries, see below; of connections, see [REASONS.md](REASONS.md#connections-that-are-looked-into) |
-| \`map\` | \`flows\`, \`pins\`, \`fragments\`; \`redirects\`: DNS conversations; \`intercepted\`: connections that the agent looks into, where the policy has any |
+| \`map\` | \`flows\`, \`pins\`, \`fragments\`; \`addresses\`: what the guest uses of its prefixes, where it has any; \`redirects\`: DNS conversations; \`intercepted\`: connections that the agent looks into, where the policy has any |
 | \`kind\` | of pins: \`name\`, \`address\`, or \`address-of-a-name\`: of the name that has most; of what a guest begins: \`query\` (over UDP), \`dns-connection\`, or \`connection\` that the agent looks into |
 | \`bound\` | \`names\`, \`addresses\`, \`addresses-per-name\` or \`rules-per-address\` |
 | \`source\` | who did not report: \`kernel\`, \`resolver\` or \`tls\` |

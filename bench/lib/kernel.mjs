@@ -53,7 +53,7 @@ export class Bench {
     this.globals.setGroups(hostGroups());
     this.ifindex = ifindex;
     const built = policyOf(policy);
-    const sizes = { flows: built.limits.flows, pins: built.limits.pins, eventsPerSecond, queriesPerSecond: 2 ** 32 - 1, connectionsPerSecond: 2 ** 32 - 1 };
+    const sizes = { flows: built.limits.flows, pins: built.limits.pins, eventsPerSecond, queriesPerSecond: 2 ** 32 - 1, connectionsPerSecond: 2 ** 32 - 1, addresses: built.limits.guestAddresses };
     this.tables = SandboxTables.make(this.instance, 0, 7, {
       ifindex, tapMac: macBytes(GATEWAY.mac), mac: macBytes(GUEST.mac), guest: [prefix(`${GUEST.v4}/32`), prefix(`${GUEST.v6}/128`)],
       learnPrefixes: [], gateways: [address(GATEWAY.v4), address(GATEWAY.v6)], dhcp: true,

@@ -535,7 +535,7 @@ export class Enforcer implements Member {
   /** Entries now and at most, of the tables that can be full. A table of a million is counted in parts. */
   async fill(sandbox: Sandbox, slices: Slices): Promise<Fill[]> {
     // All at once: after a pause the slot may be another sandbox's.
-    const maps = [["flows", sandbox.tables.inner("flows")], ["pins", sandbox.tables.pins()], ["fragments", sandbox.tables.inner("fragments")]] as const;
+    const maps = [["flows", sandbox.tables.inner("flows")], ["pins", sandbox.tables.pins()], ["fragments", sandbox.tables.inner("fragments")], ["addresses", sandbox.tables.inner("addresses")]] as const;
     const places = this.#runOn("taken", sandbox.slot), intercepted = sandbox.tables.inner("intercepted");
     intercepted?.close();
     const rows: Fill[] = [{ map: "redirects", entries: places & 0xffff, limit: AbiLimit.REDIRECTS }];
@@ -683,7 +683,7 @@ export class Enforcer implements Member {
 }
 
 /** How full a table is. */
-export interface Fill { readonly map: "flows" | "pins" | "fragments" | "redirects" | "intercepted"; readonly entries: number; readonly limit: number }
+export interface Fill { readonly map: "flows" | "pins" | "fragments" | "addresses" | "redirects" | "intercepted"; readonly entries: number; readonly limit: number }
 
 /** Entries that are counted without a pause; first few, because most tables are nearly empty and room is not free. */
 const COUNTED_FIRST = 64, COUNTED_AT_ONCE = 4096;

@@ -137,6 +137,7 @@ export function sizesOf(policy: Policy): TableSizes {
   return {
     flows: limits.flows, pins: limits.pins, eventsPerSecond: limits.eventsPerSecond,
     queriesPerSecond: burst + queriesPerSecond, connectionsPerSecond: (CONNECTION_BURST + 1) * limits.connectionsPerSecond,
+    addresses: limits.guestAddresses,
   };
 }
 

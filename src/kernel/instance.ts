@@ -21,7 +21,7 @@ import type { Programs } from "./tap-link.js";
 const BPFFS_MAGIC = 0xcafe4a11;
 const OBJECT = fileURLToPath(new URL("../../bpf/build/enforcer.bpf.o", import.meta.url));
 /** Maps sized by the number of sandboxes, and by four times that: two policies and two floors. */
-const PER_SANDBOX = ["sandboxes", "learned", "event_limits", "flows", "fragments", "redirects", "intercepted", "counters", "pin_epochs"] as const;
+const PER_SANDBOX = ["sandboxes", "learned", "event_limits", "flows", "fragments", "redirects", "intercepted", "addresses", "counters", "pin_epochs"] as const;
 const PER_POLICY = ["policies", "prefixes4", "prefixes6", "pins"] as const;
 /** Power of two, twice the sandboxes at least. */
 const TAPS = ["taps", "taps_more", "taps_within"] as const;

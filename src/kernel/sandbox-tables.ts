@@ -38,6 +38,8 @@ export interface TableSizes {
   /** Queries over UDP, and begins of connections that are looked into, that the kernel lets through to the agent a second. */
   readonly queriesPerSecond: number;
   readonly connectionsPerSecond: number;
+  /** Addresses of the guest's prefixes that it may have in use at one time. */
+  readonly addresses: number;
 }
 
 /** See POLICY_FLOOR_UID in bpf/abi.h. */
@@ -45,7 +47,9 @@ const FLOOR_UID = 1n << 63n;
 /** Inner maps by slot that every sandbox has, and those that belong to one policy. */
 const OF_SLOT = ["flows", "fragments", "redirects", "counters"] as const;
 const OF_POLICY = ["policies", "prefixes4", "prefixes6", "pins"] as const;
-export type SlotMap = (typeof OF_SLOT)[number] | "intercepted";
+/** Those that only some have. */
+const OPTIONAL = ["intercepted", "addresses"] as const;
+export type SlotMap = (typeof OF_SLOT)[number] | (typeof OPTIONAL)[number];
 
 /** The uid that a floor is compiled with, beside the policy with this uid. */
 export function floorUid(uid: bigint): bigint { return uid | FLOOR_UID; }
@@ -81,6 +85,7 @@ export class SandboxTables {
       tables.#install("counters", slot, null);
       instance.map("learned").update(key, Buffer.alloc(layouts.learned.size));
       instance.map("event_limits").update(key, Buffer.alloc(layouts.event_limit.size));
+      tables.#placeAddresses(identity, sizes);
       tables.#describe(identity, sizes);
     } catch (error) {
       tables.clear();
@@ -116,7 +121,7 @@ export class SandboxTables {
       if (record?.readUInt32LE(field.state.offset) === SandboxState.SANDBOX_ENFORCED) continue;
       const tables = new SandboxTables(instance, slot, 0);
       const ofPolicy = [0, 1, 2, 3].map((part) => slot * 4 + part);
-      if (![...OF_SLOT, "intercepted" as const].some((name) => tables.#has(name, slot)) && !OF_POLICY.some((name) => ofPolicy.some((index) => tables.#has(name, index)))) continue;
+      if (![...OF_SLOT, ...OPTIONAL].some((name) => tables.#has(name, slot)) && !OF_POLICY.some((name) => ofPolicy.some((index) => tables.#has(name, index)))) continue;
       tables.clear();
       cleared.push(slot);
     }
@@ -203,8 +208,10 @@ export class SandboxTables {
 
   /** Identity may be given anew (an address added on the tap); counters, flows and pins stay. */
   describe(identity: Identity, sizes: TableSizes): void {
+    this.#placeAddresses(identity, sizes);
     this.#describe(identity, sizes);
     this.#write();
+    if (!hasPrefix(identity)) this.#instance.map("addresses").delete(slotKey(this.slot));
   }
 
   /** Puts the sandbox in force; needs a committed policy. */
@@ -236,7 +243,7 @@ export class SandboxTables {
       sum += map.memory();
       map.close();
     };
-    for (const name of [...OF_SLOT, "intercepted"] as const) add(name, this.slot);
+    for (const name of [...OF_SLOT, ...OPTIONAL]) add(name, this.slot);
     for (const name of OF_POLICY) for (const uid of [0n, 1n]) for (const tables of [uid, floorUid(uid)]) add(name, this.#index(tables));
     return sum + layouts.sandbox.size + layouts.learned.size + layouts.event_limit.size;
   }
@@ -245,7 +252,7 @@ export class SandboxTables {
   clear(): void {
     const key = slotKey(this.slot);
     this.#instance.map("sandboxes").update(key, Buffer.alloc(layouts.sandbox.size));
-    for (const name of [...OF_SLOT, "intercepted"] as const) this.#instance.map(name).delete(key);
+    for (const name of [...OF_SLOT, ...OPTIONAL]) this.#instance.map(name).delete(key);
     for (const half of [0n, 1n]) this.discard(half);
     this.#uid = 0n;
   }
@@ -274,6 +281,14 @@ export class SandboxTables {
     } finally {
       map.close();
     }
+  }
+
+  /** The table of what the guest uses of its prefixes, of this size; one of another size begins anew. */
+  #placeAddresses(identity: Identity, sizes: TableSizes): void {
+    if (!hasPrefix(identity)) return;
+    const former = this.inner("addresses"), size = former?.info.maxEntries;
+    former?.close();
+    if (size !== sizes.addresses) this.#install("addresses", this.slot, sizes.addresses);
   }
 
   #describe(identity: Identity, sizes: TableSizes): void {
@@ -310,10 +325,14 @@ export class SandboxTables {
     if (guest6.every(({ bytes }) => bytes[0] === 0xfe && (bytes[1]! & 0xc0) === 0x80)) flags |= SandboxFlag.SANDBOX_LEARN_6;
     if (!hasLinkLocal) flags |= SandboxFlag.SANDBOX_LEARN_LL;
     if (identity.dhcp) flags |= SandboxFlag.SANDBOX_DHCP;
+    if (hasPrefix(identity)) flags |= SandboxFlag.SANDBOX_PREFIXES;
     record.writeUInt32LE(flags, field.flags.offset);
     this.#writeDot();
   }
 }
+
+/** Whether some of the guest's addresses is a prefix, of which it may have many. */
+function hasPrefix({ guest }: Identity): boolean { return guest.some(({ length }) => length < 128); }
 
 export function slotKey(index: number): Buffer {
   const key = Buffer.alloc(4);

@@ -74,7 +74,7 @@ export function selfTest(instance: Instance, globals: Globals, ifindex: number, 
   const tables = SandboxTables.make(instance, instance.spareSlot, generation, {
     ifindex, place: place?.number ?? 0, tapMac: GATEWAY_MAC, mac: GUEST_MAC, dhcp: false, learnPrefixes: [], gateways: [GATEWAY4, GATEWAY6],
     guest: [{ bytes: GUEST4, length: 128, family: 4 }, { bytes: GUEST6, length: 128, family: 6 }],
-  }, { flows: 16, pins: 16, eventsPerSecond: 0, queriesPerSecond: 16, connectionsPerSecond: 16 });
+  }, { flows: 16, pins: 16, eventsPerSecond: 0, queriesPerSecond: 16, connectionsPerSecond: 16, addresses: 16 });
   try {
     const uid = tables.nextUid();
     tables.stage(compilePolicy(policy, { uid }), uid, 16).close();

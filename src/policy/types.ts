@@ -140,6 +140,8 @@ export interface Limits {
   readonly connectionsPerSecond: number;
   /** KiB under way in such connections that one side has sent and the other has not taken. */
   readonly bufferedKib: number;
+  /** Addresses of its prefixes in use at one time. */
+  readonly guestAddresses: number;
 }
 
 export interface Policy {
@@ -186,4 +188,5 @@ export const limitKinds: Readonly<Record<keyof Limits, LimitKind>> = {
   eventsPerSecond: { key: "events_per_second", min: 0, max: 10_000, standard: 100 },
   connectionsPerSecond: { key: "connections_per_second", min: 1, max: 10_000, standard: 100 },
   bufferedKib: { key: "buffered_kib", min: 1_024, max: 4_194_304, standard: 65_536 },
+  guestAddresses: { key: "guest_addresses", min: 1, max: 65_536, standard: 64 },
 };

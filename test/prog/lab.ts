@@ -9,7 +9,7 @@
 import {
   type BpfMap, closeFd, clockMonotonicCoarse, createNetns, openNetns, possibleCpus, RingBuffer, setNetns, Tap, tickNanoseconds,
 } from "../../native/index.js";
-import { type Address, parseAddress, parsePrefix, type Prefix } from "../../src/addresses/address.js";
+import { type Address, formatAddress, parseAddress, parsePrefix, type Prefix } from "../../src/addresses/address.js";
 import { type GroupTable, groupTable } from "../../src/addresses/groups.js";
 import { encodePin, PinEpoch } from "../../src/dns/kernel-pins.js";
 import { reasonName, verdictOf, type VerdictName } from "../../src/kernel/counters.js";
@@ -88,6 +88,8 @@ export interface SandboxOptions {
   readonly eventsPerSecond?: number;
   readonly queriesPerSecond?: number;
   readonly connectionsPerSecond?: number;
+  /** Of its prefixes. */
+  readonly addresses?: number;
   readonly generation?: number;
   /** There is somebody who looks into connections. */
   readonly inspect?: boolean;
@@ -276,7 +278,7 @@ export class LabSandbox {
     const generation = options.generation ?? lab.nextGeneration();
     this.tables = SandboxTables.make(lab.instance, slot, generation, this.identity(options.identity), {
       flows: options.flows ?? 2048, pins: options.pins ?? 1024, eventsPerSecond: options.eventsPerSecond ?? 1_000_000_000,
-      queriesPerSecond: options.queriesPerSecond ?? 1_000_000_000, connectionsPerSecond: options.connectionsPerSecond ?? 1_000_000_000,
+      queriesPerSecond: options.queriesPerSecond ?? 1_000_000_000, connectionsPerSecond: options.connectionsPerSecond ?? 1_000_000_000, addresses: options.addresses ?? 64,
     });
     this.#counters = this.tables.inner("counters")!;
     this.#counts = this.#counters.entries().values;
@@ -470,6 +472,35 @@ export class LabSandbox {
       closing: values[i * size + fields.closing.offset] !== 0, proto: values[i * size + fields.proto.offset]!, guestPort: values.readUInt16BE(i * size + fields.guest_port.offset),
       lastSeen: values.readBigUInt64LE(i * size + fields.last_seen_ticks.offset),
     })).filter(({ state }) => state !== 0);
+  }
+
+  /** Addresses of its prefixes that it has in use, as the kernel has them. */
+  addresses(): string[] {
+    const map = this.tables.inner("addresses");
+    if (map === null) return [];
+    const { keys, count } = map.entries();
+    map.close();
+    return Array.from({ length: count }, (_, i) => formatAddress(Uint8Array.from(keys.subarray(i * 16, i * 16 + 16)))).sort();
+  }
+
+  /** As if so many seconds had gone by in which these, or all, sent nothing; and as if no room had been looked for lately. */
+  ageAddresses(seconds: number, only: readonly string[] = this.addresses()): void {
+    const map = this.tables.inner("addresses")!, limits = this.#lab.instance.map("event_limits"), record = limits.lookup(slotKey(this.slot))!;
+    for (const text of only) {
+      const value = map.lookup(address(text))!;
+      value.writeBigUInt64LE(value.readBigUInt64LE(0) - BigInt(seconds * hz), 0); // struct address_use
+      map.update(address(text), value);
+    }
+    map.close();
+    record.writeUInt32LE(0, layouts.event_limit.fields.addresses_swept.offset);
+    limits.update(slotKey(this.slot), record);
+  }
+
+  /** What the agent does every few seconds: flows and addresses that are over leave their places. */
+  sweep(): void {
+    const context = Buffer.alloc(SKB.size);
+    context.writeUInt32LE(this.slot, SKB.mark);
+    this.#lab.instance.program("sweep").testRun({ data: new Uint8Array(64), context });
   }
 
   /** Places that the kernel says are taken. */

@@ -327,6 +327,9 @@ twins("dns-redirect", "an answer makes room for the next query", (s, v6) => out(
   for (let i = 0; i < 512; i++) s.out(dnsQuery(s, v6));
   lab.run("from_resolver", fromAgent(s, v6, 16384 + s.redirects()[0]!.index));
 } }));
+twins("address-table-full", "one address more of its prefix than it may have in use", (s, v6) => out(tcpFrame(s.to(site(v6), { source: v6 ? "fd00:7::5" : "10.7.0.5" }), https)), (v6) => ({
+  sandbox: { identity: { guest: ["10.7.0.0/16", "fd00:7::/64"].map(prefix) }, addresses: 4 }, fresh: true, prepare: (s) => { for (let i = 1; i < 5; i++) s.out(tcpFrame(s.to(site(v6), { source: v6 ? `fd00:7::${i}` : `10.7.0.${i}` }), https)); },
+}));
 twins("not-enforced", "a device that carries no sandbox", (s, v6) => out(tcpFrame(s.to(site(v6)), https), { ifindex: 1 }));
 twins("not-enforced", "the same, inbound", (s, v6) => into(tcpFrame(s.from(site(v6)), https), { ifindex: 1 }));
 twins("not-enforced", "a slot out of force", (s, v6) => out(tcpFrame(s.to(site(v6)), https)), () => ({ fresh: true, prepare: (s, lab) => { lab.instance.map("sandboxes").update(slotKey(s.slot), Buffer.alloc(lab.instance.map("sandboxes").info.valueSize)); } }));

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { SandboxTables, slotKey } from "../../src/kernel/sandbox-tables.js";
 import { Lab, type LabSandbox } from "./lab.js";
 
-const OUTER = ["flows", "fragments", "redirects", "counters", "intercepted"] as const, OF_POLICY = ["policies", "prefixes4", "prefixes6", "pins"] as const;
+const OUTER = ["flows", "fragments", "redirects", "counters", "intercepted", "addresses"] as const, OF_POLICY = ["policies", "prefixes4", "prefixes6", "pins"] as const;
 const SLOT = 2;
 let lab: Lab, living: LabSandbox;
 beforeAll(() => {
@@ -18,7 +18,7 @@ function held(slot: number): string[] {
   return [...OUTER.filter((name) => there(name, slot)), ...OF_POLICY.flatMap((name) => [0, 1, 2, 3].filter((part) => there(name, slot * 4 + part)).map((part) => `${name} ${part}`))];
 }
 
-const make = (): void => { SandboxTables.make(lab.instance, SLOT, 7, living.identity(), { flows: 16, pins: 16, eventsPerSecond: 1, queriesPerSecond: 1, connectionsPerSecond: 1 }); };
+const make = (): void => { SandboxTables.make(lab.instance, SLOT, 7, living.identity(), { flows: 16, pins: 16, eventsPerSecond: 1, queriesPerSecond: 1, connectionsPerSecond: 1, addresses: 1 }); };
 
 test.each<[string, () => void]>([
   ["an attach that has made tables", make],

@@ -50,7 +50,7 @@ rebinding   refused (REFUSED)
 block list  1 of 1,000,000 names, answered NXDOMAIN
 private     *.corp.example: 10.0.0.0/8
 tls         names verified, nothing decrypted; ports 443, and 80 for plain HTTP
-limits      flows 2048, pins 1024, names 1024, addresses_per_name 64, queries_in_flight 128, queries_per_second 500, events_per_second 100, connections_per_second 100, buffered_kib 65536
+limits      flows 2048, pins 1024, names 1024, addresses_per_name 64, queries_in_flight 128, queries_per_second 500, events_per_second 100, connections_per_second 100, buffered_kib 65536, guest_addresses 64
 
 policy.yaml:7: warning: rule 4: 0.0.0.0/0 covers only the public addresses in it; allow private, metadata or other groups by rules of their own, if they are meant
 `);
