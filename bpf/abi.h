@@ -116,7 +116,7 @@ enum reason {
 	REASON_FLOW_TABLE_FULL,
 	REASON_FRAGMENT_TABLE_FULL,
 	REASON_REDIRECT_TABLE_FULL,
-	REASON_ADDRESS_TABLE_FULL,/* one more address of the guest's prefixes than it may have in use */
+	REASON_ADDRESS_TABLE_FULL,/* one more address of the guest's prefixes than it may have in use, or one that the host has */
 	REASON_AGENT_GONE,        /* port 53, or a connection that the agent looks into, while no agent runs: refused at once */
 	REASON_NOT_ENFORCED,      /* tap has no sandbox, or its slot is not in force */
 	REASON_MAP_MISSING,       /* a table that must be there is not */

@@ -138,9 +138,27 @@ __attribute__((noinline)) int address_reclaim(__u32 slot, int full)
 	return ctx.freed;
 }
 
+/* Has the host this very address? Not whether it is in a group of the host's for what it embeds: the guest's prefix may embed the host's address. */
+inline_stage int host_has(const __u64 *addr)
+{
+	struct group_entry *entry;
+
+	if (is_mapped(addr)) {
+		struct lpm4 key = { .prefixlen = 32, .addr = v4_of(addr) };
+		entry = bpf_map_lookup_elem(&groups4, &key);
+	} else {
+		struct lpm6 key = { .prefixlen = 128 };
+		__builtin_memcpy(key.addr, addr, 16);
+		entry = bpf_map_lookup_elem(&groups6, &key);
+		barrier();
+	}
+	return entry && entry->group == GROUP_HOST;
+}
+
 /*
- * May the guest use this address of its own, which it has by this index? One of a prefix if it is in use already or there is a place for
- * it, any other always. Global functions: the verifier checks them once.
+ * May the guest use this address of its own, which it has by this index? One of a prefix if the host has it not, also where it is no
+ * gateway that is known, and it is in use already or there is a place for it; any other always. A global function: the verifier checks it
+ * once. No more than yes or no: Linux 6.1 follows every answer to its end.
  */
 __attribute__((noinline)) int address_claim(__u32 slot, __u32 guest, __u64 high, __u64 low)
 {
@@ -157,15 +175,17 @@ __attribute__((noinline)) int address_claim(__u32 slot, __u32 guest, __u64 high,
 	if (guest < GUEST_6 ? !four->mask || four->mask == ~0U : !six->mask[0] || six->mask[1] == ~0ULL)
 		return 1;
 	void *table = bpf_map_lookup_elem(&addresses, &slot);
-	if (!table)
+	struct globals *global = bpf_map_lookup_elem(&globals, &zero);
+	if (!table || !global)
 		return 0;
 	struct address_use *known = bpf_map_lookup_elem(table, key);
+	/* once a second, not per packet */
+	if (known && idle_ticks(now, known->last_seen_ticks) <= global->hz)
+		return 1;
+	if (host_has(key))
+		return 0;
 	if (known) {
-		struct globals *global = bpf_map_lookup_elem(&globals, &zero);
-
-		/* written once a second, not per packet */
-		if (global && idle_ticks(now, known->last_seen_ticks) > global->hz)
-			known->last_seen_ticks = now;
+		known->last_seen_ticks = now;
 		return 1;
 	}
 	struct address_use use = { .last_seen_ticks = now };

@@ -89,7 +89,7 @@ const advice = {
   "flow-table-full": "Raise `limits.flows`, or look at what in the guest opens so many connections.",
   "fragment-table-full": faulty,
   "redirect-table-full": "Look at what in the guest asks so much: 512 questions and 2,048 connections that the agent looks into can be open at a time; how many may begin a second, and do, is in `enforcer_begun`.",
-  "address-table-full": "Give the guest fewer addresses, or raise `limits.guest_addresses`. An address that the guest sends nothing from for two minutes makes room.",
+  "address-table-full": "Give the guest fewer addresses, or raise `limits.guest_addresses`. An address that the guest sends nothing from for two minutes makes room. An address that the host has is never the guest's.",
   "agent-gone": "Start the agent, or attach again. Until then names are not resolved, and connections by name that it would look into are refused.",
   "not-enforced": "Attach the tap. Until then it passes nothing through these programs.",
   "map-missing": faulty,

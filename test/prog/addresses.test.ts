@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
   arpFrame, type Bytes, echoFrame, filler, fragments, ipFrame, ipText, neighbourAdvertisement, neighbourSolicitation, PROTOCOL, solicitedNode, TCP, tcpFrame, udp, udpFrame,
 } from "../lib/frames.js";
-import { GUEST, HOST, Lab, type LabSandbox, prefix, SITE } from "./lab.js";
+import { GUEST, HOST, hostGroups, Lab, type LabSandbox, prefix, SITE } from "./lab.js";
 
 const LIMIT = 4;
 /** Beside prefixes a single address in each family, which is always the guest's. */
@@ -134,6 +134,25 @@ describe("addresses of a guest's prefixes", () => {
       const from = (source: string): string => sandbox.out(tcpFrame(ends(sandbox, source, true), { sourcePort: 40000, destinationPort: 443 })).reason;
       expect([from(at(true, 1)), from(GUEST.v6)]).toEqual(["address-table-full", "rule-allow"]);
     } finally {
+      sandbox.close();
+    }
+  });
+
+  test("an address of the host's in a prefix is not the guest's, also one that is no gateway, and one that it takes later", () => {
+    const [sandbox] = sandboxes(1) as [LabSandbox], former = lab.groups;
+    try {
+      lab.groups = hostGroups([at(false, 9), at(true, 9)]);
+      const from = (v6: boolean, n: number): string => sandbox.out(tcpFrame(ends(sandbox, at(v6, n), v6), { sourcePort: 40000, destinationPort: 443 })).reason;
+      for (const v6 of [false, true]) {
+        expect([from(v6, 9), from(v6, 1)]).toEqual(["address-table-full", "rule-allow"]);
+        const told = v6 ? nd(GUEST.linkLocal, "ff02::1", neighbourAdvertisement(GUEST.linkLocal, "ff02::1", at(v6, 9), GUEST.mac)) : arpFrame({ senderMac: GUEST.mac, senderIp: at(v6, 9), targetIp: HOST.gateway4 }, { source: GUEST.mac });
+        expect(sandbox.out(told).reason).toBe("address-table-full");
+      }
+      lab.groups = hostGroups([at(false, 1), at(true, 1)]);
+      sandbox.ageAddresses(2);
+      expect([from(false, 1), from(true, 1), from(false, 9), from(true, 9)]).toEqual(["address-table-full", "address-table-full", "rule-allow", "rule-allow"]);
+    } finally {
+      lab.groups = former;
       sandbox.close();
     }
   });
