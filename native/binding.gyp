@@ -7,7 +7,7 @@
       "sources": [
         "src/addon.cc", "src/args.cc", "src/error.cc", "src/poll.cc",
         "src/object.cc", "src/layout.cc", "src/map.cc", "src/unwaited.cc", "src/program.cc", "src/link.cc", "src/tc.cc", "src/ring.cc",
-        "src/netlink.cc", "src/netns.cc", "src/system.cc", "src/udp.cc", "src/tap.cc", "src/pump.cc", "src/splice.cc",
+        "src/netlink.cc", "src/netns.cc", "src/system.cc", "src/udp.cc", "src/tap.cc", "src/pump.cc", "src/splice.cc", "src/verify.cc",
       ],
       # In a worker that is being terminated nothing can be thrown any more; that is not a fault (SWALLOW_UNTHROWABLE).
       "defines": [

@@ -38,6 +38,7 @@ int64_t FdMemlock(int fd) {
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   SilenceLibbpf();
+  LimitChains();
   // malloc gives each thread an arena of its own, up to eight for each CPU, and memory that one thread frees is not another's:
   // what the agent's threads pass around would pile up in them. Two grow no further once they are warm.
   mallopt(M_ARENA_MAX, 2);

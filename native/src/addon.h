@@ -134,6 +134,8 @@ void InitSystem(Napi::Env env, Napi::Object exports);
 void InitUdp(Napi::Env env, Napi::Object exports);
 void InitTap(Napi::Env env, Napi::Object exports);
 void InitSplice(Napi::Env env, Napi::Object exports);
+// Of the process, once (verify.cc).
+void LimitChains();
 
 // "bpf-map", "bpf-prog", "bpf-link" …: what kind of BPF descriptor fd is, from /proc/self/fd; empty when it is none.
 std::string BpfKind(int fd);
