@@ -14,7 +14,7 @@ import type { Policy } from "../policy/types.js";
 import { quietly, type Parts, type Step } from "./parts.js";
 import { compiledAs, type Predecessor, type Served } from "./predecessor.js";
 import type { OwnFrames, PolicyState, SandboxState } from "./run-directory.js";
-import { digestOf, identityOf, sizesOf, type AttachOptions, type Sandbox } from "./sandbox.js";
+import { digestOf, gatewaysLeftOut, identityOf, sizesOf, type AttachOptions, type Sandbox } from "./sandbox.js";
 import type { PinMaps } from "./workers.js";
 
 /** What is to be put in force, and where: known before anything is changed. */
@@ -77,7 +77,8 @@ async function planned(parts: Parts, options: AttachOptions): Promise<Request> {
     if (other.name === name || other.facts.ifindex === facts.ifindex) throw new EnforcerError("E_TAP_TAKEN", `${other.name} is attached already (device ${other.facts.name})`, { remedy: "detach it first, or change its policy with enforcer policy set" });
   }
   if (facts.xdp !== null) parts.notice(`${tap}: an XDP program (id ${facts.xdp.programId ?? "unknown"}) sees the guest's frames before the enforcer does`);
-  const identity = identityOf(facts, options, parts.place);
+  const identity = identityOf(facts, options, parts.place), leftOut = gatewaysLeftOut(tap, identity);
+  if (leftOut !== null) parts.notice(leftOut);
   parts.expectGateways(options.gateways);
   const [policy, floor] = parts.regrouped(options.policy, options.floor ?? null);
   const file = parts.run.read(name);

@@ -48,7 +48,7 @@ import { quietly, text, type Parts } from "./parts.js";
 import { Predecessor, type Adoptable } from "./predecessor.js";
 import { ReaderClient } from "./reader-client.js";
 import type { RunDirectory } from "./run-directory.js";
-import { identityKey, identityOf, sizesOf, type AttachOptions, type KeptSandbox, type LimitCounters, type Sandbox } from "./sandbox.js";
+import { gatewaysLeftOut, identityKey, identityOf, sizesOf, type AttachOptions, type KeptSandbox, type LimitCounters, type Sandbox } from "./sandbox.js";
 import type { Slices } from "./slices.js";
 import { nudge, swap, type Swapped } from "./swap.js";
 
@@ -638,6 +638,8 @@ export class Enforcer implements Member {
       const identity = identityOf(facts, { ...sandbox.options, incomplete: true }, this.place);
       sandbox.facts = facts;
       if (identityKey(identity) === identityKey(sandbox.identity)) return;
+      const leftOut = gatewaysLeftOut(sandbox.name, identity);
+      if (leftOut !== null && leftOut !== gatewaysLeftOut(sandbox.name, sandbox.identity)) this.#options.onNotice(leftOut);
       sandbox.tables.describe(identity, sizesOf(sandbox.policy));
       sandbox.identity = identity;
     } catch (error) {

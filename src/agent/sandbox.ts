@@ -8,7 +8,7 @@ import { formatAddress, formatPrefix, hasHostBits, isV4, maskPrefix, type Addres
 import { dnsLimits } from "../dns/sandbox-policy.js";
 import { EnforcerError } from "../errors.js";
 import { AbiLimit } from "../kernel/layout.gen.js";
-import type { Identity, SandboxTables, TableSizes } from "../kernel/sandbox-tables.js";
+import { knownGateways, type Identity, type SandboxTables, type TableSizes } from "../kernel/sandbox-tables.js";
 import type { Mechanism } from "../kernel/tap-link.js";
 import type { TapFacts, TapPreparation } from "../net/tap.js";
 import type { CompiledPolicy } from "../policy/compile.js";
@@ -78,12 +78,15 @@ export interface KeptSandbox {
   readonly reason: string;
 }
 
-/** @param place number of the tap's namespace (kernel/place.ts). @throws EnforcerError E_GATEWAY_UNKNOWN, E_USAGE. */
+/** @param place number of the tap's namespace (kernel/place.ts). @throws EnforcerError E_GATEWAY_UNKNOWN, E_LIMIT, E_USAGE. */
 export function identityOf(facts: TapFacts, { gateways: given, guest, mac, incomplete }: Pick<AttachOptions, "gateways" | "guest" | "mac" | "incomplete">, place = 0): Identity {
   const tap = facts.name;
   for (const gateway of given) {
     const fault = addressFault(gateway, 128);
     if (fault !== null) throw new EnforcerError("E_USAGE", `--gateway ${formatAddress(gateway)} ${fault}`, { remedy: "name the host's own address on the tap or its bridge" });
+  }
+  for (const [family, named] of familiesOf(given)) {
+    if (named.length > AbiLimit.GATEWAYS) throw new EnforcerError("E_LIMIT", `${named.length} ${family} gateways for one guest; ${AbiLimit.GATEWAYS} can be held`, { remedy: "name those that the guest uses" });
   }
   for (const prefix of guest) {
     const fault = guestFault(prefix);
@@ -97,6 +100,17 @@ export function identityOf(facts: TapFacts, { gateways: given, guest, mac, incom
   }
   if (guest.length === 0 && facts.learnPrefixes.length === 0 && !incomplete) throw new EnforcerError("E_USAGE", `the guest of ${tap} has no address that could be learned: no subnet or route leads to the tap`, { remedy: "name it with --guest-ip ADDR" });
   return { ifindex: facts.ifindex, place, tapMac: facts.bridge?.mac ?? facts.mac, mac, guest, learnPrefixes: facts.learnPrefixes, gateways, dhcp: true };
+}
+
+function familiesOf(addresses: readonly Address[]): (readonly [string, readonly Address[]])[] {
+  return [["IPv4", addresses.filter(isV4)], ["IPv6", addresses.filter((address) => !isV4(address))]];
+}
+
+/** What to say where the tap has more gateways than the kernel can know: the guest asks in vain for the others. null: it knows all. */
+export function gatewaysLeftOut(tap: string, { gateways }: Identity): string | null {
+  const held = knownGateways(gateways);
+  const left = familiesOf(gateways).flatMap(([family, all]) => (all.length <= AbiLimit.GATEWAYS ? [] : [`${all.length} ${family} addresses could be the guest's gateway, and ${AbiLimit.GATEWAYS} can be held: not ${all.filter((address) => !held.includes(address)).map(formatAddress).join(", ")}`]));
+  return left.length === 0 ? null : `${tap}: ${left.join("; ")}. --gateway names those that the guest uses`;
 }
 
 /** Why no single host has an address in this prefix, or null. @param length of the 16 octets. */

@@ -26,7 +26,7 @@ export interface Identity {
   readonly guest: readonly Prefix[];
   /** At most LEARN_PREFIXES a family count. */
   readonly learnPrefixes: readonly Prefix[];
-  /** Addresses of the guest's gateway, link-local ones included; at most GATEWAYS a family count. */
+  /** Addresses of the guest's gateway, link-local ones included; knownGateways() of them count. */
   readonly gateways: readonly Address[];
   readonly dhcp: boolean;
 }
@@ -315,20 +315,30 @@ export class SandboxTables {
     const learn4 = identity.learnPrefixes.filter((prefix) => prefix.family === 4), learn6 = identity.learnPrefixes.filter((prefix) => prefix.family === 6);
     writePrefixes4(record, field.learn4.offset, learn4.slice(0, AbiLimit.LEARN_PREFIXES));
     writePrefixes6(record, field.learn6.offset, learn6.slice(0, AbiLimit.LEARN_PREFIXES));
-    identity.gateways.filter(isV4).slice(0, AbiLimit.GATEWAYS).forEach((address, i) => record.set(address.subarray(12), field.gateway4.offset + 4 * i));
-    identity.gateways.filter((address) => !isV4(address)).slice(0, AbiLimit.GATEWAYS).forEach((address, i) => record.set(address, field.gateway6.offset + 16 * i));
+    const gateways = knownGateways(identity.gateways);
+    gateways.filter(isV4).forEach((address, i) => record.set(address.subarray(12), field.gateway4.offset + 4 * i));
+    gateways.filter((address) => !isV4(address)).forEach((address, i) => record.set(address, field.gateway6.offset + 16 * i));
 
-    const hasLinkLocal = guest6.some(({ bytes }) => bytes[0] === 0xfe && (bytes[1]! & 0xc0) === 0x80);
+    const hasLinkLocal = guest6.some(({ bytes }) => isLinkLocal(bytes));
     let flags = SandboxFlag.SANDBOX_REDIRECT_DNS as number;
     if (identity.mac === null) flags |= SandboxFlag.SANDBOX_LEARN_MAC;
     if (guest4.length === 0) flags |= SandboxFlag.SANDBOX_LEARN_4;
-    if (guest6.every(({ bytes }) => bytes[0] === 0xfe && (bytes[1]! & 0xc0) === 0x80)) flags |= SandboxFlag.SANDBOX_LEARN_6;
+    if (guest6.every(({ bytes }) => isLinkLocal(bytes))) flags |= SandboxFlag.SANDBOX_LEARN_6;
     if (!hasLinkLocal) flags |= SandboxFlag.SANDBOX_LEARN_LL;
     if (identity.dhcp) flags |= SandboxFlag.SANDBOX_DHCP;
     if (hasPrefix(identity)) flags |= SandboxFlag.SANDBOX_PREFIXES;
     record.writeUInt32LE(flags, field.flags.offset);
     this.#writeDot();
   }
+}
+
+function isLinkLocal(bytes: Uint8Array): boolean { return bytes[0] === 0xfe && (bytes[1]! & 0xc0) === 0x80; }
+
+/** Those that the kernel knows: the first GATEWAYS of each family, but of IPv6 a link-local one in any case, which most guests use. */
+export function knownGateways(all: readonly Address[]): readonly Address[] {
+  const six = all.filter((address) => !isV4(address)), linkLocal = six.filter(isLinkLocal).slice(0, 1);
+  const others = six.filter((address) => !linkLocal.includes(address)).slice(0, AbiLimit.GATEWAYS - linkLocal.length);
+  return [...all.filter(isV4).slice(0, AbiLimit.GATEWAYS), ...others, ...linkLocal];
 }
 
 /** Whether some of the guest's addresses is a prefix, of which it may have many. */

@@ -2,8 +2,9 @@
  * What may be said of a guest's identity: refused is what no guest can have, or what would be more than was meant.
  */
 import { describe, expect, test } from "vitest";
-import { parseAddress, parsePrefix } from "../../src/addresses/address.js";
-import { identityOf } from "../../src/agent/sandbox.js";
+import { formatAddress, parseAddress, parsePrefix } from "../../src/addresses/address.js";
+import { gatewaysLeftOut, identityOf } from "../../src/agent/sandbox.js";
+import { knownGateways } from "../../src/kernel/sandbox-tables.js";
 import type { TapFacts } from "../../src/net/tap.js";
 
 const facts: TapFacts = {
@@ -28,6 +29,18 @@ describe("identity", () => {
   });
 
   test.each(["0.0.0.0", "224.0.0.1", "127.0.0.1", "::", "ff02::1"])("%s is no gateway", (text) => { expect(() => given(["172.30.0.2"], { gateways: [text] })).toThrow(/--gateway/); });
+
+  test("more gateways than the kernel can know: named ones are refused, of a tap's own it is said which are left out, and a link-local one never is", () => {
+    const addresses = (...texts: string[]): Uint8Array[] => texts.map((text) => parseAddress(text)!);
+    const four = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"];
+    given(["172.30.0.2"], { gateways: [...four, "fd00::1", "fd00::2", "fd00::3", "fe80::1"] });
+    expect(() => given(["172.30.0.2"], { gateways: [...four, "10.0.0.5"] })).toThrow(expect.objectContaining({ code: "E_LIMIT", message: "5 IPv4 gateways for one guest; 4 can be held" }));
+    const said = (...gateways: string[]): string | null => gatewaysLeftOut("tap0", identityOf({ ...facts, gateways: addresses(...gateways) }, { guest: [parsePrefix("172.30.0.2")!], gateways: [], mac: null, incomplete: false }));
+    expect(said(...four, "fd00::1", "fd00::2", "fd00::3", "fe80::1")).toBe(null);
+    expect(said(...four, "10.0.0.5", "10.0.0.6")).toBe("tap0: 6 IPv4 addresses could be the guest's gateway, and 4 can be held: not 10.0.0.5, 10.0.0.6. --gateway names those that the guest uses");
+    expect(said("fd00::1", "fd00::2", "fd00::3", "fd00::4", "fe80::1")).toMatch(/5 IPv6 .* not fd00::4\. /);
+    expect(knownGateways(addresses("fd00::1", "fd00::2", "fd00::3", "fd00::4", "fe80::1", "fe80::2")).map(formatAddress)).toEqual(["fd00::1", "fd00::2", "fd00::3", "fe80::1"]);
+  });
 
   test("a MAC of a group is no guest's", () => { expect(() => given(["172.30.0.2"], { mac: Uint8Array.of(1, 0, 0, 0, 0, 1) })).toThrow(/MAC/); });
 });
