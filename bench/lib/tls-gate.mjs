@@ -15,6 +15,7 @@ import { groupTable } from "../../dist/addresses/groups.js";
 import { SandboxCertificates } from "../../dist/tls/certificates/leaves.js";
 import { keptAuthority } from "../../dist/tls/certificates/store.js";
 import { HelloReader } from "../../dist/tls/hello.js";
+import { FarSides } from "../../dist/tls/http/far-sides.js";
 import { interceptTls } from "../../dist/tls/http/intercept.js";
 import { httpLimits } from "../../dist/tls/http/limits.js";
 import { refuse } from "../../dist/tls/http/refusal.js";
@@ -34,7 +35,7 @@ const groups = groupTable({});
 const certificates = new SandboxCertificates(keptAuthority(directory, "bench"));
 const context = trustContext({ hostCas: false, extra: [readFileSync(originCa, "utf8")] });
 const pump = new PumpHolder({ start: Pump.start, onChange: (failure) => { if (failure !== null) throw failure; } });
-const watch = new Watch(), counters = { requests: 0, refused: {}, upgrades: 0 };
+const farSides = new FarSides(), watch = new Watch(), counters = { requests: 0, refused: {}, upgrades: 0 };
 
 /** @param {readonly string[]} labels */
 const allowed = (labels) => judge.judge(groups, { address: ADDRESS, port: 443, labels, pinned: true }).reason === "allowed";
@@ -71,7 +72,7 @@ const server = createServer(/** @type {import("node:net").ServerOpts} */ ({ allo
     }
     guest.unshift(reader.octets);
     void interceptTls({
-      guest, alpn: hello.alpn, labels, certificates, context, dial, handshakeFailed: () => undefined,
+      guest, alpn: hello.alpn, labels, certificates, context, farSides, dial, handshakeFailed: () => undefined,
       passage: {
         scheme: "https", name: labels.join("."), port: Number(port), address: null, limits: httpLimits, counters, watch, holds: () => undefined,
         judge: (request) => (allowed(labels) ? judge.request({ address: ADDRESS, port: 443, labels, pinned: true }, request) === null ? null : refuse(403, "rule-method") : refuse(403, "policy")),

@@ -148,6 +148,8 @@ export function enforcerRegistry(enforcer: Enforcer, engines: () => readonly Enf
   gauge("enforcer_tls_handshakes", "Intercepted connections whose handshakes are not over.", ["sandbox"], (set) => eachTls((sandbox, { handshakes }) => set({ sandbox }, handshakes)));
   gauge("enforcer_tls_handshakes_limit", "Such connections that the sandbox may have at one time; others wait.", ["sandbox"], (set) => eachTls((sandbox, { handshakeLimit }) => set({ sandbox }, handshakeLimit)));
   gauge("enforcer_tls_handshakes_waiting", "Connections that wait for their turn to begin their handshakes.", ["sandbox"], (set) => eachTls((sandbox, { handshakesWaiting }) => set({ sandbox }, handshakesWaiting)));
+  gauge("enforcer_tls_far_sides", "Servers of intercepted connections that are not verified yet, and those that failed lately.", ["sandbox"], (set) => eachTls((sandbox, { farSides }) => set({ sandbox }, farSides)));
+  gauge("enforcer_tls_far_sides_limit", "Such servers at one time; others wait.", ["sandbox"], (set) => eachTls((sandbox, { farSideLimit }) => set({ sandbox }, farSideLimit)));
   gauge("enforcer_tls_connections_left", "Connections that may begin at once before the sandbox's rate refuses one.", ["sandbox"], (set) => eachTls((sandbox, { connectionTokens }) => set({ sandbox }, connectionTokens)));
   gauge("enforcer_tls_connections_rate_limit", "Connections that may begin a second.", ["sandbox"], (set) => eachSandbox(({ name, policy }) => set({ sandbox: name }, policy.limits.connectionsPerSecond)));
   gauge("enforcer_tls_buffered_bytes", "Octets that one side of such connections has sent and the other has not taken.", ["sandbox"], (set) => eachTls((sandbox, { buffered }) => set({ sandbox }, buffered)));

@@ -65,6 +65,9 @@ export interface TlsStats {
     readonly handshakes: number;
     readonly handshakeLimit: number;
     readonly handshakesWaiting: number;
+    /** Places taken by far sides that are not verified yet, or failed lately. */
+    readonly farSides: number;
+    readonly farSideLimit: number;
     /** Connections that may begin before the rate counts, now. */
     readonly connectionTokens: number;
     /** Octets that one side has sent and the other has not taken, when they were last counted. */

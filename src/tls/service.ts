@@ -32,6 +32,7 @@ import type { CertificateAuthority } from "./certificates/authority.js";
 import { keepOperators, keptAuthority, operatorAuthority } from "./certificates/store.js";
 import { serveDot } from "./dot.js";
 import { type ClientHello, canonicalLabels, HelloReader } from "./hello.js";
+import { FarSides } from "./http/far-sides.js";
 import { isDnsContent, isDnsMessage } from "./http/fields.js";
 import { guardMethods } from "./http/form.js";
 import { interceptTls } from "./http/intercept.js";
@@ -103,6 +104,7 @@ interface Sandbox {
   readonly connections: Set<Connection>;
   readonly outcomes: { [K in ConnectionOutcome]?: number };
   readonly http: HttpCounters;
+  readonly farSides: FarSides;
   /** Connections whose hello is not whole yet, oldest first. */
   readonly hellos: Set<Connection>;
   helloOctets: number;
@@ -162,7 +164,7 @@ export class TlsService {
     this.#sandboxes.set(slot, {
       slot, generation, name, judge, intercepted, secrets, cutOff: false,
       certificates: judge.intercepts ? this.#certificates(name, own) : null,
-      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, hellos: new Set(), helloOctets: 0, bucket: bucketOf(policy), questions: questionsOf(policy), buffered: 0, bytesUp: 0, bytesDown: 0, told: { second: 0, count: 0 }, eventsLost: 0,
+      connections: new Set(), outcomes: {}, http: { requests: 0, refused: {}, upgrades: 0 }, farSides: new FarSides(), hellos: new Set(), helloOctets: 0, bucket: bucketOf(policy), questions: questionsOf(policy), buffered: 0, bytesUp: 0, bytesDown: 0, told: { second: 0, count: 0 }, eventsLost: 0,
     });
   }
 
@@ -231,10 +233,10 @@ export class TlsService {
     const limit = this.#limit();
     return {
       strangers: this.#strangers, pumpFailing: this.#pump.failing, pumpFailures: this.#pump.failures,
-      sandboxes: [...this.#sandboxes.values()].map((sandbox) => ({ sandbox, turns: this.#turns.of(sandbox) })).map(({ sandbox: { slot, generation, connections, hellos, helloOctets, eventsLost, outcomes, http, bytesUp, bytesDown, certificates, secrets, bucket, buffered, judge }, turns }) => ({
+      sandboxes: [...this.#sandboxes.values()].map((sandbox) => ({ sandbox, turns: this.#turns.of(sandbox) })).map(({ sandbox: { slot, generation, connections, hellos, helloOctets, eventsLost, outcomes, http, bytesUp, bytesDown, certificates, secrets, bucket, buffered, judge, farSides }, turns }) => ({
         slot, generation, connections: connections.size, limit, outcomes: { ...outcomes }, requests: http.requests, refused: { ...http.refused },
         hellos: hellos.size, helloLimit: HELLOS, helloOctets, helloOctetsLimit: HELLO_OCTETS, eventsLost,
-        handshakes: turns.underWay, handshakeLimit: UNDER_WAY, handshakesWaiting: turns.waiting, connectionTokens: bucket.left(performance.now()), buffered, bufferedLimit: judge.policy.limits.bufferedKib * 1024,
+        handshakes: turns.underWay, handshakeLimit: UNDER_WAY, handshakesWaiting: turns.waiting, farSides: farSides.taken, farSideLimit: farSides.places, connectionTokens: bucket.left(performance.now()), buffered, bufferedLimit: judge.policy.limits.bufferedKib * 1024,
         ...octetsOf(connections, bytesUp, bytesDown),
         secrets: secrets?.counters() ?? {},
         leaves: certificates === null ? { issued: 0, hits: 0, evicted: 0 } : { ...certificates.counters },
@@ -425,7 +427,7 @@ export class TlsService {
     socket.unshift(reader.octets);
     const extra = upstreamCa.filter(({ hosts }) => hosts === null || hosts.some((pattern) => matchesPattern(pattern, labels))).map(({ pem }) => pem);
     await interceptTls({
-      guest: socket, alpn: hello.alpn, labels, certificates: sandbox.certificates, context: trustContext({ hostCas: trustHostCas, extra }),
+      guest: socket, alpn: hello.alpn, labels, certificates: sandbox.certificates, context: trustContext({ hostCas: trustHostCas, extra }), farSides: sandbox.farSides,
       dial: () => this.#dial(connection), passage: this.#passage(sandbox, connection, question), handshakeFailed: (why) => { if (why === "name-changed") this.#count(sandbox, "name-changed", meant, labels); },
     });
   }

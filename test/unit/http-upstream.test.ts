@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { CertificateAuthority } from "../../src/tls/certificates/authority.js";
+import { FarSides } from "../../src/tls/http/far-sides.js";
 import { trustContext } from "../../src/tls/http/trust.js";
 import { ODD_KINDS, OddRoot } from "../lib/odd-certificates.js";
 import { answering, NAME, originAuthority, sandboxCa, until, World, type WorldOptions } from "./http-world.js";
@@ -128,6 +129,54 @@ describe("A44, 11", () => {
     };
     await w.guest();
     expect(verified).toBe(true);
+  });
+});
+
+describe("A44: far sides that are not verified yet", () => {
+  it("a bounded number has a place; the next waits for one that is verified, in the order of coming", async () => {
+    const sides = new FarSides(2, 1_000_000), order: number[] = [];
+    const [one, two] = await Promise.all([sides.enter(60_000), sides.enter(60_000)]);
+    const three = sides.enter(60_000).then((leave) => { order.push(3); return leave; }), four = sides.enter(60_000).then((leave) => { order.push(4); return leave; });
+    expect([sides.taken, sides.waiting]).toEqual([2, 2]);
+    one?.(true);
+    await three;
+    two?.(true);
+    await four;
+    expect(order).toEqual([3, 4]);
+    for (const leave of [await three, await four]) {
+      leave?.(true);
+      leave?.(true); // counts once
+    }
+    expect([sides.taken, sides.waiting]).toEqual([0, 0]);
+  });
+  it("places of those that failed come back one by one, and who waits for too long gets none", async () => {
+    const never = new FarSides(1, 1_000_000);
+    const failed = await never.enter(60_000);
+    failed?.(true);
+    (await never.enter(60_000))?.(false);
+    // The first at once, for there was nothing before it.
+    const next = await never.enter(60_000);
+    next?.(false);
+    expect(await never.enter(50)).toBeNull();
+    expect([never.taken, never.waiting]).toEqual([1, 0]);
+    const soon = new FarSides(1, 20);
+    for (let i = 0; i < 3; i++) (await soon.enter(60_000))?.(false);
+    expect(await soon.enter(60_000)).not.toBeNull();
+  });
+  it("a connection that gets no place in time sends nothing, and the guest gets to know", async () => {
+    const w = await world({ farSides: 0, limits: { upstreamMs: 100 } });
+    const guest = await w.guest();
+    guest.write(GET);
+    expect(await guest.all()).toMatch(/502 [^]*upstream-failed[^]*too many servers/);
+    expect(w.seen.join("")).toBe("");
+    expect(w.origins).toEqual([]);
+  });
+  it("one that is verified has no place any more, however long its connection lives", async () => {
+    const good = await world({ trusted: [root.certificate], origin: root.good(NAME) });
+    const guest = await good.guest();
+    guest.write(GET);
+    await until(() => (good.seen[0] ?? "").includes(PLACEHOLDER));
+    expect(good.farSides.taken).toBe(0);
   });
 });
 

@@ -3,6 +3,7 @@ import { connect as netConnect, createServer as createNetServer, type AddressInf
 import { connect as tlsConnect, createServer as createTlsServer, type ConnectionOptions, type TlsOptions, type TLSSocket } from "node:tls";
 import { CertificateAuthority } from "../../src/tls/certificates/authority.js";
 import { SandboxCertificates } from "../../src/tls/certificates/leaves.js";
+import { FarSides } from "../../src/tls/http/far-sides.js";
 import { interceptTls } from "../../src/tls/http/intercept.js";
 import { httpLimits, type HttpLimits } from "../../src/tls/http/limits.js";
 import type { ExchangeFilter, HttpCounters, Passage, RequestFacts } from "../../src/tls/http/passage.js";
@@ -31,6 +32,8 @@ export interface WorldOptions {
   /** what becomes of a connection at the far side; default: its octets are kept in `seen`. */
   readonly onOrigin?: (socket: TLSSocket) => void;
   readonly trusted?: readonly string[];
+  /** how many may shake hands at one time. */
+  readonly farSides?: number;
   readonly watchMs?: number;
   readonly name?: string;
   /** requests are for the port that the gate listens on, as real clients say it. */
@@ -49,6 +52,7 @@ export class World {
   readonly raws: Socket[] = [];
   /** TCP connections of the far side, before TLS. */
   dialled = 0;
+  readonly farSides: FarSides;
   readonly certificates = new SandboxCertificates(sandboxAuthority);
   readonly passage: Passage & { readonly name: string; port: number };
   /** Of the last connection, what is under way. */
@@ -60,6 +64,7 @@ export class World {
 
   constructor(readonly options: WorldOptions = {}) {
     this.watch = new Watch(options.watchMs ?? 20);
+    this.farSides = new FarSides(options.farSides);
     this.passage = {
       scheme: "https", name: options.name ?? NAME, port: 443, address: null, limits: { ...httpLimits, ...options.limits }, counters: this.counters, watch: this.watch, holds: (held) => { this.held = held; },
       judge: (request) => options.judge?.(request) ?? null,
@@ -90,7 +95,7 @@ export class World {
       guest.setNoDelay(true);
       void interceptTls({
         guest, alpn: options.alpn ?? ["http/1.1"], labels: (options.name ?? NAME).split("."), certificates: this.certificates, passage: this.passage,
-        context: trustContext({ hostCas: false, extra: options.trusted ?? [originAuthority.certificate] }), dial: () => this.dial(), handshakeFailed: (reason) => this.handshakes.push(reason),
+        context: trustContext({ hostCas: false, extra: options.trusted ?? [originAuthority.certificate] }), farSides: this.farSides, dial: () => this.dial(), handshakeFailed: (reason) => this.handshakes.push(reason),
       });
     });
     this.port = await this.#listen(gate);

@@ -10,6 +10,7 @@ import type { Socket } from "node:net";
 import type { SecureContext } from "node:tls";
 import { HandshakeError, serverHandshake, type HandshakeFailure } from "../certificates/handshake.js";
 import type { SandboxCertificates } from "../certificates/leaves.js";
+import type { FarSides } from "./far-sides.js";
 import { serveHttp1 } from "./http1.js";
 import { openHttp2, serveHttp2 } from "./http2.js";
 import { countRefusal, type Passage } from "./passage.js";
@@ -24,6 +25,7 @@ export interface Interception {
   readonly labels: readonly string[];
   readonly certificates: SandboxCertificates;
   readonly context: SecureContext;
+  readonly farSides: FarSides;
   readonly dial: () => Promise<Socket>;
   /** name is that of `labels`. */
   readonly passage: Passage & { readonly name: string };
@@ -47,7 +49,7 @@ export async function interceptTls(interception: Interception): Promise<void> {
   }
   let upstream;
   try {
-    upstream = await dialUpstream({ dial: interception.dial, name, offer, context: interception.context, limitMs: limits.upstreamMs });
+    upstream = await dialUpstream({ dial: interception.dial, name, offer, context: interception.context, farSides: interception.farSides, limitMs: limits.upstreamMs });
   } catch (error) {
     await apologise(interception, offer, error instanceof UpstreamError ? error : describe(name, error));
     return;

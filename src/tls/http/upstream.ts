@@ -8,6 +8,7 @@
  */
 import type { Socket } from "node:net";
 import { checkServerIdentity, connect, type ConnectionOptions, type PeerCertificate, type SecureContext, type TLSSocket } from "node:tls";
+import type { FarSides } from "./far-sides.js";
 import type { HttpReason } from "./refusal.js";
 
 /** What is offered of what the guest offered, in its order: no translation between versions is done. */
@@ -27,6 +28,8 @@ export interface UpstreamOptions {
   readonly name: string;
   readonly offer: readonly string[];
   readonly context: SecureContext;
+  /** of the sandbox. */
+  readonly farSides: FarSides;
   /** for connecting and shaking hands together, ms. */
   readonly limitMs: number;
 }
@@ -37,8 +40,15 @@ export async function dialUpstream(options: UpstreamOptions): Promise<TLSSocket>
   const raw = await within(options.dial(), options.limitMs).catch((error: unknown) => {
     throw new UpstreamError("upstream-unreachable", `${options.name} did not accept the connection (${codeOf(error)})`);
   });
+  const left = (): number => Math.max(0, deadline - performance.now());
+  const leave = await options.farSides.enter(left());
+  if (leave === null) {
+    raw.destroy();
+    throw new UpstreamError("upstream-failed", `${options.name} was not asked in time: too many servers that this sandbox spoke to did not complete a handshake`);
+  }
   return new Promise((resolve, reject) => {
     const fail = (error: unknown): void => {
+      leave(false);
       clearTimeout(timer);
       socket.destroy();
       raw.destroy();
@@ -58,7 +68,7 @@ export async function dialUpstream(options: UpstreamOptions): Promise<TLSSocket>
     const socket = connect(settings);
     // Node asks for the whole chain in every detail before it calls `named`: a tenth of the handshake, for one field.
     socket.getPeerCertificate = () => ({ subject: {}, subjectaltname: socket.getPeerX509Certificate()?.subjectAltName }) as never;
-    const timer = setTimeout(() => fail({ code: "ETIMEDOUT" }), Math.max(0, deadline - performance.now()));
+    const timer = setTimeout(() => fail({ code: "ETIMEDOUT" }), left());
     socket.once("error", fail);
     socket.once("close", () => fail({ code: "ECONNRESET" }));
     socket.once("secureConnect", () => {
@@ -66,6 +76,7 @@ export async function dialUpstream(options: UpstreamOptions): Promise<TLSSocket>
         fail({ code: String(socket.authorizationError) });
         return;
       }
+      leave(true);
       clearTimeout(timer);
       socket.removeAllListeners("close");
       socket.off("error", fail);
