@@ -6,7 +6,9 @@ import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ADDRESS, type Enforcer, type Service, type World } from "../lib/world.mjs";
 import { AbiLimit } from "../../src/kernel/layout.gen.js";
+import { svcb } from "../lib/dns-message.mjs";
 import { helloRecords, type HelloParts, records } from "../lib/hello.js";
+import { GuestResolver } from "./resolver.js";
 import "./stage.js"; // its bounds for tests and hooks
 import { dialled, openWorld, resident, tell } from "./tls-world.js";
 
@@ -47,6 +49,7 @@ async function retrying(world: World, second: string, ...more: string[]): Promis
 const SERVED = { retried: true, finished: true, answer: expect.stringContaining("origin shop.example /again") as string };
 /** 70 KB, of which each record is as long as may be. */
 const HUGE = records(Buffer.concat([Buffer.of(1, 1, 0x11, 0x70, 3, 3), Buffer.alloc(70_000)]));
+const ECH = "ec40ec41ec42ec43";
 /** By the octet a second, no end in sight. */
 const DRIBBLE = Buffer.from(helloRecords({ names: ["shop.example"] })).toString("hex");
 
@@ -54,7 +57,7 @@ describe("names verified", () => {
   let world: World, origin: Service, enforcer: Enforcer;
 
   beforeAll(async () => {
-    ({ world, origin } = await openWorld());
+    ({ world, origin } = await openWorld({ zone: { "tenant.example": { A: [ADDRESS.site4], HTTPS: [svcb({ alpn: ["h2", "h3"], ech: ECH })] } } }));
     enforcer = await world.enforce({ policy: "rules:\n  - {allow: shop.example, proto: tcp, ports: [80, 443]}\n  - {allow: tenant.example}\n" });
     await tell(world, "shop.example");
   });
@@ -87,6 +90,12 @@ describe("names verified", () => {
   test("TLS test 9: an encrypted hello goes by its outer name", async () => {
     expect(await talk(world, [helloRecords({ names: ["cloudflare-ech.com"], ech: true })])).toEqual({ heard: UNRECOGNIZED, end: "end" });
     expect(await talk(world, [welcome({ names: ["shop.example"], ech: true })])).toMatchObject({ end: "talking" });
+  });
+
+  test("TLS test 9: a record of type HTTPS has neither keys for an Encrypted Client Hello nor HTTP/3", async () => {
+    const hex = (await (await GuestResolver.open(world)).ask("tenant.example", "HTTPS"))?.raw.toString("hex") ?? "";
+    expect(hex).toContain(Buffer.from("\x02h2").toString("hex"));
+    for (const hidden of [ECH, Buffer.from("\x02h3").toString("hex")]) expect(hex).not.toContain(hidden);
   });
 
   test("A43, TLS test 8: another name after a HelloRetryRequest, waited for or not, never reaches the far side", async () => {
