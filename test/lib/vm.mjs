@@ -6,8 +6,9 @@
  * of the control channel goes over the network under test. Needs a world made with guest: "vm".
  */
 import { existsSync } from "node:fs";
+import { connect } from "node:net";
 import path from "node:path";
-import { must, run, Service } from "./processes.mjs";
+import { must, run, Service, until } from "./processes.mjs";
 import { ADDRESS, MAC, ROOT } from "./world.mjs";
 
 const BUILD = path.join(ROOT, "test/vm/build");
@@ -24,12 +25,13 @@ export async function buildVm() {
 export class Vm {
   #turn = 0;
 
-  /** @param {Service} service @param {string} kernel @param {string} consoleLog */
-  constructor(service, kernel, consoleLog) {
+  /** @param {Service} service @param {string} kernel @param {string} consoleLog @param {string} monitor */
+  constructor(service, kernel, consoleLog, monitor) {
     this.service = service;
     /** release of the guest's kernel */
     this.kernel = kernel;
     this.consoleLog = consoleLog;
+    this.monitor = monitor;
   }
 
   /**
@@ -38,18 +40,64 @@ export class Vm {
    */
   static async boot(world) {
     await buildVm();
-    const consoleLog = path.join(world.dir, "console.log");
+    const [service, consoleLog, monitor] = Vm.#start(world, world.host, "vm", []);
+    const line = await service.line((text) => text.startsWith("@ready"), { ms: 120_000, what: "the guest" });
+    return new Vm(service, line.split(" ")[2] ?? "?", consoleLog, monitor);
+  }
+
+  /**
+   * A copy of a machine that goes on where the file was written, on the tap0 of a namespace: with its memory, addresses and connections.
+   * @param {import("./world.mjs").World} world @param {import("./world.mjs").Namespace} namespace @param {string} name of its files
+   * @param {Vm} of @param {string} file of snapshot()
+   */
+  static async resume(world, namespace, name, of, file) {
+    const [service, consoleLog, monitor] = Vm.#start(world, namespace, name, ["-incoming", `exec:cat ${file}`]);
+    const vm = new Vm(service, of.kernel, consoleLog, monitor);
+    vm.#turn = of.#turn;
+    // It stands still, as what it is a copy of did.
+    await until("the copy", async () => {
+      if (service.ended !== null) throw new Error(service.report());
+      return existsSync(monitor) && /VM status: paused(?! \(inmigrate)/.test(await vm.#ask("info status"));
+    });
+    await vm.#ask("cont");
+    return vm;
+  }
+
+  /** Writes all of the machine into a file while it stands still; it goes on afterwards. @param {string} file */
+  async snapshot(file) {
+    await this.#ask("stop");
+    await this.#ask(`migrate "exec:cat > ${file}"`);
+    await until("the snapshot", async () => /Migration status: completed/.test(await this.#ask("info migrate")));
+    await this.#ask("cont");
+  }
+
+  /** One command of QEMU's monitor. @param {string} command @returns {Promise<string>} */
+  #ask(command) {
+    return new Promise((resolve, reject) => {
+      let said = "";
+      const socket = connect(this.monitor);
+      socket.setEncoding("utf8").on("data", (text) => {
+        said += text;
+        // The prompt before it, and the one behind it.
+        if (said.split("(qemu) ").length > 2) socket.destroy();
+      });
+      socket.on("connect", () => socket.write(`${command}\n`)).on("error", reject).on("close", () => resolve(said));
+    });
+  }
+
+  /** @param {import("./world.mjs").World} world @param {import("./world.mjs").Namespace} namespace @param {string} name @param {string[]} more @returns {[Service, string, string]} */
+  static #start(world, namespace, name, more) {
+    const consoleLog = path.join(world.dir, `${name}-console.log`), monitor = path.join(world.dir, `${name}-monitor`);
     const size = world.options.bridged ? 24 : 30;
-    const service = world.own(world.host.start([
+    const service = world.own(namespace.start([
       "qemu-system-x86_64", "-accel", process.env.ENFORCER_TEST_ACCEL ?? "tcg", "-machine", "q35", "-cpu", "max", "-m", "256",
       "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
       "-kernel", path.join(BUILD, "vmlinuz"), "-initrd", path.join(BUILD, "initramfs.gz"),
       "-append", `console=ttyS0 quiet panic=-1 enf.ip4=${ADDRESS.guest4}/${size} enf.gw4=${ADDRESS.gateway4} enf.ip6=${ADDRESS.guest6}/64 enf.gw6=${ADDRESS.gateway6}`,
-      "-serial", `file:${consoleLog}`, "-serial", "stdio",
-      "-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no", "-device", `virtio-net-pci,netdev=net,mac=${MAC.guest},romfile=`,
+      "-serial", `file:${consoleLog}`, "-serial", "stdio", "-monitor", `unix:${monitor},server,nowait`,
+      "-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no", "-device", `virtio-net-pci,netdev=net,mac=${MAC.guest},romfile=`, ...more,
     ]));
-    const line = await service.line((text) => text.startsWith("@ready"), { ms: 120_000, what: "the guest" });
-    return new Vm(service, line.split(" ")[2] ?? "?", consoleLog);
+    return [service, consoleLog, monitor];
   }
 
   /**
