@@ -6,20 +6,7 @@ import path from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { ADDRESS, type Enforcer, type Service, type World } from "../lib/world.mjs";
 import "./stage.js"; // its bounds for tests and hooks
-import { openWorld, tell } from "./tls-world.js";
-
-/** Says octets over TLS, the parts one after another, and tells what came until the other side ended it or was silent. */
-const SAY = `
-  const [ca, ...parts] = process.argv.slice(1);
-  const socket = require("node:tls").connect({ port: 443, host: "${ADDRESS.site4}", servername: "shop.example", ca: require("node:fs").readFileSync(ca), ALPNProtocols: ["http/1.1"] });
-  let heard = "", quiet;
-  const tell = (end) => { console.log(JSON.stringify({ heard, end })); process.exit(); };
-  const rest = () => { clearTimeout(quiet); quiet = setTimeout(tell, heard === "" ? 20000 : 1500, "silence"); };
-  socket.setEncoding("latin1");
-  socket.on("secureConnect", () => { for (const part of parts) socket.write(Buffer.from(part, "base64")); rest(); });
-  socket.on("data", (data) => { heard += data; rest(); });
-  socket.on("end", () => tell("end"));
-  socket.on("error", (error) => tell(error.code));`;
+import { openWorld, type Said, sayOver, tell } from "./tls-world.js";
 
 /** Streams of HTTP/2, of which each pair of arguments is the headers and what is to be done with it. */
 const STREAMS = `
@@ -67,12 +54,7 @@ afterAll(async () => {
   await world?.close();
 });
 
-async function say(...parts: string[]): Promise<{ heard: string; end: string; statuses: number[] }> {
-  const { stdout, stderr } = await world.guest.run([process.execPath, "-e", SAY, ca, ...parts.map((part) => Buffer.from(part, "latin1").toString("base64"))], { timeoutMs: 60_000 });
-  expect(stderr).toBe("");
-  const { heard, end } = JSON.parse(stdout) as { heard: string; end: string };
-  return { heard, end, statuses: [...heard.matchAll(/HTTP\/1\.1 (\d+)/g)].map((match) => Number(match[1])) };
-}
+const say = (...parts: string[]): Promise<Said> => sayOver(world, ca, "shop.example", parts);
 async function streams(...asked: string[]): Promise<{ said?: (number | string)[]; ended: string | null; destroyed?: boolean }> {
   const { stdout, stderr } = await world.guest.run([process.execPath, "-e", STREAMS, ca, ...asked], { timeoutMs: 150_000 });
   expect(stderr).toBe("");

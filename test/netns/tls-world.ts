@@ -95,3 +95,26 @@ export const resident = (pid: number): number => 1024 * Number(/^VmRSS:\s+(\d+)/
 export const tell = async (world: World, name: string, guest: Namespace = world.guest): Promise<void> => {
   for (const type of ["A", "AAAA"]) expect((await guest.probe(["dns", "udp", "8.8.8.8", name, type], 3000)).ok).toBe(true);
 };
+
+/** Says octets over TLS, the parts one after another in records of their own, and tells what came until the other side ended it or was silent. */
+const SAY = `
+  const [ca, servername] = process.argv.slice(1), parts = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
+  const socket = require("node:tls").connect({ port: 443, host: "${ADDRESS.site4}", servername, ca: require("node:fs").readFileSync(ca), ALPNProtocols: ["http/1.1"] });
+  let heard = "", quiet;
+  const tell = (end) => { console.log(JSON.stringify({ heard, end })); process.exit(); };
+  const rest = () => { clearTimeout(quiet); quiet = setTimeout(tell, heard === "" ? 20000 : 1500, "silence"); };
+  socket.setEncoding("latin1");
+  socket.on("secureConnect", () => { for (const part of parts) socket.write(Buffer.from(part, "base64")); rest(); });
+  socket.on("data", (data) => { heard += data; rest(); });
+  socket.on("end", () => tell("end"));
+  socket.on("error", (error) => tell(error.code));`;
+
+/** What was heard (latin1), how it ended, and the statuses of HTTP/1.1 in it. */
+export interface Said { readonly heard: string; readonly end: string; readonly statuses: number[] }
+/** @param parts latin1. */
+export async function sayOver(world: World, ca: string, name: string, parts: readonly string[]): Promise<Said> {
+  const { stdout, stderr } = await world.guest.run([process.execPath, "-e", SAY, ca, name], { timeoutMs: 60_000, input: JSON.stringify(parts.map((part) => Buffer.from(part, "latin1").toString("base64"))) });
+  expect(stderr).toBe("");
+  const { heard, end } = JSON.parse(stdout) as { heard: string; end: string };
+  return { heard, end, statuses: [...heard.matchAll(/HTTP\/1\.1 (\d+)/g)].map((match) => Number(match[1])) };
+}
