@@ -38,7 +38,8 @@ export class OddRoot {
     this.certificate = readFileSync(this.#at("root.pem"), "utf8");
   }
 
-  good(name: string): KeyAndCertificate { return this.#leaf({ extensions: `subjectAltName=DNS:${name}` }); }
+  /** @param key as openssl's -newkey has it. */
+  good(name: string, key = EC): KeyAndCertificate { return this.#leaf({ extensions: `subjectAltName=DNS:${name}`, key }); }
 
   odd(kind: OddKind, name: string): KeyAndCertificate {
     if (kind !== "self-signed") return this.#leaf(ODD[kind](name));

@@ -264,6 +264,15 @@ describe("handshakes with the guest", () => {
     await new Promise((resolve) => socket.once("close", resolve));
     expect(outcomes).toEqual(["timeout"]);
   });
+  it("A43: keys are exchanged in curves only: a guest chooses nothing that costs a hundred times as much", async () => {
+    const certificates = new SandboxCertificates(CertificateAuthority.generate("a", Date.now()));
+    const { port, outcomes } = await gate(certificates, () => "a.example");
+    const base = { servername: "a.example", ca: certificates.certificate };
+    for (const ecdhCurve of ["X25519", "P-256", "P-384", "P-521", "ffdhe8192:P-256"]) expect([ecdhCurve, (await visit(port, { ...base, ecdhCurve })).error]).toEqual([ecdhCurve, null]);
+    for (const ecdhCurve of ["ffdhe2048", "ffdhe8192", "ffdhe8192:ffdhe2048"]) expect((await visit(port, { ...base, ecdhCurve })).error).toMatch(/HANDSHAKE_FAILURE/);
+    expect((await visit(port, { ...base, maxVersion: "TLSv1.2", ciphers: "DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384" })).error).toMatch(/HANDSHAKE_FAILURE/);
+    expect(outcomes.filter((outcome) => outcome === "protocol")).toHaveLength(4);
+  });
   it("a guest that ends its sending within its handshake has gone; one that does so afterwards is answered", async () => {
     const certificates = new SandboxCertificates(CertificateAuthority.generate("a", Date.now()));
     const { port, outcomes } = await gate(certificates, () => "a.example");

@@ -2,6 +2,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { TlsOptions } from "node:tls";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { CertificateAuthority } from "../../src/tls/certificates/authority.js";
 import { FarSides } from "../../src/tls/http/far-sides.js";
@@ -87,6 +88,13 @@ describe("A44, 11", () => {
     expect(await guest.all()).toMatch(/502/);
     expect(w.seen.join("")).toBe("");
   });
+  it.each<[string, TlsOptions]>([["a prime of its own", { maxVersion: "TLSv1.2", ciphers: "DHE-RSA-AES128-GCM-SHA256", dhparam: "auto" }], ["ffdhe8192", { minVersion: "TLSv1.3", ecdhCurve: "ffdhe8192" }]])("A43: a key exchange in finite fields (%s), which costs what the far side likes, is not done", async (_what, options) => {
+    const w = await world({ trusted: [root.certificate], origin: { ...root.good(NAME, ["rsa:2048"]), ...options } });
+    const guest = await w.guest();
+    guest.write(GET);
+    expect(await guest.all()).toMatch(/502 [^]*upstream-failed/);
+    expect(w.origins).toEqual([]);
+  });
   it.each(["TLSv1.2", "TLSv1.3"] as const)("17: a far side that wants a client certificate is told apart (%s)", async (version) => {
     const w = await world({ origin: { requestCert: true, rejectUnauthorized: true, ca: root.certificate, minVersion: version, maxVersion: version } });
     const guest = await w.guest();
@@ -156,6 +164,7 @@ describe("A44: far sides that are not verified yet", () => {
     (await never.enter(60_000))?.(false);
     // The first at once, for there was nothing before it.
     const next = await never.enter(60_000);
+    expect(next).not.toBeNull();
     next?.(false);
     expect(await never.enter(50)).toBeNull();
     expect([never.taken, never.waiting]).toEqual([1, 0]);

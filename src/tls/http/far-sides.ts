@@ -20,7 +20,7 @@ export class FarSides {
   readonly #waiting = new Set<() => void>();
   #free: number;
   /** When the last failed one's place comes back, ms of the monotonic clock. */
-  #last = 0;
+  #last = -Infinity;
 
   constructor(readonly places = FAR_SIDES, private readonly returnMs = RETURN_MS) { this.#free = places; }
 

@@ -9,7 +9,7 @@ import { constants, createHash, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createSecureContext, rootCertificates, type SecureContext } from "node:tls";
 import { EnforcerError } from "../../errors.js";
-import { CIPHERS } from "../certificates/leaves.js";
+import { CIPHERS, GROUPS } from "../certificates/leaves.js";
 
 /** What a sandbox trusts for one upstream. */
 export interface Trust {
@@ -42,7 +42,7 @@ export function trustContext(trust: Trust): SecureContext {
     // What was verified is the certificate of the first handshake, and a further one costs this thread as much as a new connection.
     secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
     // Level 2: no RSA below 2048 bits, no SHA-1 (SSL_CTX_set_security_level(3)).
-    ciphers: `${CIPHERS}:@SECLEVEL=2`,
+    ciphers: `${CIPHERS}:@SECLEVEL=2`, ecdhCurve: GROUPS,
   });
   contexts.set(id, context);
   if (contexts.size > CONTEXTS) contexts.delete(contexts.keys().next().value as string);
