@@ -197,7 +197,7 @@ function namesIn(family: Family, table: string): string[] {
 
 /** Runs one transaction. @returns null, or why it failed. */
 function nft(script: string): string | null {
-  const { status, stderr, error } = spawnSync("nft", ["-f", "-"], { input: script, encoding: "utf8" });
+  const { status, stderr, error } = expedited(() => spawnSync("nft", ["-f", "-"], { input: script, encoding: "utf8" }));
   if (error !== undefined) return (error as NodeJS.ErrnoException).code === "ENOENT" ? "nft is not installed (apt-get install nftables)" : error.message;
   return status === 0 ? null : (stderr.trim().split("\n")[0] ?? `nft ended with ${status}`);
 }
