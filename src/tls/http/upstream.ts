@@ -46,21 +46,20 @@ export async function dialUpstream(options: UpstreamOptions): Promise<TLSSocket>
     raw.destroy();
     throw new UpstreamError("upstream-failed", `${options.name} was not asked in time: too many servers that this sandbox spoke to did not complete a handshake`);
   }
-  return new Promise((resolve, reject) => {
+  const verified = new Promise<TLSSocket>((resolve, reject) => {
     const fail = (error: unknown): void => {
-      leave(false);
       clearTimeout(timer);
       socket.destroy();
       raw.destroy();
       reject(describe(options.name, error));
     };
-    let verified = false;
+    let asked = false;
     const settings: ConnectionOptions = {
       socket: raw, servername: options.name, secureContext: options.context, rejectUnauthorized: true,
       // Node asks again when the far side begins another handshake, which the context refuses (trust.ts): mostly one with a client's certificate.
       checkServerIdentity: (name, certificate) => {
-        const error = verified ? Object.assign(new Error("the far side began another handshake"), { code: "ERR_SSL_NO_RENEGOTIATION" }) : named(name, certificate);
-        verified = true;
+        const error = asked ? Object.assign(new Error("the far side began another handshake"), { code: "ERR_SSL_NO_RENEGOTIATION" }) : named(name, certificate);
+        asked = true;
         return error;
       },
       ...(options.offer.length > 0 ? { ALPNProtocols: [...options.offer] } : {}),
@@ -76,7 +75,6 @@ export async function dialUpstream(options: UpstreamOptions): Promise<TLSSocket>
         fail({ code: String(socket.authorizationError) });
         return;
       }
-      leave(true);
       clearTimeout(timer);
       socket.removeAllListeners("close");
       socket.off("error", fail);
@@ -85,6 +83,8 @@ export async function dialUpstream(options: UpstreamOptions): Promise<TLSSocket>
       resolve(socket);
     });
   });
+  verified.then(() => leave(true), () => leave(false));
+  return verified;
 }
 
 /** Node's check, without its fall-back to the common name (RFC 9110 section 4.3.4). */
