@@ -623,7 +623,7 @@ export class TlsService {
   /** @param own what the policy names; null: the sandbox has one that was made for it. @throws EnforcerError E_STATE. */
   #certificates(name: string, own: CertificateAuthority | null): SandboxCertificates {
     if (own !== null) keepOperators(this.#options.runDirectory, name, own);
-    return new SandboxCertificates(own ?? keptAuthority(this.#options.runDirectory, name));
+    return new SandboxCertificates(own ?? keptAuthority(this.#options.runDirectory, name, Date.now(), () => this.#options.onNotice(`${name} has another CA than before: its guest must be given that one (enforcer ca ${name})`)));
   }
 
   /** Tells the guest, as far as it can be told, and ends the connection. */

@@ -36,6 +36,32 @@ const ORIGIN = `
   const server = require("node:http2").createSecureServer({ key: readFileSync(process.argv[1] + "/origin.key"), cert: readFileSync(process.argv[1] + "/origin.pem"), allowHTTP1: true }, answer);
   server.on("checkContinue", (request, response) => answer(request, response, true));
   server.on("sessionError", () => {});
+  // Of a WebSocket each message comes back in a frame of its own, and at the end how many frames of each size of length there were.
+  server.on("upgrade", (request, socket) => {
+    const accept = require("node:crypto").createHash("sha1").update(request.headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest("base64");
+    socket.on("error", () => {});
+    socket.write("HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\nSec-WebSocket-Accept: " + accept + "\\r\\n\\r\\n");
+    let held = Buffer.alloc(0);
+    const sizes = { 7: 0, 16: 0, 64: 0 };
+    const frame = (first, body) => {
+      const head = body.length < 126 ? Buffer.of(first, body.length) : body.length < 65536 ? Buffer.of(first, 126, body.length >> 8, body.length & 255) : Buffer.concat([Buffer.of(first, 127, 0, 0, 0, 0), Buffer.from(body.length.toString(16).padStart(8, "0"), "hex")]);
+      socket.write(Buffer.concat([head, body]));
+    };
+    socket.on("data", (data) => {
+      held = Buffer.concat([held, data]);
+      for (;;) {
+        if (held.length < 14) return;
+        let length = held[1] & 127, at = 2;
+        sizes[length === 126 ? 16 : length === 127 ? 64 : 7]++;
+        if (length === 126) { length = held.readUInt16BE(2); at = 4; } else if (length === 127) { length = Number(held.readBigUInt64BE(2)); at = 10; }
+        if (held.length < at + 4 + length) { sizes[at === 4 ? 16 : at === 10 ? 64 : 7]--; return; }
+        const mask = held.subarray(at, at + 4), body = Buffer.from(held.subarray(at + 4, at + 4 + length)).map((octet, i) => octet ^ mask[i & 3]);
+        frame(held[0], body);
+        held = held.subarray(at + 4 + length);
+      }
+    });
+    socket.on("end", () => { frame(0x81, Buffer.from(JSON.stringify(sizes))); setTimeout(() => socket.end(), 100); });
+  });
   server.listen({ host: "::", port: 443 }, () => console.log("ready"));`;
 
 let world: World, origin: Service, enforcer: Enforcer, ca: string, root: string;
@@ -126,6 +152,35 @@ test.each(VERSIONS)("TLS test 28: each event comes before the origin sends the n
 test("TLS test 28: an upload that is answered before its end ends, with that answer (HTTP/2)", async () => {
   const { stdout } = await world.guest.run(["sh", "-c", `yes | curl -sS --http2 --max-time 50 --cacert ${ca} ${AT.join(" ")} -T - -w ' %{http_code}' https://shop.example/enough`], { timeoutMs: 60_000 });
   expect(stdout).toBe("enough 413");
+});
+
+test("TLS test 24: messages of a WebSocket pass in frames of every length, and the side that has ended its sending hears the rest", async () => {
+  const client = `
+    const [ca] = process.argv.slice(1);
+    const socket = require("node:tls").connect({ host: "${ADDRESS.site4}", port: 443, servername: "shop.example", ca: require("node:fs").readFileSync(ca), ALPNProtocols: ["http/1.1"], allowHalfOpen: true });
+    let held = Buffer.alloc(0), open = false, over = 0;
+    const said = [10, 2000, 200000, 1000000].map((size) => Buffer.alloc(size, "abcdefghij")), heard = [];
+    const frame = (body) => {
+      const head = body.length < 126 ? Buffer.of(0x82, 128 | body.length) : body.length < 65536 ? Buffer.of(0x82, 254, body.length >> 8, body.length & 255) : Buffer.concat([Buffer.of(0x82, 255, 0, 0, 0, 0), Buffer.from(body.length.toString(16).padStart(8, "0"), "hex")]);
+      const mask = Buffer.of(1, 2, 3, 4);
+      socket.write(Buffer.concat([head, mask, body.map((octet, i) => octet ^ mask[i & 3])]));
+    };
+    socket.write("GET /ws HTTP/1.1\\r\\nHost: shop.example\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\nSec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\\r\\n\\r\\n");
+    socket.on("data", (data) => {
+      held = Buffer.concat([held, data]);
+      const end = held.indexOf("\\r\\n\\r\\n");
+      if (!open && end >= 0) { open = true; console.log(held.subarray(9, 12).toString()); held = held.subarray(end + 4); for (const body of said) frame(body); socket.end(); }
+      while (open && held.length >= 2) {
+        let length = held[1], at = 2;
+        if (length === 126) { if (held.length < 4) return; length = held.readUInt16BE(2); at = 4; } else if (length === 127) { if (held.length < 10) return; length = Number(held.readBigUInt64BE(2)); at = 10; }
+        if (held.length < at + length) return;
+        heard.push(held.subarray(at, at + length));
+        held = held.subarray(at + length);
+      }
+    });
+    socket.on("end", () => { console.log(heard.slice(0, -1).map((body, i) => body.equals(said[i])).join(), heard.at(-1).toString()); process.exit(); });
+    socket.on("error", (error) => { console.error(error); process.exit(1); });`;
+  expect(await world.guest.run([process.execPath, "-e", client, ca], { timeoutMs: 30_000 })).toMatchObject({ stderr: "", stdout: '101\ntrue,true,true,true {"7":1,"16":1,"64":2}\n' });
 });
 
 test.each(VERSIONS)("TLS test 30: neither fields nor frames tell the guest of other ways to the origin (%s)", async (version) => {

@@ -147,6 +147,7 @@ test.each(Object.keys(CHANGES))("TLS test 40: a CA %s is found out at the next s
   await agent.kill();
   (CHANGES[what] as () => void)();
   await agent.restart();
+  await agent.notice(/tap0 has another CA than before/);
   await tell(world, "shop.example");
   expect((await curl(world.guest, kept("tap0", "pem"))).stdout).toBe("ok");
   const now = await agent.client.ca("tap0");

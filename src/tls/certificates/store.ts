@@ -5,7 +5,7 @@
  * that do not belong together, or that cannot be read, count as absent and are replaced by a new CA, so a sandbox never runs
  * with half of one. Of a CA that a policy names only the certificate is kept here. Removal is complete. Does not: hand the key to anybody but CertificateAuthority.
  */
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { readBounded } from "../../bounded-file.js";
 import { EnforcerError } from "../../errors.js";
@@ -19,11 +19,13 @@ const RENEW_BELOW = 1 / 4;
 
 /**
  * The CA of a sandbox: the one kept in `directory`, or a new one, which is then kept.
- * @param directory the run directory, 0700. @throws EnforcerError E_STATE when it cannot be kept.
+ * @param directory the run directory, 0700. @param onLost there was one, which was not whole or not made here: the guest trusts what vouches for nothing any more.
+ * @throws EnforcerError E_STATE when it cannot be kept.
  */
-export function keptAuthority(directory: string, sandbox: string, now = Date.now()): CertificateAuthority {
+export function keptAuthority(directory: string, sandbox: string, now = Date.now(), onLost = (): void => undefined): CertificateAuthority {
   const kept = read(directory, sandbox, now);
   if (kept !== null && kept.notAfter - now > AUTHORITY_MS * RENEW_BELOW) return kept;
+  if (kept === null && (["key", "pem"] as const).some((ending) => existsSync(path(directory, sandbox, ending)))) onLost();
   const authority = kept?.renewed(now) ?? CertificateAuthority.generate(sandbox, now);
   replace(path(directory, sandbox, "key"), authority.exportKey());
   replace(path(directory, sandbox, "pem"), authority.certificate);
