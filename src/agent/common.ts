@@ -18,6 +18,7 @@ import { attachHooks, detachHooks, FAR_HOOKS } from "../kernel/tap-link.js";
 import type { HostView } from "../net/host-view.js";
 import { inNetns } from "../net/request.js";
 import type { ResolverLink } from "../net/resolver-link.js";
+import { refuseOwnVrf } from "../net/vrf.js";
 import type { Step } from "./parts.js";
 import type { RunDirectory } from "./run-directory.js";
 import type { Sandbox } from "./sandbox.js";
@@ -69,8 +70,9 @@ export class Common {
   #workers: Workers | null = null;
   #events: RingBuffer | null = null;
 
-  /** @throws EnforcerError E_BPFFS, E_LOAD, E_DATA, E_UPGRADE; nothing is left behind. */
+  /** @throws EnforcerError E_BPFFS, E_LOAD, E_DATA, E_UPGRADE, E_RESOLVER; nothing is left behind. */
   constructor(options: CommonOptions) {
+    refuseOwnVrf();
     this.#options = options;
     this.#extraGroups = options.extraGroups;
     this.#nat64Prefixes = options.nat64Prefixes;

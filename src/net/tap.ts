@@ -28,6 +28,8 @@ export interface TapFacts {
   readonly bridge: TapBridge | null;
   /** True when the master is no bridge (a VRF, a bond, Open vSwitch): addresses are then looked for on the tap alone. */
   readonly otherMaster: string | null;
+  /** Its name, where that is a VRF. */
+  readonly vrf: string | null;
   /** Own addresses of the host on the tap, or on its bridge; IPv6 link-local ones last. */
   readonly gateways: readonly Address[];
   /** Prefixes of those addresses, without link-local ones. */
@@ -63,7 +65,7 @@ export function tapFacts(name: string): TapFacts {
   return {
     name: tap.name, ifindex: tap.ifindex, mac: tap.mac!, mtu: tap.mtu, up: (tap.flags & LinkFlag.up) !== 0,
     bridge: bridge === null ? null : { ifindex: bridge.ifindex, name: bridge.name, mac: bridge.mac },
-    otherMaster: master === null || bridge !== null ? null : master.name,
+    otherMaster: master === null || bridge !== null ? null : master.name, vrf: master?.kind === "vrf" ? master.name : null,
     ...found, routers: bridge === null ? [] : found.routers,
     xdp: tap.xdp, advertisedRoutes: byTap.some(({ protocol }) => protocol === RouteProtocol.routerAdvertisement),
   };
@@ -163,12 +165,13 @@ export function prepareTap(tap: string | TapFacts, planned?: readonly TapChange[
   return { name: facts.name, ifindex: facts.ifindex, changes, notes: weaknesses(facts) };
 }
 
-function weaknesses({ name, bridge, advertisedRoutes }: TapFacts): string[] {
+function weaknesses({ name, bridge, vrf, advertisedRoutes }: TapFacts): string[] {
   const notes: string[] = [];
   // Reverse path: the greater of "all" and the device counts, and 2 is the looser one.
   if (readSysctl("ipv4", "all", "rp_filter") === "2") notes.push("net.ipv4.conf.all.rp_filter is 2 (loose) and overrides the strict setting of the tap; source addresses are checked by the enforcer all the same");
   // What a guest advertised before it was attached stays when the setting changes.
   if (advertisedRoutes) notes.push(`the host has routes from router advertisements that came in by ${name}; take them away: ip -6 route flush dev ${name} proto ra`);
+  if (vrf !== null) notes.push(`${name} is in VRF ${vrf}: what its guest asks of DNS, and connections that are looked into, go out by the default VRF and not by ${vrf}`);
   if (bridge !== null) {
     if (kernelHasIpv6() && (readSysctl("ipv6", bridge.name, "accept_ra") ?? "0") !== "0") notes.push(`bridge ${bridge.name} accepts router advertisements (net.ipv6.conf.${bridge.name}.accept_ra); those of this guest are dropped, those of other ports are not`);
     if (readSysctl("ipv4", bridge.name, "arp_ignore") === "0" && readSysctl("ipv4", "all", "arp_ignore") === "0") notes.push(`bridge ${bridge.name} answers ARP for every address of the host (net.ipv4.conf.${bridge.name}.arp_ignore is 0); this guest may ask for its gateway only`);

@@ -8,7 +8,7 @@ import { knownGateways } from "../../src/kernel/sandbox-tables.js";
 import type { TapFacts } from "../../src/net/tap.js";
 
 const facts: TapFacts = {
-  name: "tap0", ifindex: 7, mac: Uint8Array.of(2, 0, 0, 0, 0, 1), mtu: 1500, up: true, bridge: null, otherMaster: null, broadcasts: [], routers: [], xdp: null, advertisedRoutes: false,
+  name: "tap0", ifindex: 7, mac: Uint8Array.of(2, 0, 0, 0, 0, 1), mtu: 1500, up: true, bridge: null, otherMaster: null, vrf: null, broadcasts: [], routers: [], xdp: null, advertisedRoutes: false,
   gateways: [parseAddress("172.30.0.1")!, parseAddress("fd00:30::1")!], subnets: [], learnPrefixes: [parsePrefix("172.30.0.0/24")!],
 };
 const given = (guest: readonly string[], more: { gateways?: readonly string[]; mac?: Uint8Array } = {}): void => {
