@@ -127,6 +127,7 @@ test("TLS test 40: transfers of a killed agent are reset at both ends; nothing o
 const GUEST = Buffer.from(ADDRESS.guest4.split(".").map(Number)).toString("hex");
 
 test("TLS test 40: a CA is one sandbox's: another's guest does not accept what it vouches for, and gets its own", async () => {
+  for (const guest of [world.guest, world.sibling!]) await tell(world, "shop.example", guest);
   expect((await curl(world.sibling!, kept("tap0", "pem"))).status).toBe(60);
   expect(await curl(world.guest, kept("tap1", "pem"))).toMatchObject({ status: 60, stdout: "" });
   expect((await curl(world.guest, kept("tap0", "pem"))).stdout).toBe("ok");

@@ -260,6 +260,28 @@ describe("20, A50: several requests of one connection", () => {
   });
 });
 
+describe("a request that is refused while its body comes", () => {
+  it("is read to its end: a guest that writes first and reads then finds the answer, and the connection ends", async () => {
+    const w = await world({ onOrigin: answering([OK]), limits: { lingerMs: 100_000 } });
+    const guest = await w.guest();
+    guest.socket.pause();
+    const size = 20_000_000;
+    guest.write(`POST / HTTP/1.1\r\nHost: other.test\r\nContent-Length: ${size}\r\n\r\n`);
+    await new Promise<void>((resolve) => { guest.socket.write(Buffer.alloc(size), () => resolve()); guest.socket.once("close", () => resolve()); });
+    guest.socket.resume();
+    expect(await guest.all()).toMatch(/^HTTP\/1\.1 421 [^]*"host-mismatch"/);
+    expect(w.seen.join("")).toBe("");
+  });
+  it("is left when it does not end", async () => {
+    const w = await world({ onOrigin: answering([OK]), limits: { lingerMs: 100 } });
+    const guest = await w.guest();
+    guest.write(`POST / HTTP/1.1\r\nHost: other.test\r\nContent-Length: 5\r\n\r\n`);
+    await guest.until("HTTP/1.1 421");
+    await guest.closed;
+    await until(() => w.watch.size === 0);
+  });
+});
+
 describe("27: Expect", () => {
   const head = `POST / HTTP/1.1\r\nHost: ${NAME}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n`;
   it("100 comes from the far side, and the body goes only then", async () => {

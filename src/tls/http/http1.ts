@@ -648,9 +648,25 @@ class Http1Leg implements Watched {
       this.guest.destroy();
       return;
     }
+    if (refusal.close && !turn.request.complete) {
+      this.#linger(turn.request, refusal);
+      return;
+    }
     const body = refusalBody(refusal);
     response.writeHead(refusal.status, phraseOf(refusal.status), ["Content-Type", "application/json", "Content-Length", String(body.length), ...(refusal.close ? ["Connection", "close"] : [])]);
     response.end(body);
+  }
+
+  /**
+   * Answers a request that is still coming, and ends the connection. What nobody has read by then would reset it, and the guest might never see the
+   * answer: for a while the rest is read and let go (RFC 9112 section 9.6).
+   */
+  #linger(request: IncomingMessage, refusal: Refusal): void {
+    this.guest.end(rawRefusal(refusal));
+    request.unpipe();
+    request.resume();
+    this.guest.resume();
+    setTimeout(() => this.guest.destroy(), this.passage.limits.lingerMs).unref();
   }
 
   /** A refusal after part of the request has gone: what upstream has stays without an end. */

@@ -12,6 +12,8 @@ export interface HttpLimits {
   readonly stallMs: number;
   /** without one octet while the far side owes an answer, or of a WebSocket, ms. */
   readonly silenceMs: number;
+  /** for which the rest of a request that was refused is read and let go, ms. */
+  readonly lingerMs: number;
   /** requests of one HTTP/1.1 connection that wait for their turn before it is read no further. */
   readonly pipelined: number;
   /** streams of one HTTP/2 connection at one time; the far side's own bound holds too. */
@@ -25,7 +27,7 @@ export interface HttpLimits {
 }
 
 export const httpLimits: HttpLimits = {
-  handshakeMs: 10_000, upstreamMs: 15_000, headMs: 10_000, idleMs: 300_000, stallMs: 300_000, silenceMs: 3_600_000,
+  handshakeMs: 10_000, upstreamMs: 15_000, headMs: 10_000, idleMs: 300_000, stallMs: 300_000, silenceMs: 3_600_000, lingerMs: 2_000,
   pipelined: 32, streams: 128, refusedStreams: 32, window: 8 << 20, streamWindow: 1 << 20,
 };
 
