@@ -69,7 +69,7 @@ test-netns: build ## namespaces with a real tap (root)
 test-vm: build ## one microVM (root)
 	$(VITEST) test/vm
 
-test-storm: build ## 200 taps for minutes: attach, detach, swap, kill, restart under fire (root)
+test-storm: build ## 200 taps, and guests behind TLS, for minutes: attach, detach, swap, kill, restart under fire (root)
 	@scripts/need-root.sh "make test-storm"
 	STORM_TAPS=$${STORM_TAPS:-200} STORM_SECONDS=$${STORM_SECONDS:-240} $(VITEST) test/storm
 

@@ -1,8 +1,8 @@
 /**
  * What an agent tells of its sandboxes to whoever watches: denials, flows that are let through, changes, and notices.
  *
- * Holds always: what is told of one sandbox comes in the order in which it was, although names are looked up in another thread; what is
- * of no sandbox any more is not told. Does not: decide who may watch, or how much is kept for a watcher (watch.ts).
+ * Holds always: packets come in the order in which they were refused, and flows in that in which they were found, although names are looked up
+ * in another thread; what is of no sandbox any more is not told. Does not: decide who may watch, or how much is kept for a watcher (watch.ts).
  */
 import type { DeniedQuery } from "../dns/protocol.js";
 import type { PacketEvent } from "../kernel/events.js";

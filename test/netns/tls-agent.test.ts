@@ -85,6 +85,8 @@ test("TLS test 3: a thousand connections that say nothing leave the sandbox besi
   await knocking.line((line) => line === "taken", { ms: 30_000 });
   const sibling = await talker(world.sibling!);
   for (let i = 0; i < 20; i++) await asks(sibling, `beside${i}`);
+  // They were in the agent: for those over the bound of hellos the oldest made room.
+  expect((await world.host.run(["curl", "-sS", `http://${METRICS}/metrics`])).stdout).toMatch(/^enforcer_tls_connections_total\{sandbox="tap0",outcome="hello-limit"\} [1-9]/m);
   await knocking.stop();
 });
 
